@@ -1,0 +1,1 @@
+"""Shards, sampling, augmentation and the phantom cohort."""

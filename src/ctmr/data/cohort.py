@@ -1,0 +1,131 @@
+"""The phantom cohort as files: DICOM series in one archive a series, split into train, val and test."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctmr.manifest import Split
+from ctmr.volume import Modality, Unit, Volume
+
+
+@dataclass(frozen=True)
+class CohortPlan:
+    """How many phantom heads, and of what.
+
+    Attributes
+    ----------
+    train_mr, train_ct
+        Training subjects of each modality; they are different subjects.
+    val, test
+        Subjects that have both, so that paired truth in HU exists.
+    shape, spacing_mm
+        Voxels [D, H, W] and their isotropic size.
+    sequences
+        MR sequences written for each MR subject.
+    seed
+        First subject's seed; subject k has seed + k.
+    """
+
+    train_mr: int = 12
+    train_ct: int = 12
+    val: int = 2
+    test: int = 4
+    shape: tuple[int, int, int] = (96, 112, 96)
+    spacing_mm: float = 2.0
+    sequences: tuple[str, ...] = ("T1",)
+    seed: int = 1000
+
+    def subjects(self) -> list[tuple[int, Split, tuple[Modality, ...]]]:
+        """Return (seed, split, modalities) of every subject."""
+        kinds = (
+            [(Split.TRAIN, (Modality.MR,))] * self.train_mr
+            + [(Split.TRAIN, (Modality.CT,))] * self.train_ct
+            + [(Split.VAL, (Modality.CT, Modality.MR))] * self.val
+            + [(Split.TEST, (Modality.CT, Modality.MR))] * self.test
+        )
+        return [(self.seed + k, split, modalities) for k, (split, modalities) in enumerate(kinds)]
+
+
+def write_cohort(
+    folder: Path,
+    plan: CohortPlan,
+    *,
+    workers: int = 2,
+    report: Callable[[str, float], None] = lambda message, fraction: None,
+) -> int:
+    """Write the cohort below `folder` and return the number of series.
+
+    One archive a series, ``<split>/<modality>/<subject>[_<sequence>].zip``, of DICOM files; equal plans give equal
+    bytes on one machine. Every series says PHANTOM in its description.
+    """
+    subjects = plan.subjects()
+    count = 0
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_subject, folder, plan, *subject) for subject in subjects]
+        for k, job in enumerate(jobs):
+            count += job.result()
+            report(f"phantom head {k + 1} of {len(jobs)}", (k + 1) / len(jobs))
+    return count
+
+
+def affine_of(shape: tuple[int, int, int], spacing_mm: float) -> NDArray[np.float64]:
+    """Return the RAS affine of an axial phantom (orientation SPL) centred on the origin."""
+    affine = np.zeros((4, 4))
+    affine[2, 0] = spacing_mm
+    affine[1, 1] = affine[0, 2] = -spacing_mm
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    affine[3, 3] = 1
+    return affine
+
+
+def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, modalities: tuple[Modality, ...]) -> int:
+    import torch
+
+    from ctmr.data.phantom import make_head
+
+    torch.set_num_threads(1)
+    head = make_head(seed, shape=plan.shape, spacing_mm=plan.spacing_mm)
+    subject = f"phantom-{seed}"
+    affine = affine_of(plan.shape, plan.spacing_mm)
+    written = 0
+    for modality in modalities:
+        if modality is Modality.CT:
+            images: list[tuple[str | None, NDArray[Any]]] = [(None, head.ct)]
+        else:
+            images = [(s, {"T1": head.t1, "T2": head.t2}[s]) for s in plan.sequences]
+        for sequence, array in images:
+            unit = Unit.HU if modality is Modality.CT else Unit.ARBITRARY
+            volume = Volume(array, affine, modality, unit, subject, sequence)
+            name = subject if sequence is None else f"{subject}_{sequence}"
+            _write_archive(folder / split.value / modality.value / f"{name}.zip", volume, f"{name} {modality}")
+            written += 1
+    return written
+
+
+def _write_archive(path: Path, volume: Volume, uid_seed: str) -> None:
+    from ctmr.io.dicom import write_series
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="ctmr-phantom-"))
+    try:
+        label = "PHANTOM CT head" if volume.modality is Modality.CT else f"PHANTOM {volume.sequence} head"
+        files = write_series(scratch / "series", volume, uid_seed=uid_seed, description=label)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(files):
+                archive.writestr(zipfile.ZipInfo(file.name, (2026, 1, 1, 0, 0, 0)), file.read_bytes())
+        path.write_bytes(packed.getvalue())
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

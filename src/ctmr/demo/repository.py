@@ -1,0 +1,70 @@
+"""The demo's own git + DVC repository: never a commit in the user's clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ctmr.errors import EnvironmentFault
+
+_AUTHOR = {
+    "GIT_AUTHOR_NAME": "ctmr demo",
+    "GIT_AUTHOR_EMAIL": "demo@ctmr.invalid",
+    "GIT_AUTHOR_DATE": "2026-01-01T00:00:00+0000",
+    "GIT_COMMITTER_NAME": "ctmr demo",
+    "GIT_COMMITTER_EMAIL": "demo@ctmr.invalid",
+    "GIT_COMMITTER_DATE": "2026-01-01T00:00:00+0000",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+}
+"""A fixed author and date: equal data gives an equal revision on every machine."""
+
+
+def track(data: Path, repository: Path, remote: Path, *, name: str, message: str) -> None:
+    """Make a git + DVC repository that tracks a folder, and push its data to a local remote.
+
+    Parameters
+    ----------
+    data
+        Folder to track; moved into the repository as `name`.
+    repository, remote
+        Made here; an existing repository is replaced, the remote is kept.
+
+    Raises
+    ------
+    EnvironmentFault
+        git or DVC fail.
+    """
+    shutil.rmtree(repository, ignore_errors=True)
+    repository.mkdir(parents=True)
+    remote.mkdir(parents=True, exist_ok=True)
+    shutil.move(str(data), str(repository / name))
+    _run(repository, "git", "init", "--quiet", "--initial-branch=main")
+    _dvc(repository, "init", "--quiet")
+    _dvc(repository, "config", "core.analytics", "false")
+    _dvc(repository, "config", "core.autostage", "false")
+    _dvc(repository, "remote", "add", "--quiet", "--default", "local", os.path.relpath(remote, repository / ".dvc"))
+    _dvc(repository, "add", "--quiet", name)
+    _dvc(repository, "push", "--quiet")
+    _run(repository, "git", "add", "--all")
+    _run(repository, "git", "commit", "--quiet", "--no-gpg-sign", "--message", message)
+
+
+def _dvc(repository: Path, *words: str) -> None:
+    _run(repository, sys.executable, "-m", "dvc", *words)
+
+
+def _run(folder: Path, *command: str) -> None:
+    environment = {**os.environ, **_AUTHOR}
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        environment.pop(name, None)
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentFault(f"{Path(command[0]).name} could not run in {folder}: {error}") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise EnvironmentFault(f"{' '.join(command[-4:])} failed in {folder}: {last}")

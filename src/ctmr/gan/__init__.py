@@ -1,0 +1,1 @@
+"""Losses, image pool, training step, trainer and checkpoints."""

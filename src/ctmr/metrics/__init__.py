@@ -1,0 +1,1 @@
+"""How good a translation is: every number under a named protocol."""

@@ -1,0 +1,65 @@
+"""Translator: normaliser, generator and inverse in one module: physical units in, physical units out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ctmr.normaliser import Normaliser
+
+
+class Translator(nn.Module):
+    """What is evaluated, exported as ``generator.onnx`` and served.
+
+    Parameters
+    ----------
+    source, target
+        Normalisers of the two units.
+    generator
+        ``[N, C, H, W]`` in [-1, 1] → ``[N, 1, H, W]`` in [-1, 1].
+    target_range
+        ``[2]`` (low, high) of the output; for percentile units the median over training volumes.
+    """
+
+    target_range: Tensor
+
+    def __init__(
+        self, source: Normaliser, generator: nn.Module, target: Normaliser, target_range: tuple[float, float]
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.generator = generator
+        self.target = target
+        self.register_buffer(
+            "target_range", torch.tensor(target_range, dtype=torch.float32).reshape(1, 1, 2), persistent=False
+        )
+
+    def forward(self, slices: Tensor, limits: Tensor) -> Tensor:
+        """Translate slices.
+
+        Parameters
+        ----------
+        slices
+            ``[N, C, H, W]`` float32, physical units of the source.
+        limits
+            ``[N, C, 2]`` float32, the source volume's range (`Normaliser.measure`), repeated per slice.
+
+        Returns
+        -------
+        Tensor
+            ``[N, 1, H, W]`` float32, physical units of the target.
+        """
+        out: Tensor = self.generator(self.source(slices, limits)).float()
+        return self.target.inverse(out, self.target_range)
+
+
+class RangeMeter(nn.Module):
+    """`Normaliser.measure` as a module, exported as ``range.onnx``."""
+
+    def __init__(self, source: Normaliser) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """``[C, D, H, W]`` float32 in physical units → ``[C, 2]``."""
+        return self.source.measure(volume)

@@ -1,0 +1,1 @@
+"""Findings over an inventory: pure functions."""

@@ -1,0 +1,471 @@
+"""Recipe: one typed tree that is configuration, command-line option and documentation at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ctmr.digest import tree_digest
+from ctmr.errors import InputError
+from ctmr.grid import Millimetres, Pixels, Plane, TrainingOnlyStep
+from ctmr.protocol import PROTOCOLS, Metric
+from ctmr.volume import Direction
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Data(Section):
+    """Which images of the dataset are used, and how subjects are split."""
+
+    sequences: tuple[str, ...] = ()
+    """MR sequences the model reads as channels, in order; empty: whatever single sequence there is."""
+    max_images: Count | None = None
+    """At most this many images per split and modality (a seeded choice); ``null`` uses all."""
+    val_fraction: Fraction = 0.1
+    """Share of subjects for validation, when the dataset has no split of its own."""
+    test_fraction: Fraction = 0.15
+    """Share of subjects for the test, when the dataset has no split of its own."""
+    disjoint_training: bool = True
+    """No subject gives both a CT and an MR to training: the unpaired setting."""
+    split_seed: int = 0
+
+
+class Validate(Section):
+    """What an image must fulfil; the rest is dropped with a finding, or the dataset is refused."""
+
+    max_dropped_fraction: Fraction = 0.25
+    """More findings of kind *drop* than this refuse the dataset."""
+    min_images: Count = 2
+    """Images each modality must keep in training, and in the test."""
+    hu_range: tuple[float, float] = (-2048.0, 4096.0)
+    """Values outside can not be Hounsfield units of a patient."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 4
+    """Perceptual hashes (64 bits) this close in different splits are one image."""
+    min_side: Pixels = 32
+    """Pixels of the shorter side."""
+
+
+class Preprocess(Section):
+    """The grid of the model and the training-only steps before it."""
+
+    plane: Plane = Plane.AXIAL
+    spacing_mm: tuple[Millimetres, Millimetres] = (1.0, 1.0)
+    slice_spacing_mm: Millimetres | None = None
+    size: tuple[Pixels, Pixels] = (256, 256)
+    """Slices (H, W) of volumes; both divisible by 4."""
+    picture_size: tuple[Pixels, Pixels] = (256, 256)
+    """Slices (H, W) when the dataset is pictures."""
+    training_only: tuple[TrainingOnlyStep, ...] = ()
+    min_head_fraction: Fraction = 0.02
+    """Slices with less head than this are not trained on."""
+
+    @field_validator("size", "picture_size")
+    @classmethod
+    def _divisible(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if size[0] % 4 or size[1] % 4:
+            raise ValueError(f"size {size} is not divisible by 4, which two down-sampling layers need")
+        return size
+
+
+class Window(Section):
+    """Fixed range of physical values."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+    knots: tuple[tuple[float, float], ...] = ()
+    """Piecewise-linear (physical, normalised) points instead of one line; rising in both, ends included."""
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+    """Quantise to this many levels, as the papers' 8-bit data."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Window:
+        if self.low >= self.high:
+            raise ValueError(f"window low {self.low:g} must be below high {self.high:g}")
+        if self.knots:
+            physical, normal = zip(*self.knots, strict=True)
+            if len(self.knots) < 2 or any(b <= a for seq in (physical, normal) for a, b in zip(seq, seq[1:])):  # noqa: B905, RUF007
+                raise ValueError("knots must rise strictly in both coordinates")
+            if (physical[0], physical[-1]) != (self.low, self.high) or (normal[0], normal[-1]) != (-1.0, 1.0):
+                raise ValueError("the first knot is (low, -1) and the last (high, 1)")
+        return self
+
+
+class Percentile(Section):
+    """Range taken from the volume: 0 to a percentile of the foreground (voxels above the mean) times headroom."""
+
+    kind: Literal["percentile"] = "percentile"
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
+    headroom: Positive = 1.2
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+
+
+class Normalise(Section):
+    """How each unit is brought to [-1, 1] and back; one implementation, `ctmr.normaliser`."""
+
+    hu: Window = Window(low=-1024.0, high=2000.0)
+    arbitrary: Annotated[Window | Percentile, Field(discriminator="kind")] = Percentile()
+    grey8: Window = Window(low=0.0, high=255.0)
+
+
+class GeneratorKind(StrEnum):
+    """Architectures that `ctmr.networks.generators` resolves."""
+
+    RESNET = "resnet"
+    UNET = "unet"
+
+
+class Generator(Section):
+    """Both generators."""
+
+    kind: GeneratorKind = GeneratorKind.RESNET
+    width: Count = 64
+    """Channels of the first layer (ngf)."""
+    blocks: Count = 9
+    """Residual blocks (ResNet), or levels (U-Net)."""
+
+
+class DiscriminatorKind(StrEnum):
+    """Architectures that `ctmr.networks.discriminators` resolves."""
+
+    PATCHGAN = "patchgan"
+
+
+class Discriminator(Section):
+    """Both discriminators."""
+
+    kind: DiscriminatorKind = DiscriminatorKind.PATCHGAN
+    width: Count = 64
+    """Channels of the first layer (ndf)."""
+    layers: Count = 3
+    """Strided layers; 3 gives the 70×70 PatchGAN."""
+    position: bool = False
+    """Also sees row, |column| and depth under the skin; the generator never does. Assumes roughly aligned heads."""
+
+
+class Network(Section):
+    """Networks of the CycleGAN."""
+
+    generator: Generator = Generator()
+    discriminator: Discriminator = Discriminator()
+
+
+class Adversarial(StrEnum):
+    """Adversarial losses that `ctmr.gan.losses` resolves."""
+
+    LEAST_SQUARES = "least_squares"
+    BCE = "bce"
+
+
+class Warmup(Section):
+    """L1 to another subject's slice of the same level, fading out: keeps tissue order in short trainings."""
+
+    weight: NonNegative = 0.0
+    fraction: Fraction = 0.4
+    """Share of the steps over which the weight falls linearly to 0."""
+    level_slack: Annotated[int, Field(ge=0)] = 3
+    """Slices are drawn this close in level."""
+
+
+class Loss(Section):
+    """Weights of the losses."""
+
+    adversarial: Adversarial = Adversarial.LEAST_SQUARES
+    cycle: NonNegative = 10.0
+    """λ of the L1 cycle loss."""
+    identity: NonNegative = 0.5
+    """Weight of the L1 identity loss, as a multiple of `cycle`."""
+    warmup: Warmup = Warmup()
+
+
+class Precision(StrEnum):
+    """Arithmetic of the networks' forward passes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Train(Section):
+    """Optimisation. Budgets are steps, not seconds, so that a slow machine gives the same model."""
+
+    steps: Count = 200_000
+    batch: Count = 1
+    lr_generator: Positive = 2e-4
+    lr_discriminator: Positive = 2e-4
+    beta1: Fraction = 0.5
+    beta2: Fraction = 0.999
+    constant_fraction: Fraction = 0.5
+    """Share of the steps at full learning rate; the rest falls linearly to 0."""
+    pool: Annotated[int, Field(ge=0)] = 50
+    """Images the discriminators' image pool holds."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the generators that is exported; 0: none."""
+    precision: Precision = Precision.FP32
+    threads: Annotated[int, Field(ge=0)] = 2
+    """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
+    flip: bool = True
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Random shift in pixels, each axis."""
+    sample_every: Count = 500
+    """Steps between sample grids and validations."""
+    checkpoint_every: Count = 500
+    seed: int = 0
+
+
+class LogUniform(Section):
+    """Search range on a logarithmic scale."""
+
+    kind: Literal["log_uniform"] = "log_uniform"
+    low: Positive
+    high: Positive
+
+
+class Uniform(Section):
+    """Search range on a linear scale."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: float
+    high: float
+
+
+class Choice(Section):
+    """Search among values."""
+
+    kind: Literal["choice"] = "choice"
+    values: tuple[float | int | str | bool, ...]
+
+
+SearchSpace = Annotated[LogUniform | Uniform | Choice, Field(discriminator="kind")]
+
+
+class Tune(Section):
+    """Optuna's study. The first trial is the recipe itself."""
+
+    trials: Count = 20
+    steps: Count = 2_000
+    """Training steps of a trial."""
+    reports: Count = 4
+    """Times a trial reports its validation score and may be pruned."""
+    workers: Count = 2
+    """Trials that run side by side."""
+    threads: Annotated[int, Field(ge=0)] = 1
+    space: dict[str, SearchSpace] = {
+        "train.lr_generator": LogUniform(low=1e-4, high=1e-3),
+        "train.lr_discriminator": LogUniform(low=1e-4, high=1e-3),
+        "loss.cycle": Uniform(low=5.0, high=15.0),
+    }
+    """Dotted recipe key → range; keys under ``train``, ``loss`` or ``network``."""
+    seed: int = 0
+
+    @field_validator("space")
+    @classmethod
+    def _tunable(cls, space: dict[str, SearchSpace]) -> dict[str, SearchSpace]:
+        for key in space:
+            if key.split(".")[0] not in ("train", "loss", "network"):
+                raise ValueError(f"{key!r} cannot be tuned; tunable keys start with train., loss. or network.")
+        return space
+
+
+class Evaluate(Section):
+    """How the model is measured."""
+
+    paired_protocols: tuple[str, ...] = ("paired_volume_hu",)
+    """Taken where the test holds both images of a subject in HU."""
+    paired_grey_protocols: tuple[str, ...] = ("paired_slice_grey8", "paired_slice_grey8_full")
+    """Taken where pairs exist as 8-bit pictures."""
+    bootstrap: Count = 2000
+    """Resamples over patients of the 95 % interval."""
+    max_unpaired_slices: Count = 200
+    """Slices a modality that unpaired protocols use at most."""
+    kid_subsets: Count = 20
+    kid_subset_size: Count = 50
+    seed: int = 0
+
+    @field_validator("paired_protocols", "paired_grey_protocols")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PROTOCOLS:
+                raise ValueError(f"there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}")
+        return names
+
+
+class Limit(Section):
+    """Limits of one metric's mean; both may be given."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+Gate = dict[str, dict[str, Limit]]
+
+
+class Register(Section):
+    """The MLflow registered model."""
+
+    name: str | None = None
+    """Registered model's name; ``null``: ``<recipe>-<dataset>``, so that different data never replace each other."""
+    alias: str = "champion"
+
+
+class Deploy(Section):
+    """Triton."""
+
+    url: str | None = None
+    """gRPC address of a running Triton; ``null``: the embedded one."""
+    chunk: Count = 8
+    """Slices the volume model sends to the generator at a time."""
+    max_voxels: Count = 64 * 1024 * 1024
+    """Larger volumes are refused by the server, because memory grows with the message."""
+    golden_tolerance_hu: NonNegative = 1.0
+    """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
+
+
+_DEFAULT_GATE: dict[str, Any] = {
+    "paired_volume_hu": {"psnr": {"min": 20.0}, "ssim": {"min": 0.6}},
+    "cycle_slice": {"ssim": {"min": 0.3}},
+    "structure": {"nmi": {"min": 0.01}},
+    "unpaired_distribution": {"kid": {"max": 1.0}},
+}
+
+
+class Recipe(Section):
+    """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
+
+    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which are
+    evaluated, exported and served, the first being the gate's.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
+    description: str = ""
+    directions: tuple[Direction, ...] = (Direction.MR2CT,)
+    data: Data = Data()
+    validation: Validate = Validate()
+    preprocess: Preprocess = Preprocess()
+    normalise: Normalise = Normalise()
+    network: Network = Network()
+    loss: Loss = Loss()
+    train: Train = Train()
+    tune: Tune = Tune()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Field(default=_DEFAULT_GATE, validate_default=True)
+    """``<protocol>.<metric>.min|max`` on the mean over patients. Limits of paired protocols apply where pairs exist."""
+    register_: Register = Field(default=Register(), alias="register")
+    deploy: Deploy = Deploy()
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
+
+    @field_validator("directions")
+    @classmethod
+    def _some_direction(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
+        if not directions or len(set(directions)) != len(directions):
+            raise ValueError("directions lists mr2ct, ct2mr or both, each once")
+        return directions
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_can_be_measured(cls, gate: Gate) -> Gate:
+        for name, metrics in gate.items():
+            if name not in PROTOCOLS:
+                raise ValueError(
+                    f"gate: there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}"
+                )
+            if not PROTOCOLS[name].may_gate:
+                raise ValueError(f"gate: {name} compares images of different patients and can never be in a gate")
+            for metric in metrics:
+                if metric not in set(Metric):
+                    raise ValueError(
+                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(Metric))}"
+                    )
+        return gate
+
+    def dump(self) -> dict[str, Any]:
+        """Return the whole tree as plain JSON types, with every default filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` overridden by `over`, mappings merged key by key, everything else replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        if (
+            isinstance(value, Mapping)
+            and isinstance(out.get(key), Mapping)
+            and value.get("kind", None) == out[key].get("kind", None)
+        ):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def parse(tree: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """Return the recipe of a plain tree, or raise InputError with one sentence naming the key and what is allowed."""
+    try:
+        return Recipe.model_validate(merge(Recipe().dump(), tree))
+    except ValidationError as error:
+        raise InputError(f"{source}: {_sentence(error)}") from None
+
+
+def set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``a.b.c`` in a plain tree. Keys that contain dots themselves (``tune.space``) are matched longest first."""
+    parts = dotted.split(".")
+    node = tree
+    while len(parts) > 1:
+        for take in range(len(parts) - 1, 0, -1):
+            key = ".".join(parts[:take])
+            if isinstance(node.get(key), dict):
+                node, parts = node[key], parts[take:]
+                break
+        else:
+            node = node.setdefault(parts[0], {})
+            if not isinstance(node, dict):
+                raise InputError(
+                    f"--set {dotted}: {parts[0]!r} is a value, not a section, so nothing can be set below it"
+                )
+            parts = parts[1:]
+    node[parts[0]] = value
+
+
+def override(recipe: Recipe, assignments: Iterable[tuple[str, Any]], *, source: str = "--set") -> Recipe:
+    """Return a copy with dotted keys replaced; unknown keys and impossible values raise InputError."""
+    tree = recipe.dump()
+    for dotted, value in assignments:
+        set_key(tree, dotted, value)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_sentence(error)}") from None
+
+
+def section_digest(recipe: Recipe, sections: Iterable[str]) -> str:
+    """Return the sha256 over the named sections; other sections never change it."""
+    tree = recipe.dump()
+    return tree_digest({name: tree[name] for name in sections})
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors()[:3]:
+        where = ".".join(
+            str(p) for p in item["loc"] if p not in ("window", "percentile", "log_uniform", "uniform", "choice")
+        )
+        if item["type"] == "extra_forbidden":
+            parts.append(f"there is no key {where!r}; `ctmr recipe resolve default` prints all keys")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
+            parts.append(f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{found}")
+    return "; ".join(parts)

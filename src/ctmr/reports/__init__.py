@@ -1,0 +1,1 @@
+"""Figures, HTML report and model card."""

@@ -1,0 +1,1 @@
+"""Export, Triton model repository, embedded server, client and rollout."""

@@ -1,0 +1,1 @@
+"""The eight stages; they alone join the core to MLOps."""

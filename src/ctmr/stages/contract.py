@@ -1,0 +1,254 @@
+"""What every stage obeys: folders in, one folder out, written atomically, reused when nothing it reads has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from ctmr.digest import PROVENANCE, content_digest, tree_digest
+from ctmr.errors import EnvironmentFault, InputError
+from ctmr.home import Code, Home
+from ctmr.recipe import Recipe, section_digest
+
+RECORD = f"{PROVENANCE}/stage.json"
+
+
+class Report(Protocol):
+    """Where a stage says what it is doing; `fraction` in [0, 1] drives a progress bar."""
+
+    def __call__(self, message: str, fraction: float | None = None) -> None: ...
+
+
+def silent(message: str, fraction: float | None = None) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use.
+
+    Attributes
+    ----------
+    inputs
+        Input name → folder or file.
+    options
+        What is neither data nor recipe: a dataset's address, the champion. Counts for reuse.
+    recipe
+        The whole recipe; a stage reads only the sections its `Stage` declares.
+    out
+        Empty folder to fill; becomes the output when the stage returns.
+    work
+        Folder that survives a killed run with the same inputs and recipe sections.
+    home
+        Stores and servers, for stages with side effects and tracking.
+    report
+        Progress.
+    """
+
+    inputs: Mapping[str, Path]
+    options: Mapping[str, str]
+    recipe: Recipe
+    out: Path
+    work: Path
+    home: Home
+    report: Report = silent
+
+
+def _always(context: Context) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the eight stages.
+
+    Attributes
+    ----------
+    name
+        The same everywhere.
+    takes
+        Input name → where the pipeline finds it: a stage's output, or a path inside one.
+    sections
+        Recipe sections that it reads; others never invalidate it.
+    run
+        Does the work; returns a summary of plain JSON types.
+    side_effects
+        True when it changes something outside its folder (register, deploy).
+    still_true
+        Asked before an output is reused: does the world still look as the stage left it? Its context's `out` is
+        the finished output.
+    version
+        Raised when the stage's code changes what it would write.
+    """
+
+    name: str
+    takes: Mapping[str, str]
+    sections: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    options: tuple[str, ...] = ()
+    side_effects: bool = False
+    still_true: Callable[[Context], bool] = _always
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage left.
+
+    Attributes
+    ----------
+    digest
+        Content digest of the output folder.
+    reused
+        True when nothing had to be done.
+    because
+        Why it ran: which input, recipe section or option changed.
+    """
+
+    name: str
+    out: Path
+    digest: str
+    reused: bool
+    seconds: float
+    summary: dict[str, Any] = field(default_factory=dict)
+    because: str = ""
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    inputs: Mapping[str, Path],
+    recipe: Recipe,
+    out: Path,
+    home: Home,
+    options: Mapping[str, str] | None = None,
+    report: Report = silent,
+) -> Result:
+    """Run a stage, or reuse its output when key and content are as recorded.
+
+    Raises
+    ------
+    InputError
+        A missing or unknown input or option.
+    """
+    options = dict(options or {})
+    for given, declared, what in ((inputs, stage.takes, "input"), (options, stage.options, "option")):
+        unknown = sorted(set(given) - set(declared))
+        missing = sorted(set(declared) - set(given)) if what == "input" else []
+        if unknown or missing:
+            raise InputError(
+                f"stage {stage.name} takes the {what}s {sorted(declared)}; unknown {unknown}, missing {missing}"
+            )
+    for name, path in inputs.items():
+        if not path.exists():
+            raise InputError(
+                f"stage {stage.name}: its input {name} is not at {path}; run the stage that makes it first"
+            )
+    started = time.monotonic()
+    parts = {
+        "version": str(stage.version),
+        **{f"recipe.{section}": section_digest(recipe, (section,)) for section in stage.sections},
+        **{f"input {name}": content_digest(path) for name, path in sorted(inputs.items())},
+        **{f"option {name}": value for name, value in sorted(options.items())},
+    }
+    key = tree_digest({"stage": stage.name, **parts})
+    work = home.work / stage.name / key[:16]
+    because = _why(out, parts)
+    if not because:
+        context = Context(inputs, options, recipe, out, work, home, report)
+        if stage.still_true(context):
+            record = json.loads((out / RECORD).read_text())
+            return Result(
+                stage.name,
+                out,
+                record["digest"],
+                True,
+                time.monotonic() - started,
+                record["summary"],
+                "nothing changed",
+            )
+        because = "what it did is no longer there"
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
+        digest = content_digest(temporary)
+        seconds = time.monotonic() - started
+        record = {
+            "stage": stage.name,
+            "key": key,
+            "parts": parts,
+            "digest": digest,
+            "summary": summary,
+            "seconds": round(seconds, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "code_revision": Code().revision,
+            "recipe": recipe.name,
+        }
+        (temporary / PROVENANCE).mkdir(exist_ok=True)
+        (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        put_in_place(temporary, out)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise EnvironmentFault(
+            f"stage {stage.name} could not write {error.filename or out}: {error.strerror or error}; "
+            "what was there before is untouched"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Result(stage.name, out, digest, False, seconds, summary, because)
+
+
+def put_in_place(temporary: Path, out: Path) -> None:
+    """Flush a finished folder to disk and rename it to its place; the old one stays until then."""
+    for entry in temporary.rglob("*"):
+        if entry.is_file():
+            _fsync(entry)
+    old = out.parent / f".{out.name}.{os.getpid()}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    try:
+        temporary.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    _fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _why(out: Path, parts: Mapping[str, str]) -> str:
+    """Return why the output cannot be reused, or an empty string when it can."""
+    if not (out / RECORD).is_file():
+        return "it had not run yet"
+    try:
+        record = json.loads((out / RECORD).read_text())
+        before: Mapping[str, str] = record["parts"]
+        recorded = str(record["digest"])
+    except (ValueError, KeyError):
+        return "its record is unreadable"
+    changed = sorted(k for k in {*parts, *before} if parts.get(k) != before.get(k))
+    if changed:
+        return ", ".join(changed) + " changed"
+    return "" if content_digest(out) == recorded else "its output was altered"

@@ -1,0 +1,209 @@
+"""MLflow: one run a model, one child run a trial, registered versions with lineage tags, aliases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctmr.errors import EnvironmentFault, InputError
+from ctmr.home import Home, quiet_libraries
+
+EXPERIMENT = "ctmr"
+TAG = "ctmr."
+"""Prefix of every tag we set."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version.
+
+    Attributes
+    ----------
+    digest
+        Content digest of its model folder (tag ``ctmr.model_digest``).
+    """
+
+    name: str
+    version: str
+    run_id: str
+    digest: str
+    tags: Mapping[str, str]
+
+
+class Tracking:
+    """Our few words with an MLflow server or database.
+
+    Parameters
+    ----------
+    home
+        Gives the address, and the artifact folder when tracking is local.
+
+    Raises
+    ------
+    EnvironmentFault
+        When the store does not answer.
+    """
+
+    def __init__(self, home: Home) -> None:
+        quiet_libraries()
+        import logging
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        import mlflow
+
+        self.home = home
+        self.uri = home.tracking_uri
+        with faults(self.uri):
+            if self.uri.startswith("sqlite:"):
+                home.root.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(self.uri)
+            mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
+            self.client = mlflow.MlflowClient()
+            self.experiment_id = self._experiment()
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            location = self.home.artifacts.as_uri() if self.uri.startswith("sqlite:") else None
+            try:
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def start(self, name: str, *, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Open a run and return its id; an existing MLFLOW_RUN_ID is used for a run without parent."""
+        given = os.environ.get("MLFLOW_RUN_ID")
+        with faults(self.uri):
+            all_tags = {**{TAG + k: v for k, v in tags.items()}, "mlflow.runName": name}
+            if parent:
+                all_tags["mlflow.parentRunId"] = parent
+            if given and not parent:
+                self.tag(given, tags)
+                return given
+            return str(self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id)
+
+    def exists(self, run_id: str) -> bool:
+        """True when the run is there and not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException:
+            return False
+
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        with faults(self.uri):
+            self.client.set_terminated(run_id, status)
+
+    def params(self, run_id: str, tree: Mapping[str, Any]) -> None:
+        """Log a recipe's leaves as dotted parameters; a parameter that is there stays."""
+        from mlflow.entities import Param
+
+        with faults(self.uri):
+            have = self.client.get_run(run_id).data.params
+            leaves = [Param(k, str(v)[:6000]) for k, v in flatten(tree).items() if k not in have]
+            for k in range(0, len(leaves), 100):
+                self.client.log_batch(run_id, params=leaves[k : k + 100])
+
+    def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step; values that are not finite are left out, MLflow cannot plot them."""
+        import math
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        batch = [Metric(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)]
+        with faults(self.uri):
+            self.client.log_batch(run_id, metrics=batch)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set ``ctmr.*`` tags."""
+        with faults(self.uri):
+            for k, v in tags.items():
+                self.client.set_tag(run_id, TAG + k, v)
+
+    def artifact(self, run_id: str, path: Path, folder: str = "") -> None:
+        """Store a file, or a folder's content, under the run's artifact folder."""
+        with faults(self.uri):
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), folder or None)
+            else:
+                self.client.log_artifact(run_id, str(path), folder or None)
+
+    def download(self, run_id: str, folder: str, target: Path) -> Path:
+        """Copy an artifact folder of a run below `target` and return it."""
+        with faults(self.uri):
+            return Path(self.client.download_artifacts(run_id, folder, str(target)))
+
+    def champion(self, name: str, alias: str) -> Version | None:
+        """Return the version an alias points at, or ``None``."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self.client.get_model_version_by_alias(name, alias))
+        except MlflowException:
+            return None
+
+    def version(self, name: str, version: str) -> Version:
+        """Return a registered version; InputError when there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self.client.get_model_version(name, version))
+        except MlflowException:
+            raise InputError(f"MLflow at {self.uri} has no version {version} of model {name}") from None
+
+    def versions(self, name: str) -> list[Version]:
+        """Return all versions of a model, newest first."""
+        with faults(self.uri):
+            found = [_version(v) for v in self.client.search_model_versions(f"name='{name}'")]
+        return sorted(found, key=lambda v: int(v.version), reverse=True)
+
+    def alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias at a version."""
+        with faults(self.uri):
+            self.client.set_registered_model_alias(name, alias, version)
+
+
+def _version(found: Any) -> Version:
+    tags = {str(k).removeprefix(TAG): str(v) for k, v in found.tags.items() if str(k).startswith(TAG)}
+    return Version(found.name, str(found.version), str(found.run_id), tags.get("model_digest", ""), tags)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a tree's leaves by dotted path."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out
+
+
+@contextmanager
+def faults(uri: str) -> Iterator[None]:
+    """Turn a store that does not answer into one sentence."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFault(f"MLflow at {uri} failed: {first[:300]}") from error
