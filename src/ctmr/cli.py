@@ -39,7 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 
 
 @app.command()
-def demo(settings: Settings = None, json_: AsJson = False, keep_serving: bool = True) -> None:
+def demo(settings: Settings = None, json_: AsJson = False) -> None:
     """The main job on this machine: phantom data → … → a Triton answer and a synthetic DICOM series."""
     from ctmr.demo.run import run_demo
 
@@ -57,7 +57,7 @@ def run(
     json_: AsJson = False,
 ) -> None:
     """The whole pipeline on a dataset; what has not changed since the last run is reused."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.orchestration.local import run_pipeline
     from ctmr.recipe_files import load
@@ -87,7 +87,7 @@ def _stage_command(name: str, text: str) -> None:
         out: Out = None,
         json_: AsJson = False,
     ) -> None:
-        from ctmr.demo.console import Console
+        from ctmr.console import Console
         from ctmr.home import Home
         from ctmr.orchestration import local
         from ctmr.recipe_files import load
@@ -152,8 +152,8 @@ def phantom(
     sequences: Annotated[str, typer.Option(help="MR sequences, comma-separated: T1, T2.")] = "T1,T2",
 ) -> None:
     """Write phantom heads (CT and MR of each subject) as DICOM series."""
+    from ctmr.console import Console
     from ctmr.data.cohort import CohortPlan, write_cohort
-    from ctmr.demo.console import Console
 
     if out.exists():
         raise InputError(f"{out} exists already; give a folder that does not")
@@ -178,7 +178,7 @@ def synthesize(
     json_: AsJson = False,
 ) -> None:
     """Translate an image through Triton over gRPC; the result is marked as synthetic and traceable."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.serving.synthesis import synthesize as translate
 
@@ -195,7 +195,7 @@ def lineage(
     json_: AsJson = False,
 ) -> None:
     """From a synthetic image back to the data revision that made it."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.lineage import trace
 
@@ -205,7 +205,7 @@ def lineage(
 @app.command()
 def up(json_: AsJson = False) -> None:
     """Start the MLflow UI and Triton on loopback and print their addresses."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.services import up as start
 
@@ -215,7 +215,7 @@ def up(json_: AsJson = False) -> None:
 @app.command()
 def status(json_: AsJson = False) -> None:
     """Say what runs on this machine, and where."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.services import status as look
 
@@ -225,7 +225,7 @@ def status(json_: AsJson = False) -> None:
 @app.command()
 def down(json_: AsJson = False) -> None:
     """Stop what `ctmr up` and `ctmr demo` started."""
-    from ctmr.demo.console import Console
+    from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.services import down as stop
 

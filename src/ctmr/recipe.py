@@ -170,13 +170,15 @@ class Adversarial(StrEnum):
 
 
 class Warmup(Section):
-    """L1 to another subject's slice of the same level, fading out: keeps tissue order in short trainings."""
+    """L1 to another subject's slice of like level and outline, fading out: keeps tissue order in short trainings."""
 
     weight: NonNegative = 0.0
     fraction: Fraction = 0.4
     """Share of the steps over which the weight falls linearly to 0."""
     level_slack: Annotated[int, Field(ge=0)] = 3
     """Slices are drawn this close in level."""
+    matches: Count = 4
+    """Of these, one is drawn among this many whose head outline is most alike."""
 
 
 class Loss(Section):

@@ -173,6 +173,51 @@ class Tracking:
             found = [_version(v) for v in self.client.search_model_versions(f"name='{name}'")]
         return sorted(found, key=lambda v: int(v.version), reverse=True)
 
+    def register(self, name: str, run_id: str, release: Path, model: Path, card: Path, tags: Mapping[str, str]) -> str:
+        """Log a released model to its run (flavour onnx, safetensors beside it) and register it; return the version.
+
+        Parameters
+        ----------
+        release
+            ``<direction>/{generator.onnx, range.onnx, spec.json}``.
+        model
+            The model folder: safetensors and description.
+        """
+        import logging
+
+        import mlflow
+        import onnx
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        with faults(self.uri):
+            self.artifact(run_id, release, "release")
+            for file in [*sorted(model.glob("*.safetensors")), *sorted(model.glob("*.json"))]:
+                self.artifact(run_id, file, "model")
+            self.artifact(run_id, card)
+            first = sorted(p for p in release.iterdir() if p.is_dir())[0]
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.onnx.log_model(
+                    onnx.load(str(first / "generator.onnx")),
+                    name=f"{name}-{first.name}",
+                    pip_requirements=["onnxruntime"],
+                    metadata=dict(tags),
+                )
+            from mlflow.exceptions import MlflowException
+
+            try:
+                self.client.create_registered_model(name, description="Written by ctmr; synthetic images only.")
+            except MlflowException:
+                self.client.get_registered_model(name)
+            made = self.client.create_model_version(
+                name,
+                source=logged.model_uri,
+                run_id=run_id,
+                tags={TAG + k: v for k, v in tags.items()},
+                description=card.read_text(encoding="utf-8"),
+                model_id=getattr(logged, "model_id", None),
+            )
+        return str(made.version)
+
     def alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version."""
         with faults(self.uri):

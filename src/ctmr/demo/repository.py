@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-from ctmr.errors import EnvironmentFault
+from ctmr.data.cohort import CohortPlan, write_cohort
+from ctmr.errors import EnvironmentFault, InputError
+from ctmr.home import Home
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "ctmr demo",
@@ -21,6 +25,37 @@ _AUTHOR = {
     "GIT_CONFIG_SYSTEM": os.devnull,
 }
 """A fixed author and date: equal data gives an equal revision on every machine."""
+
+
+DATASET = "phantom"
+"""Name of the tracked folder, and so of the dataset."""
+
+
+def demo_repository(home: Home) -> Path:
+    """Return the demo's data repository; InputError when `ctmr demo` has not made it yet."""
+    folder = home.demo / "repository"
+    if not (folder / f"{DATASET}.dvc").is_file():
+        raise InputError("the demo dataset is not there yet; `ctmr demo` makes it")
+    return folder
+
+
+def make_demo_dataset(home: Home, plan: CohortPlan, report: Callable[[str, float], None]) -> bool:
+    """Make the phantom cohort and its repository, unless the same plan is there already; True when it was made."""
+    import json
+
+    mark = home.demo / "plan.json"
+    wanted = json.dumps(asdict(plan), sort_keys=True)
+    folder = home.demo / "repository"
+    if mark.is_file() and mark.read_text() == wanted and (folder / f"{DATASET}.dvc").is_file():
+        return False
+    mark.unlink(missing_ok=True)
+    scratch = home.demo / "cohort.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_cohort(scratch, plan, report=report)
+    report("git + DVC repository", 1.0)
+    track(scratch, folder, home.demo / "remote", name=DATASET, message="Phantom cohort of the ctmr demo")
+    mark.write_text(wanted)
+    return True
 
 
 def track(data: Path, repository: Path, remote: Path, *, name: str, message: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,6 @@ from ctmr.stages import images
 from ctmr.stages.contract import Context, Stage
 from ctmr.storage import Source, materialise
 from ctmr.volume import Unit, Volume
-
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -39,8 +38,7 @@ def run(context: Context) -> dict[str, Any]:
     entries = find_images(raw)
     if not entries:
         raise InputError(
-            f"dataset {source.dataset.name} holds no image; DICOM series, NIfTI ({', '.join(NIFTI_SUFFIXES)}) and "
-            f"pictures ({', '.join(RASTER_SUFFIXES)}) are read"
+            f"dataset {source.dataset.name} holds no image; DICOM series, NIfTI files and PNG or JPEG pictures are read"
         )
     rows = []
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
@@ -55,35 +53,49 @@ def run(context: Context) -> dict[str, Any]:
     return {**source.dataset.to_json(), "images": len(table), "unreadable": unreadable}
 
 
-def find_images(raw: Path) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Return (path, format, files) of every image below `raw`, all relative to it.
+@dataclass(frozen=True)
+class Entry:
+    """One image that was found; every path is relative to ``raw/``.
 
-    Every file that is neither picture nor NIfTI is tried as DICOM; what is not DICOM either is left alone.
+    Attributes
+    ----------
+    path
+        Folder of a DICOM series (``folder#uid`` where a folder holds several), file otherwise.
+    error
+        Why it cannot even be opened; empty for all others.
     """
-    from ctmr.io import dicom
 
-    found: list[tuple[str, str, tuple[str, ...]]] = []
-    folders: set[Path] = set()
+    path: str
+    format: str
+    files: tuple[str, ...]
+    error: str = ""
+
+
+def find_images(raw: Path) -> list[Entry]:
+    """Return every image below `raw`; files that are neither DICOM, NIfTI nor picture are left alone."""
+    from ctmr.io import FORMATS, dicom
+
+    found = []
     for file in sorted(p for p in raw.rglob("*") if p.is_file()):
-        name, relative = file.name.lower(), file.relative_to(raw).as_posix()
-        if name.endswith(RASTER_SUFFIXES):
-            found.append((relative, "raster", (relative,)))
-        elif name.endswith(NIFTI_SUFFIXES):
-            found.append((relative, "nifti", (relative,)))
-        else:
-            folders.add(file.parent)
-    for folder in sorted(folders):
-        series = dicom.group_series(folder, recurse=False)
-        where = folder.relative_to(raw).as_posix()
-        for uid, files in sorted(series.items()):
-            path = where if len(series) == 1 else f"{where}#{uid}"
-            found.append((path, "dicom", tuple(f.relative_to(raw).as_posix() for f in files)))
+        for kind in ("raster", "nifti"):
+            if file.name.lower().endswith(FORMATS[kind]):
+                relative = file.relative_to(raw).as_posix()
+                found.append(Entry(relative, kind, (relative,)))
+    series = dicom.group_series(raw)
+    folders = Counter(files[0].parent for files in series.values())
+    for uid, files in sorted(series.items()):
+        where = files[0].parent.relative_to(raw).as_posix()
+        path = where if folders[files[0].parent] == 1 else f"{where}#{uid}"
+        found.append(Entry(path, "dicom", tuple(f.relative_to(raw).as_posix() for f in files)))
+    for file, reason in sorted(series.unreadable.items()):
+        relative = file.relative_to(raw).as_posix()
+        found.append(Entry(relative, "dicom", (relative,), reason))
     return found
 
 
-def describe(raw: Path, entry: tuple[str, str, tuple[str, ...]]) -> dict[str, Any]:
+def describe(raw: Path, entry: Entry) -> dict[str, Any]:
     """Return the inventory row of one image."""
-    path, kind, files = entry
+    path, kind, files = entry.path, entry.format, entry.files
     row: dict[str, Any] = dict.fromkeys(INVENTORY_COLUMNS, "")
     numbers = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM, Column.MINIMUM, Column.MAXIMUM)
     row.update(dict.fromkeys(numbers, float("nan")))
@@ -93,6 +105,8 @@ def describe(raw: Path, entry: tuple[str, str, tuple[str, ...]]) -> dict[str, An
     parts = {w for w in Path(clean).parent.parts if w}
     row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in parts), "")
     try:
+        if entry.error:
+            raise InputError(entry.error)
         if kind != "dicom":
             row[Column.MODALITY] = images.modality_of(Path(clean)).value
             row[Column.SEQUENCE] = images.sequence_of(Path(clean)) or ""

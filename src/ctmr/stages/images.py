@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
 from ctmr.manifest import Column
 from ctmr.volume import Modality, Unit, Volume
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MR_WORDS = frozenset({"mr", "mri", "t1", "t2", "t1c", "t1w", "t2w", "flair", "pd"})
 _SEQUENCES = {"t1": "T1", "t1w": "T1", "t2": "T2", "t2w": "T2", "flair": "FLAIR", "pd": "PD", "t1c": "T1C"}
@@ -56,3 +59,8 @@ def read(raw: Path, row: Mapping[str, Any]) -> Volume:
     if modality is Modality.CT and float(volume.array.min()) <= HU_EVIDENCE:
         return Volume(volume.array, volume.affine, modality, Unit.HU, subject, None, volume.uid)
     return volume
+
+
+def rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:
+    """Return a manifest's rows as mappings."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]

@@ -29,7 +29,7 @@ def run(context: Context) -> dict[str, Any]:
     validation = json.loads((context.inputs["validation"] / "validation.json").read_text())
     if validation["outcome"] == Outcome.REFUSE:
         raise InputError(f"the dataset was refused by validate: {validation['reason']}")
-    rows = pd.read_parquet(context.inputs["validation"] / "manifest.parquet").to_dict("records")
+    rows: list[Row] = images.rows(pd.read_parquet(context.inputs["validation"] / "manifest.parquet"))
     raw = context.inputs["raw"]
     grid = grid_for(context.recipe, rows)
     (context.out / "grid.json").write_text(grid.model_dump_json(indent=1) + "\n")
@@ -100,7 +100,7 @@ class _Builder:
         self.unit: Unit | None = None
 
     def add(self, raw: Path, channels: tuple[Row, ...], grid: Grid) -> None:
-        from ctmr.imaging.mask import head_mask
+        from ctmr.imaging.mask import head_mask_ct, head_mask_grey
         from ctmr.imaging.served_path import prepare
 
         volumes: list[Volume] = [images.read(raw, row) for row in channels]
@@ -129,7 +129,9 @@ class _Builder:
             )
         )
         self.slices.append(np.moveaxis(array, 0, 1))
-        self.heads.append(head_mask(array[0], unit))
+        find_head = head_mask_ct if unit is Unit.HU else head_mask_grey
+        # Pictures are slices of different heads: a mask in three dimensions needs a volume.
+        self.heads.append(find_head(array[0]))
 
     def shard(self) -> Shard:
         assert self.unit is not None
@@ -138,19 +140,26 @@ class _Builder:
         )
 
 
-def _preview(context: Context, shards: Path) -> None:
-    """Draw one sheet of the middle slices with head outlines; a view, so it lives in provenance."""
+def _preview(context: Context, shards: Path, columns: int = 8) -> None:
+    """Draw a sheet of middle slices a modality; a view, so it lives in provenance."""
     from ctmr.reports.figures import preview_sheet
 
-    found = [
-        read_shard(shards, split, modality)
-        for split in Split
-        for modality in Modality
-        if has_shard(shards, split, modality)
-    ]
     folder = context.out / "provenance"
     folder.mkdir(exist_ok=True)
-    (folder / "preview.png").write_bytes(preview_sheet(found))
+    for modality in Modality:
+        pictures: list[NDArray[Any]] = []
+        labels: list[str] = []
+        unit = Unit.ARBITRARY
+        for split in Split:
+            if has_shard(shards, split, modality):
+                shard = read_shard(shards, split, modality)
+                unit = shard.unit
+                for volume in shard.volumes[:columns]:
+                    pictures.append(np.asarray(shard.slices[volume.first + volume.count // 2, 0]))
+                    labels.append(f"{split} {volume.subject[-18:]}")
+        if pictures:
+            sheet = preview_sheet(np.stack(pictures), labels, unit=unit, title=f"{modality} on the model's grid")
+            (folder / f"preview_{modality}.png").write_bytes(sheet)
 
 
 STAGE = Stage(

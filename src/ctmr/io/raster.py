@@ -1,0 +1,111 @@
+"""PNG and JPEG pictures in, PNG out: 8-bit grey without geometry, which can never yield Hounsfield units."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from ctmr.errors import InputError
+from ctmr.io.atomic import write_file
+from ctmr.volume import Modality, Unit, Volume
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MAXIMUM_PIXELS = 64 * 2**20
+"""More than any slice has; beyond it a file is a decompression bomb."""
+
+
+def read(path: Path, *, modality: Modality, subject: str = "") -> Volume:
+    """Read a PNG or JPEG in any pixel mode.
+
+    Returns
+    -------
+    Volume
+        uint8 ``[1, H, W]``, unit grey8, no affine. Colour becomes luminance (ITU-R 601-2), 16 bits become 8 by
+        255/65535, what is transparent becomes black, the EXIF orientation is applied.
+
+    Raises
+    ------
+    InputError
+        Naming the file: not a PNG or JPEG, truncated, or too large to be a slice.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns below our limit and raises above it; the size is checked before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                if image.width * image.height > MAXIMUM_PIXELS:
+                    raise InputError(
+                        f"{path} claims {image.width}×{image.height} pixels; at most {MAXIMUM_PIXELS} are read"
+                    )
+                image.load()
+                grey = _grey8(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} claims more than {MAXIMUM_PIXELS} pixels; give single slices") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a PNG or JPEG picture; give one, or remove the file") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path} cannot be decoded ({reason}); export it again") from error
+    return Volume(array=grey[None], affine=None, modality=modality, unit=Unit.GREY8, subject=subject)
+
+
+def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) -> Path:
+    """Write one grey8 picture as PNG.
+
+    Parameters
+    ----------
+    path
+        New, ends in ``.png``.
+    volume
+        ``[1, H, W]`` in unit grey8; other types than uint8 are rounded and clipped to 0…255.
+    text
+        PNG text chunks, keyword → text, e.g. ``{"Comment": "Synthetic CT"}``.
+
+    Raises
+    ------
+    InputError
+        Another unit, several slices, another suffix, or a path that exists.
+    """
+    if volume.unit is not Unit.GREY8 or volume.array.shape[0] != 1:
+        raise InputError(
+            f"a picture holds one slice in unit grey8; this volume has {volume.array.shape[0]} in {volume.unit}, "
+            "so write it as DICOM or NIfTI"
+        )
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} ends in {path.suffix!r}; pictures are written as .png, because JPEG loses detail")
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value)
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(np.rint(volume.array[0]), 0, 255).astype(np.uint8)).save(stream, "PNG", pnginfo=chunks)
+    write_file(path, stream.getvalue())
+    return path
+
+
+def _grey8(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the luminance of a decoded picture, black where it is transparent."""
+    if image.mode.startswith("I"):
+        wide: NDArray[Any] = np.asarray(image).astype(np.float64)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            wide = np.where(wide == transparent, 0, wide)
+        narrow: NDArray[np.uint8] = np.rint(np.clip(wide, 0, 65535) * (255 / 65535)).astype(np.uint8)
+        return narrow
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        luminance = np.asarray(pixels.convert("RGB").convert("L"), dtype=np.float64)
+        opacity = np.asarray(pixels.getchannel("A"), dtype=np.float64) / 255
+        dimmed: NDArray[np.uint8] = np.rint(luminance * opacity).astype(np.uint8)
+        return dimmed
+    if image.mode not in ("L", "1"):
+        image = image.convert("RGB")
+    return np.array(image.convert("L"), dtype=np.uint8)

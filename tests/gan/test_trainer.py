@@ -1,0 +1,237 @@
+"""Trainer: events, exact resumption, determinism, learning, and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctmr.data.sampling import TrainingData
+from ctmr.errors import CtmrError, InputError
+from ctmr.gan.events import CheckpointEvent, DoneEvent, NoticeEvent, SampleEvent, StepEvent
+from ctmr.gan.trainer import Trainer
+from ctmr.recipe import Generator, GeneratorKind, Loss, Network, Precision, Train, Warmup
+from ctmr.volume import Direction
+
+Sections = tuple[Network, Loss, Train, TrainingData]
+
+
+@pytest.fixture
+def sections(network: Network, loss: Loss, train: Train, data: TrainingData) -> Sections:
+    return network, loss, train, data
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    tensors, _ = trainer._state()
+    return [tensors[k] for k in sorted(tensors)]
+
+
+def same(a: Trainer, b: Trainer) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def test_events_come_in_order(sections: Sections, tmp_path: Path) -> None:
+    trainer = Trainer(*sections, checkpoints=tmp_path, report_every=2)
+    names = [(e.step, type(e)) for e in trainer.run()]
+    assert names == [
+        (2, StepEvent),
+        (3, CheckpointEvent),
+        (4, StepEvent),
+        (4, SampleEvent),
+        (6, StepEvent),
+        (6, SampleEvent),
+        (6, CheckpointEvent),
+        (6, DoneEvent),
+    ]
+    assert list(trainer.run()) == []
+
+
+def test_a_run_in_chunks_equals_a_run_in_one(sections: Sections) -> None:
+    whole, chunked = Trainer(*sections), Trainer(*sections)
+    list(whole.run())
+    for stop in (2, 3, 99):
+        list(chunked.run(until_step=stop))
+        chunked.generator(Direction.MR2CT)(torch.zeros(1, 1, 16, 16))
+    assert chunked.step == 6
+    assert same(whole, chunked)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_six_steps_equal_three_saved_and_three_resumed(
+    sections: Sections, tmp_path: Path, precision: Precision
+) -> None:
+    network, loss, train, data = sections
+    train = train.model_copy(update={"precision": precision, "steps": 12, "checkpoint_every": 6})
+    whole = Trainer(network, loss, train, data)
+    list(whole.run())
+    first = Trainer(network, loss, train, data, checkpoints=tmp_path)
+    list(first.run(until_step=6))
+    torch.manual_seed(99)
+    second = Trainer(network, loss, train, data, checkpoints=tmp_path)
+    assert second.resume()
+    assert second.step == 6
+    assert same(first, second)
+    list(second.run())
+    assert same(whole, second)
+
+
+def test_another_process_resumes_to_the_same_bits(sections: Sections, tmp_path: Path) -> None:
+    network, loss, train, data = sections
+    whole = Trainer(network, loss, train, data)
+    list(whole.run())
+    list(Trainer(network, loss, train, data, checkpoints=tmp_path / "c").run(until_step=3))
+    torch.save([dataclasses.asdict(data.mr), dataclasses.asdict(data.ct)], tmp_path / "data.pt")
+    program = f"""
+import torch
+from ctmr.data.sampling import Domain, TrainingData
+from ctmr.gan.trainer import Trainer
+from ctmr.recipe import Loss, Network, Train
+from pathlib import Path
+mr, ct = torch.load({str(tmp_path / "data.pt")!r}, weights_only=True)
+sections = [s.model_validate_json(t) for s, t in zip((Network, Loss, Train), {
+        [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]!r})]
+trainer = Trainer(*sections, TrainingData(Domain(**mr), Domain(**ct)), checkpoints=Path({str(tmp_path / "c")!r}))
+assert trainer.resume() and trainer.step == 3
+list(trainer.run())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    resumed = Trainer(network, loss, train, data, checkpoints=tmp_path / "c")
+    assert resumed.resume() and resumed.step == 6
+    assert same(whole, resumed)
+
+
+def test_equal_seeds_give_equal_models_and_others_do_not(sections: Sections) -> None:
+    network, loss, train, data = sections
+    one, two, other = (
+        Trainer(network, loss, train.model_copy(update={"seed": s}), data) for s in (0, 0, 1)
+    )
+    list(one.run())
+    torch.manual_seed(5)
+    list(two.run())
+    list(other.run())
+    assert same(one, two)
+    assert not same(one, other)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(sections: Sections, tmp_path: Path) -> None:
+    whole = Trainer(*sections, checkpoints=tmp_path)
+    list(whole.run())
+    newest = sorted(tmp_path.iterdir())[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    again = Trainer(*sections, checkpoints=tmp_path)
+    assert again.resume()
+    assert again.step == 3
+    events = list(again.run())
+    assert isinstance(events[0], NoticeEvent) and "step-000000006" in events[0].message
+    assert same(whole, again)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(sections: Sections, tmp_path: Path) -> None:
+    network, loss, train, data = sections
+    list(Trainer(network, loss, train, data, checkpoints=tmp_path).run())
+    other = Trainer(network, loss, train.model_copy(update={"beta1": 0.6}), data, checkpoints=tmp_path)
+    with pytest.raises(InputError, match="recipe or data differ"):
+        other.resume()
+
+
+def test_there_is_nothing_to_resume_at_first(sections: Sections, tmp_path: Path) -> None:
+    assert not Trainer(*sections, checkpoints=tmp_path / "none").resume()
+    assert not Trainer(*sections).resume()
+
+
+def test_training_lowers_the_cycle_loss(sections: Sections) -> None:
+    network, _, train, data = sections
+    train = train.model_copy(update={"steps": 60, "lr_generator": 2e-3})
+    trainer = Trainer(network, Loss(cycle=10.0, identity=0.0), train, data, report_every=10, samples=0)
+    reports = [e.losses for e in trainer.run() if isinstance(e, StepEvent)]
+    cycle = [r["cycle_mr"] + r["cycle_ct"] for r in reports]
+    assert cycle[-1] < 0.5 * cycle[0]
+
+
+def test_the_exported_generator_is_the_moving_average_of_the_weights(sections: Sections) -> None:
+    network, loss, train, data = sections
+    averaged, raw = (Trainer(network, loss, train.model_copy(update={"ema": e}), data) for e in (0.5, 0.0))
+    mean = [p.detach().clone() for p in raw.generator(Direction.CT2MR).parameters()]
+    for n in range(4):
+        list(averaged.run(until_step=n + 1))
+        list(raw.run(until_step=n + 1))
+        decay = min(0.5, (n + 1) / (n + 10))
+        now = raw.generator(Direction.CT2MR).parameters()
+        mean = [decay * m + (1 - decay) * p for m, p in zip(mean, now, strict=True)]
+    for m, p in zip(mean, averaged.generator(Direction.CT2MR).parameters(), strict=True):
+        torch.testing.assert_close(m, p)
+
+
+def test_the_exported_generator_is_a_copy_that_training_leaves_alone(sections: Sections) -> None:
+    trainer = Trainer(*sections)
+    generator = trainer.generator(Direction.MR2CT)
+    before = [p.clone() for p in generator.parameters()]
+    list(trainer.run(until_step=2))
+    assert all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
+    assert not generator.training and not any(p.requires_grad for p in generator.parameters())
+
+
+def test_learning_rates_and_warmup_follow_the_recipe(sections: Sections) -> None:
+    trainer = Trainer(*sections, report_every=1)
+    reports = [e for e in trainer.run() if isinstance(e, StepEvent)]
+    assert [r.learning_rates["generator"] / 2e-4 for r in reports] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert ["warmup_ct" in r.losses for r in reports] == [True, True, True, False, False, False]
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_its_name(sections: Sections, tmp_path: Path) -> None:
+    network, loss, train, data = sections
+    trainer = Trainer(network, loss, train, data, checkpoints=tmp_path, report_every=100)
+    list(trainer.run(until_step=1))
+    data.mr.images.fill_(float("nan"))
+    with pytest.raises(CtmrError, match=r"at step 2 of 6: .*cycle_mr.* lower train\.lr_generator"):
+        list(trainer.run())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_train_without_warmup_and_say_so(sections: Sections) -> None:
+    network, loss, train, data = sections
+    pictures = TrainingData(
+        dataclasses.replace(data.mr, levels=None), dataclasses.replace(data.ct, levels=None)
+    )
+    events = list(Trainer(network, loss, train, pictures).run())
+    assert isinstance(events[0], NoticeEvent) and "loss.warmup is not used" in events[0].message
+    reports = [e for e in events if isinstance(e, StepEvent)]
+    assert all("warmup_ct" not in r.losses for r in reports)
+
+
+def test_a_unet_that_does_not_fit_the_slices_is_refused_before_training(sections: Sections) -> None:
+    network, loss, train, data = sections
+    network = network.model_copy(update={"generator": Generator(kind=GeneratorKind.UNET, width=2, blocks=5)})
+    with pytest.raises(InputError, match="divisible by 32"):
+        Trainer(network, loss, train, data)
+
+
+def test_samples_are_the_real_slices_their_translations_and_reconstructions(sections: Sections) -> None:
+    trainer = Trainer(*sections, samples=2)
+    sample = [e for e in trainer.run() if isinstance(e, SampleEvent)][-1]
+    to_ct, to_mr = trainer.generator(Direction.MR2CT), trainer.generator(Direction.CT2MR)
+    assert sample.mr.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(sample.fake_ct, to_ct(sample.mr))
+    torch.testing.assert_close(sample.cycle_mr, to_mr(to_ct(sample.mr)))
+    torch.testing.assert_close(sample.cycle_ct, to_ct(to_mr(sample.ct)))
+
+
+def test_the_core_needs_no_pipeline_library() -> None:
+    program = (
+        "import sys, ctmr.gan.trainer, ctmr.networks, ctmr.data.sampling\n"
+        "heavy = {'mlflow', 'kfp', 'dvc', 'optuna', 'great_expectations', 'pandas', 'boto3', 'safetensors',"
+        " 'pydicom', 'nibabel', 'onnx', 'tritonclient', 'skimage'}\n"
+        "found = heavy & {m.split('.')[0] for m in sys.modules}\n"
+        "sys.exit(' '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_warmup_is_off_by_default() -> None:
+    assert Loss().warmup == Warmup(weight=0.0)

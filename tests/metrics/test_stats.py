@@ -1,0 +1,56 @@
+"""Summaries: patients before cases, seeded intervals, and no mixing of protocols."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from ctmr.metrics.stats import bootstrap_interval, summarise
+from ctmr.protocol import CaseMetrics, protocol
+
+HU = protocol("wolterink")
+
+
+def case(name, subject, mae):
+    return CaseMetrics(name, subject, HU, {"mae": mae})
+
+
+def test_a_patient_with_many_cases_counts_once():
+    summary = summarise([case("a1", "a", 10.0), case("a2", "a", 20.0), case("a3", "a", 30.0), case("b1", "b", 40.0)])
+    mae = summary.metrics["mae"]
+    assert (mae.mean, mae.subjects, mae.cases) == (30.0, 2, 4)
+    assert mae.sd == pytest.approx(np.std([20.0, 40.0], ddof=1))
+
+
+def test_the_interval_repeats_with_its_seed_and_agrees_with_scipy():
+    values = np.random.default_rng(0).normal(100, 10, 25)
+    ours = bootstrap_interval(values, resamples=4000, seed=3)
+    assert ours == bootstrap_interval(values, resamples=4000, seed=3)
+    theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.4)
+
+
+def test_one_patient_has_no_interval_and_no_spread():
+    row = summarise([case("a", "a", 5.0)]).metrics["mae"].to_dict()
+    assert row == {"mean": 5.0, "sd": None, "low": None, "high": None, "subjects": 1, "cases": 1}
+
+
+def test_mixed_protocols_are_a_type_error():
+    other = CaseMetrics("x", "a", protocol("synthrad2023"), {"mae": 1.0})
+    with pytest.raises(TypeError, match="different protocols"):
+        summarise([case("a", "a", 1.0), other])
+    with pytest.raises(TypeError, match="nothing to compare"):
+        summarise([])
+
+
+def test_an_infinite_psnr_stays_infinite_in_python_and_is_null_in_json():
+    equal = [CaseMetrics(s, s, HU, {"psnr": math.inf}) for s in "ab"]
+    summary = summarise(equal)
+    assert summary.mean("psnr") == math.inf
+    assert "null" in json.dumps(summary.to_dict(), allow_nan=False)
+
+
+def test_cases_without_subject_are_patients_of_their_own():
+    assert summarise([case("p1", "", 1.0), case("p2", "", 3.0)]).subjects == 2
