@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctmr.errors import CtmrError, InputError
 from ctmr.stages.names import STAGE_NAMES
+
+if TYPE_CHECKING:
+    from ctmr.home import Home
+    from ctmr.storage import Source
 
 app = typer.Typer(
     name="ctmr",
@@ -131,7 +135,7 @@ def _stage_command(name: str, text: str) -> None:
     app.command(name=name)(command)
 
 
-for _name, _text in {
+_STAGE_HELP = {
     "fetch": "Stage 1: pin a dataset, copy it, describe every image in an inventory.",
     "validate": "Stage 2: findings, Great Expectations, splits; decides what may be used.",
     "preprocess": "Stage 3: images onto the model's grid, in shards of physical units.",
@@ -140,8 +144,9 @@ for _name, _text in {
     "evaluate": "Stage 6: held-out measurements under named protocols, verdict of the gate.",
     "register": "Stage 7: a model that passed becomes an MLflow version with lineage.",
     "deploy": "Stage 8: the registered version goes live on Triton, proven, or the old one stays.",
-}.items():
-    _stage_command(_name, _text)
+}
+for _name in STAGE_NAMES:
+    _stage_command(_name, _STAGE_HELP[_name])
 
 
 @app.command()
@@ -251,7 +256,7 @@ def recipe_resolve(
     print(render(load(name, settings or [])), end="")
 
 
-def _source(dataset: str, path: str, revision: str, home: Any) -> Any:
+def _source(dataset: str, path: str, revision: str, home: Home) -> Source:
     from ctmr.home import quiet_libraries
     from ctmr.storage import resolve
 
@@ -263,7 +268,7 @@ def _source(dataset: str, path: str, revision: str, home: Any) -> Any:
     return resolve(dataset, path=path, revision=revision)
 
 
-def _only_run(home: Any, recipe: str) -> Path:
+def _only_run(home: Home, recipe: str) -> Path:
     found = sorted(p for p in home.runs.glob(f"{recipe}-*") if p.is_dir()) if home.runs.is_dir() else []
     if len(found) != 1:
         raise InputError(
@@ -289,6 +294,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
-
-
-assert len(STAGE_NAMES) == 8

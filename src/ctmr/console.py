@@ -180,13 +180,17 @@ def summary_line(result: Result) -> str:
         case "train":
             return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch"
         case "evaluate":
-            return f"{s['verdict']}" + ("" if s["fidelity_measured"] else " (fidelity not measured)")
+            return s["verdict"] + ("" if s["fidelity_measured"] else " (fidelity not measured)") + _and(s["reason"])
         case "register":
             return f"{s['name']} version {s['version']}"
         case "deploy":
             return f"live at {s['grpc']}, golden case within {s['golden_difference']:g} {s['golden_unit']}"
         case _:
             return ""
+
+
+def _and(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _reasons(because: str) -> str:

@@ -39,9 +39,7 @@ def test_every_result_is_a_flip_and_a_padded_shift_of_its_own_image(
 def test_all_shifts_and_both_sides_occur() -> None:
     image = torch.arange(30.0).view(1, 1, 5, 6)
     generator = rng()
-    seen = {
-        tuple(augment(image, flip=True, shift=1, rng=generator).flatten().tolist()) for _ in range(400)
-    }
+    seen = {tuple(augment(image, flip=True, shift=1, rng=generator).flatten().tolist()) for _ in range(400)}
     assert len(seen) == 2 * 9
 
 

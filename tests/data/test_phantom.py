@@ -151,9 +151,9 @@ def test_a_lesion_leaves_the_rest_of_the_anatomy_alone() -> None:
 
 
 def test_about_a_third_of_subjects_have_a_lesion() -> None:
-    found = sum(make_head(seed, shape=TINY, spacing_mm=TINY_MM).lesion is not None for seed in range(40))
-    # Binomial(40, 0.3): fewer than 4 or more than 21 happens once in 500 cohorts.
-    assert 4 <= found <= 21
+    found = sum(make_head(seed, shape=TINY, spacing_mm=TINY_MM).lesion is not None for seed in range(16))
+    # Binomial(16, 0.3): none, or more than 10, happens once in 200 cohorts.
+    assert 1 <= found <= 10
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,7 @@ def draw(s: Sampler, times: int) -> list[tuple[int, int]]:
 
 def test_level_matching_draws_another_subject_within_the_slack_evenly() -> None:
     levels, volume = [float(v) for v in range(10)] * 3, [0] * 10 + [1] * 10 + [2] * 10
-    data = TrainingData(
-        mr=indexed(levels, volume, ("a", "b", "c")), ct=indexed(levels, volume, ("b", "c", "d"))
-    )
+    data = TrainingData(mr=indexed(levels, volume, ("a", "b", "c")), ct=indexed(levels, volume, ("b", "c", "d")))
     seen: dict[int, set[int]] = {}
     for mr, ct in draw(sampler(data, 2, batch=3), 1500):
         assert abs(levels[mr] - levels[ct]) <= 2
@@ -141,9 +139,7 @@ def test_volumes_without_a_subject_match_each_other() -> None:
 
 
 def test_only_one_subject_is_refused_for_level_matching() -> None:
-    data = TrainingData(
-        mr=indexed([0.0, 0.0], [0, 1], ("b", "a")), ct=indexed([0.0, 1.0], [0, 0], ("a",))
-    )
+    data = TrainingData(mr=indexed([0.0, 0.0], [0, 1], ("b", "a")), ct=indexed([0.0, 1.0], [0, 0], ("a",)))
     with pytest.raises(InputError, match="another subject than 'a'"):
         sampler(data, 3)
 
@@ -168,9 +164,7 @@ def test_equal_generators_draw_equal_batches() -> None:
 def test_a_depth_map_moves_with_its_image() -> None:
     images = torch.rand(3, 1, 6, 6)
     domain = Domain(images, images * 0.5 - 0.5, None, torch.zeros(3, dtype=torch.int64), ("a",), ("a",))
-    draws = Sampler(
-        TrainingData(domain, domain), batch=4, flip=True, shift=2, level_slack=None, rng=torch.Generator()
-    )
+    draws = Sampler(TrainingData(domain, domain), batch=4, flip=True, shift=2, level_slack=None, rng=torch.Generator())
     for _, b in zip(range(20), draws, strict=False):
         assert b.mr_depth is not None
         assert torch.equal(b.mr_depth, torch.where(b.mr == -1, -1.0, b.mr * 0.5 - 0.5))
@@ -207,3 +201,37 @@ def test_channels_of_different_ranges_have_no_single_target_range() -> None:
         target_ranges(mr, Normalise())
     data = build(shard(Modality.CT, ["c"]), mr)
     assert data.mr.images.shape[1] == 2
+
+
+def test_matching_prefers_the_slices_whose_head_outline_is_most_alike() -> None:
+    def domain(outlines: list[list[float]], subjects: tuple[str, ...]) -> Domain:
+        n = len(outlines)
+        images = torch.arange(float(n)).view(n, 1, 1, 1).expand(n, 1, 4, 4).clone()
+        unit = torch.nn.functional.normalize(torch.tensor(outlines), dim=1)
+        return Domain(images, None, torch.zeros(n), torch.arange(n), subjects, subjects, unit)
+
+    mr = domain([[1.0, 0.0, 0.0]], ("m",))
+    ct = domain([[0.0, 1.0, 0.0], [0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.0, 0.0, 1.0]], ("a", "b", "c", "d"))
+    draws = Sampler(
+        TrainingData(mr, ct),
+        batch=1,
+        flip=False,
+        shift=0,
+        level_slack=2,
+        matches=2,
+        rng=torch.Generator().manual_seed(0),
+    )
+    assert {int(draws.draw().ct[0, 0, 0, 0]) for _ in range(60)} == {1, 2}
+
+
+def test_matched_slices_are_flipped_and_shifted_alike() -> None:
+    mr, ct = shard(Modality.MR, ["a"]), shard(Modality.CT, ["b"])
+    data = build(ct, mr)
+    same = TrainingData(data.mr, Domain(**(vars(data.ct) | {"images": data.mr.images})))
+    rng = torch.Generator().manual_seed(3)
+    alike = Sampler(same, batch=1, flip=True, shift=2, level_slack=0, rng=rng)
+    for _ in range(20):
+        batch = alike.draw()
+        assert torch.equal(batch.mr, batch.ct)
+    free = Sampler(same, batch=1, flip=True, shift=2, level_slack=None, rng=rng)
+    assert not all(torch.equal(b.mr, b.ct) for b in (free.draw() for _ in range(20)))

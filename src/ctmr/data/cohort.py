@@ -91,14 +91,13 @@ def affine_of(shape: tuple[int, int, int], spacing_mm: float) -> NDArray[np.floa
 
 
 def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, modalities: tuple[Modality, ...]) -> int:
-    import torch
-
     from ctmr.data.phantom import make_head
+    from ctmr.io.dicom import seeded_uid
 
-    torch.set_num_threads(1)
     head = make_head(seed, shape=plan.shape, spacing_mm=plan.spacing_mm)
     subject = f"phantom-{seed}"
     affine = affine_of(plan.shape, plan.spacing_mm)
+    study, frame = (seeded_uid(f"{subject} {what}") for what in ("study", "frame of reference"))
     written = 0
     for modality in modalities:
         if modality is Modality.CT:
@@ -109,19 +108,29 @@ def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, moda
             unit = Unit.HU if modality is Modality.CT else Unit.ARBITRARY
             volume = Volume(array, affine, modality, unit, subject, sequence)
             name = subject if sequence is None else f"{subject}_{sequence}"
-            _write_archive(folder / split.value / modality.value / f"{name}.zip", volume, f"{name} {modality}")
+            _write_archive(
+                folder / split.value / modality.value / f"{name}.zip", volume, f"{name} {modality}", study, frame
+            )
             written += 1
     return written
 
 
-def _write_archive(path: Path, volume: Volume, uid_seed: str) -> None:
+def _write_archive(path: Path, volume: Volume, uid_seed: str, study_uid: str, frame_uid: str) -> None:
     from ctmr.io.dicom import write_series
 
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="ctmr-phantom-"))
     try:
         label = "PHANTOM CT head" if volume.modality is Modality.CT else f"PHANTOM {volume.sequence} head"
-        files = write_series(scratch / "series", volume, uid_seed=uid_seed, description=label)
+        files = write_series(
+            scratch / "series",
+            volume,
+            uid_seed=uid_seed,
+            study_uid=study_uid,
+            frame_of_reference_uid=frame_uid,
+            description=label,
+            synthetic_data=True,
+        )
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(files):

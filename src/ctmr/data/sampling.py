@@ -53,19 +53,19 @@ class Domain:
         ``[N]`` float32 on the CPU: slices from the volume's centre; ``None`` for pictures.
     volume
         ``[N]`` int64 on the CPU: index into `subjects`.
-    outlines
-        ``[N, P]`` float32 on the CPU: head mask at a quarter of the resolution, divided by its norm.
     subjects, uids
         Of each volume.
+    outlines
+        ``[N, P]`` float32 on the CPU: head mask at a quarter of the resolution, divided by its norm; ``None``: unknown.
     """
 
     images: Tensor
     depth: Tensor | None
     levels: Tensor | None
     volume: Tensor
-    outlines: Tensor
     subjects: tuple[str, ...]
     uids: tuple[str, ...]
+    outlines: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,10 @@ class Sampler:
         mine, theirs = self._mr_subject[mr][:, None], self._ct_subject[None, :]
         distance = distance.masked_fill(mine == theirs, torch.inf)
         nearest = distance.amin(dim=1, keepdim=True).clamp(min=float(slack))
-        # Cosine of two masks: 1 for equal outlines, and as fast as one matrix product.
-        likeness = self._data.mr.outlines[mr] @ self._data.ct.outlines.T
+        likeness = torch.zeros_like(distance)
+        if self._data.mr.outlines is not None and self._data.ct.outlines is not None:
+            # Cosine of two masks: 1 for equal outlines, and as fast as one matrix product.
+            likeness = self._data.mr.outlines[mr] @ self._data.ct.outlines.T
         likeness = likeness.masked_fill(distance > nearest, -1.0)
         least = likeness.topk(min(self._matches, likeness.shape[1]), dim=1).values[:, -1:].clamp(min=0.0)
         return torch.multinomial((likeness >= least).float(), 1, generator=self._rng)[:, 0]

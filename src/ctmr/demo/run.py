@@ -34,9 +34,8 @@ def run_demo(settings: list[str], *, as_json: bool = False) -> None:
     began = time.monotonic()
     made = make_demo_dataset(home, CohortPlan(), lambda m, f: console.report_for("cohort")(m, f))
     seconds["cohort"] = time.monotonic() - began
-    console.say(
-        f"  {'cohort':<10} {f'{seconds["cohort"]:6.1f} s' if made else 'reused':<9} PHANTOM data in {demo_repository(home)}"
-    )
+    took = f"{seconds['cohort']:6.1f} s" if made else "reused"
+    console.say(f"  {'cohort':<10} {took:<9} PHANTOM heads in {demo_repository(home)}")
     source = resolve(str(demo_repository(home)))
     done = run_pipeline(
         source,
@@ -75,7 +74,7 @@ def _synthesize_held_out(done: Run, home: Home, console: Console) -> dict[str, A
     out = home.demo / "synthetic" / f"{golden['subject']}_v{register['version']}"
     if out.exists():
         shutil.rmtree(out)
-    return synthesize(
+    written: dict[str, Any] = synthesize(
         done.folder / "fetch" / "raw" / golden["paths"][0],
         out,
         to="CT",
@@ -84,6 +83,7 @@ def _synthesize_held_out(done: Run, home: Home, console: Console) -> dict[str, A
         home=home,
         report=console.report_for("synthesize"),
     )
+    return written
 
 
 def _summary(
@@ -98,7 +98,7 @@ def _summary(
     for name, value in {
         "dataset": f"{fetch['name']}, revision {fetch['revision'][:12]}, md5 {fetch['md5']}",
         "validation": f"{validate['outcome'].replace('_', ' ')}, Great Expectations {validate['expectations']}",
-        "tuning": f"best of {tune['trials']} trials is {tune['best_trial']}: {tune['objective']} {tune['best_score']:.1f}",
+        "tuning": f"trial {tune['best_trial']} of {tune['trials']}: {tune['best_score']:.1f}, {tune['objective']}",
         "model": f"{register['name']} version {register['version']}, {register['tags']} lineage tags, MLflow run "
         f"{register['run_id'][:8]}",
         "Triton": f"{deploy['model']} version {deploy['version']} at {deploy['grpc']}, golden DICOM case within "

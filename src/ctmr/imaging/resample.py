@@ -94,9 +94,7 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
     return volume.with_array(array, affine), placement
 
 
-def from_grid(
-    array_on_grid: NDArray[Any], placement: Placement, *, outside: float, order: int = 1
-) -> NDArray[Any]:
+def from_grid(array_on_grid: NDArray[Any], placement: Placement, *, outside: float, order: int = 1) -> NDArray[Any]:
     """Bring an array from a model's grid back onto the native voxels.
 
     Parameters
@@ -344,9 +342,7 @@ def _sample_oblique(
     return result
 
 
-def _smooth(
-    values: NDArray[Any], factors: tuple[float, ...], axes: list[int], anti_alias_above: float
-) -> NDArray[Any]:
+def _smooth(values: NDArray[Any], factors: tuple[float, ...], axes: list[int], anti_alias_above: float) -> NDArray[Any]:
     """Blur along axes that are sampled more coarsely, so that fine detail does not fold into false structure.
 
     The Gaussian's full width at half maximum takes a voxel to the coarser one: FWHM² = factor² - 1

@@ -89,9 +89,7 @@ def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], Served
     return np.stack(channels), ServedPlacement(placements[0], first.affine, first.subject)
 
 
-def finish(
-    array: NDArray[Any], placement: ServedPlacement, *, modality: Modality, unit: Unit, uid: str = ""
-) -> Volume:
+def finish(array: NDArray[Any], placement: ServedPlacement, *, modality: Modality, unit: Unit, uid: str = "") -> Volume:
     """Bring a model's answer back onto the native voxels.
 
     Parameters

@@ -30,9 +30,7 @@ def format_of(path: Path) -> str | None:
     return None
 
 
-def read_image(
-    path: Path, *, modality: Modality | None = None, unit: Unit | None = None, subject: str = ""
-) -> Volume:
+def read_image(path: Path, *, modality: Modality | None = None, unit: Unit | None = None, subject: str = "") -> Volume:
     """Read a DICOM folder or file, a NIfTI file or a picture.
 
     Parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from ctmr.digest import content_digest
 from ctmr.errors import GateFailed, InputError
 from ctmr.home import Home
 from ctmr.recipe import Recipe
@@ -70,7 +71,7 @@ def run_pipeline(
     """
     done = Run(folder)
     options = {"fetch": {"dataset": source.to_option()}}
-    champion = resolve_champion(source, recipe, home)
+    champion = resolve_champion(source.dataset.name, recipe, home)
     for name in STAGE_NAMES:
         spec = stage(name)
         if name == "evaluate":
@@ -93,12 +94,20 @@ def run_pipeline(
     return done
 
 
-def resolve_champion(source: Source, recipe: Recipe, home: Home) -> Mapping[str, str]:
-    """Find the registered champion once, at the start of a run."""
+def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
+    """Return evaluate's champion option for a stage that is run alone."""
+    dataset = json.loads((folder / "fetch" / "dataset.json").read_text())["name"]
+    return _champion_option(
+        resolve_champion(dataset, recipe, home), content_digest(folder / "train"), folder / "evaluate"
+    )
+
+
+def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, str]:
+    """Find the registered champion of a dataset once, at the start of a run."""
     if not home.tracking_uri.startswith("sqlite:") or (home.root / "mlflow.db").exists():
         from ctmr.tracking import Tracking
 
-        found = Tracking(home).champion(model_name(recipe, source.dataset.name), recipe.register_.alias)
+        found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)
         if found:
             return {"name": found.name, "version": found.version, "digest": found.digest, "run_id": found.run_id}
     return {}

@@ -61,7 +61,7 @@ def run(context: Context) -> dict[str, Any]:
         champion=champion[1],
         champion_name=champion[0],
     )
-    _write_cases(context.out / "cases.csv", own, trivial)
+    _write_cases(context.out / "cases.csv", own)
     tree = verdict.to_dict() | {
         "direction": direction.value,
         "has_pairs": held.has_pairs,
@@ -126,7 +126,7 @@ def _measure_champion(context: Context, held: HeldOut) -> tuple[str, dict[str, S
     }
 
 
-def _write_cases(path: Path, own: Measured, trivial: Mapping[str, Mapping[str, Summary]]) -> None:
+def _write_cases(path: Path, own: Measured) -> None:
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["protocol", "case", "subject", "metric", "value"])

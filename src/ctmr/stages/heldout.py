@@ -188,16 +188,15 @@ def measure_trivial(held: HeldOut, recipe: Recipe) -> dict[str, Cases]:
     if not held.has_pairs:
         return {}
     source, target = (read_shard(held.shards, Split.TRAIN, m) for m in (held.direction.source, held.direction.target))
-    out: dict[str, Cases] = {}
-    for name, translator in fit_trivial(source, target, held.direction).items():
-        cases: Cases = {}
-        for index in held.indices(recipe):
-            case = held.case(index)
+    fitted = fit_trivial(source, target, held.direction)
+    out: dict[str, Cases] = {name: {} for name in fitted}
+    for index in held.indices(recipe):
+        case = held.case(index)
+        assert case.truth is not None
+        for name, translator in fitted.items():
             native = _native(translator(case.array, case.head, first_level=case.level), case, held)
-            assert case.truth is not None
             truth, prediction = _on_one_grid(case.truth, native)
-            _paired(cases, prediction, truth, case, held, recipe)
-        out[name] = cases
+            _paired(out[name], prediction, truth, case, held, recipe)
     return out
 
 

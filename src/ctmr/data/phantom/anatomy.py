@@ -26,7 +26,7 @@ LESION_RATE = 0.3
 # The brain's middle lies below the volume's middle, so that the vertex fits and the neck fills the rest.
 _RAISED_MM = 1.5
 # The nose reaches further forward than the occiput back.
-_MOVED_BACK_MM = 4.5
+_MOVED_BACK_MM = 5.0
 _WARP_MM = (2.0, 2.3, 2.0)
 
 
@@ -81,7 +81,7 @@ def _posed_space(shape: tuple[int, int, int], spacing_mm: float, rng: np.random.
     turn, tilt, nod = np.deg2rad([rng.uniform(-8, 8), rng.uniform(-5, 5), rng.uniform(-4, 4)])
     size = rng.uniform(0.95, 1.05) * rng.uniform(0.985, 1.015, 3)
     # Nose and occiput nearly fill the field of view: the longest heads would leave it.
-    size = np.minimum(size, [1.04, 1.025, 1.05])
+    size = np.minimum(size, [1.04, 1.015, 1.05])
     rotation = _rotation(1, 2, turn) @ _rotation(0, 2, tilt) @ _rotation(0, 1, nod)
     to_anatomy = rotation / size[:, None]
 

@@ -72,9 +72,8 @@ def paint_cerebrum(
     from_vault = brain.ellipsoid((6.0, 0.0, 0.0), (65.0, 82.0, 66.0)) - 3
     sulci = _sulci(brain, np.minimum(from_vault, from_medial_wall), np.minimum(hull, from_medial_wall), rng)
     sylvian, insula = _sylvian(brain)
-    cingulate = np.sqrt(
-        (callosal + 12 + 2 * brain.patch + 2 * brain.ripple) ** 2 + np.maximum(np.abs(wavy_x) - 9, 0) ** 2
-    )
+    course = callosal + 12 + 2 * brain.patch + 2 * brain.ripple
+    cingulate = np.hypot(course, np.maximum(np.abs(wavy_x) - 9, 0))
     # Below the genu the cingulate sulcus ends.
     cingulate = cingulate + np.maximum(-6 - brain.z, 0)
 
@@ -102,17 +101,18 @@ def _hull(brain: Space, inner_surface: Volume, above: Volume) -> Volume:
     midbrain = intersection(brainstem_depth(brain) + np.float32(2.4), -3 - brain.z, 3)
     hull = intersection(hull, -midbrain, 2)
     # Chiasm and pituitary, not brain, fill the middle between the temporal poles.
-    sellar = np.minimum(np.minimum(12 - brain.side, -15 - brain.z), np.minimum(brain.y + 24, 3 - brain.y))
+    sellar = np.minimum(np.minimum(9 - brain.side, -16 - brain.z), np.minimum(brain.y + 24, 3 - brain.y))
     return intersection(hull, -sellar, 4)
 
 
 def _callosal_block(brain: Space) -> Volume:
     ellipse = brain.ellipsoid((6.0, 2.0, 0.0), (22.0, 38.0, 1000.0))
     # In front of the diencephalon, under the genu, the hemispheres are apart again.
-    under_genu = brain.z + 5 + np.float32(0.9) * np.maximum(brain.y + 20, 0)
+    behind_genu = np.maximum(brain.y + 20, 0)
+    under_genu: Volume = (brain.z + 5 + np.float32(0.9) * behind_genu).astype(np.float32, copy=False)
     # Behind the pineal, under the splenium, the cistern takes over.
-    before_pineal = np.clip(24 - brain.y, 0, None)
-    under_splenium = brain.z - 3 + np.float32(4) * before_pineal
+    before_pineal = np.maximum(24 - brain.y, 0)
+    under_splenium = brain.z - 3 + 4 * before_pineal
     return intersection(intersection(ellipse, under_genu, 4), under_splenium, 4)
 
 

@@ -118,7 +118,7 @@ def _skin(space: Space, scalp: Volume, rng: np.random.Generator) -> Volume:
         [
             ((-19.0, -83.0, 0.0), 4.5),
             ((-36.0, -92.0 - projection / 2, 0.0), 6.0),
-            ((-53.0, -98.0 - projection, 0.0), 8.0 + rng.uniform(-0.8, 1.2)),
+            ((-53.0, -97.0 - projection, 0.0), 8.0 + rng.uniform(-0.8, 1.2)),
             ((-60.0, -88.0, 0.0), 10.0),
         ],
         paired=False,

@@ -155,9 +155,7 @@ def _unlike_planes(planes: list[SlicePlane]) -> list[str]:
     spread = max(float(np.abs(np.subtract(p.spacing, first.spacing)).max()) for p in planes)
     if spread > 1e-3 * min(first.spacing):
         odd = next(p for p in planes if np.abs(np.subtract(p.spacing, first.spacing)).max() == spread)
-        faults.append(
-            f"inconsistent PixelSpacing: {first.spacing} mm in {first.name}, {odd.spacing} mm in {odd.name}"
-        )
+        faults.append(f"inconsistent PixelSpacing: {first.spacing} mm in {first.name}, {odd.spacing} mm in {odd.name}")
     turned = [max(np.linalg.norm(p.across - first.across), np.linalg.norm(p.down - first.down)) for p in planes]
     if max(turned) > SHEAR_TOLERANCE:
         odd = planes[int(np.argmax(turned))]
@@ -196,9 +194,7 @@ def _gaps(planes: list[SlicePlane]) -> list[str]:
     same = np.flatnonzero(gaps < ROUNDING_MM)
     if same.size:
         k = int(same[0])
-        return [
-            f"duplicates: {planes[k].name} and {planes[k + 1].name} lie at one position ({same.size} such pairs)"
-        ]
+        return [f"duplicates: {planes[k].name} and {planes[k + 1].name} lie at one position ({same.size} such pairs)"]
     usual = float(np.median(gaps))
     tolerance = max(GAP_TOLERANCE_MM, GAP_TOLERANCE * usual)
     odd = np.flatnonzero(np.abs(gaps - usual) > tolerance)

@@ -1,0 +1,33 @@
+# make            prints this help
+# PYTHON=python3.11 chooses the interpreter; TORCH_INDEX_URL=… an index with CPU builds of PyTorch.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check drill lint clean
+
+help: ## Print this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## Make .venv from constraints.txt
+	@$(PYTHON) infra/bootstrap.py
+
+demo: install ## Everything on this machine: data, training, gate, registry, Triton, a synthetic DICOM series
+	@$(BIN)/ctmr demo $(ARGS)
+
+test: install ## All tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: install lint ## Lint, types, import contracts and the fast tests, in under two minutes
+	@$(BIN)/python -m pytest -q -m "not slow and not drill" -n 2 $(ARGS)
+
+lint:
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+drill: install ## The long fault drills, in full
+	@CTMR_DRILL=full $(BIN)/python -m pytest -q -m drill $(ARGS)
+
+clean: ## Stop the servers and remove .ctmr (runs, models, registry)
+	@test ! -x $(BIN)/ctmr || $(BIN)/ctmr down
+	@rm -rf .ctmr
