@@ -180,7 +180,7 @@ def summary_line(result: Result) -> str:
         case "train":
             return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch"
         case "evaluate":
-            return s["verdict"] + ("" if s["fidelity_measured"] else " (fidelity not measured)") + _and(s["reason"])
+            return str(s["verdict"]) + ("" if s["fidelity_measured"] else " (fidelity not measured)") + _and(s["reason"])
         case "register":
             return f"{s['name']} version {s['version']}"
         case "deploy":

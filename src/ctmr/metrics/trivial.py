@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.data.shards import Shard
 from ctmr.errors import InputError
 from ctmr.volume import HOUNSFIELD_AIR_HU, Direction, Unit
 
@@ -17,6 +16,9 @@ MATCHED_LINE = "quantile-matched line"
 MEAN_IMAGE = "mean image"
 FILLED_HEAD = "head filled with 35 HU"
 IDENTITY = "identity"
+
+if TYPE_CHECKING:
+    from ctmr.data.shards import Shard
 
 SOFT_TISSUE_HU = 35.0
 LINE_QUANTILES = (0.1, 0.9)

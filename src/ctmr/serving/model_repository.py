@@ -1,0 +1,266 @@
+"""Triton model repository: the three Triton models of a served direction, their versions and version policies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+
+from ctmr.errors import InputError
+from ctmr.normaliser import STORAGE_DTYPE
+from ctmr.serving.export import MAX_BATCH, ServedSpec
+from ctmr.volume import Direction, Unit
+
+GENERATOR_QUEUE = 256
+"""Requests that may wait for a generator; more are refused as UNAVAILABLE."""
+VOLUME_QUEUE = 16
+"""Volumes that may wait; each lies whole in the server's memory."""
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+_CANDIDATE = "_candidate"
+_POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
+
+
+class Part(StrEnum):
+    """The three Triton models of one direction, as suffixes of its name."""
+
+    GENERATOR = ""
+    RANGE = "_range"
+    VOLUME = "_volume"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One version of one direction, ready to be served.
+
+    Attributes
+    ----------
+    model
+        ``<registered name>_<direction>``, from `served_name`.
+    version
+        MLflow's version number, as text.
+    generator, range
+        The exported graphs.
+    spec
+        What the version is.
+    """
+
+    model: str
+    version: str
+    generator: Path
+    range: Path
+    spec: ServedSpec
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.model):
+            raise InputError(
+                f"{self.model!r} cannot be a Triton model; use up to 100 letters, digits, dots, dashes and underscores"
+            )
+        if not re.fullmatch(r"[1-9][0-9]{0,17}", self.version):
+            raise InputError(f"version {self.version!r} is not a whole number above 0; use MLflow's version number")
+
+    def as_candidate(self) -> Release:
+        """Return the same version under the name that it is proven under."""
+        return replace(self, model=candidate_name(self.model))
+
+    def files(self, part: Part) -> dict[str, bytes]:
+        """Return the content of the version's folder of one part; InputError when a graph is not the spec's."""
+        if part is Part.VOLUME:
+            script = resources.files("ctmr.serving").joinpath("backend", "volume", "model.py").read_bytes()
+            return {"model.py": script, "spec.json": self.spec.to_json().encode()}
+        path = self.generator if part is Part.GENERATOR else self.range
+        wanted = self.spec.generator_sha256 if part is Part.GENERATOR else self.spec.range_sha256
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); export the model again") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != wanted:
+            raise InputError(f"{path} has sha256 {found[:12]}…, the spec says {wanted[:12]}…; export the model again")
+        return {"model.onnx": content}
+
+
+def served_name(name: str, direction: Direction) -> str:
+    """Return the name under which a direction of a registered model is served."""
+    return f"{name}_{direction}"
+
+
+def candidate_name(model: str) -> str:
+    """Return the name under which a version is proven before `model` changes."""
+    return model + _CANDIDATE
+
+
+def write_version(repository: Path, release: Release) -> bool:
+    """Put a version's folders of all three models into the repository.
+
+    The version policy of a model that exists already stays as it is: the new version is served only once
+    `set_versions` names it. A model that is new gets a policy that names this version.
+
+    Parameters
+    ----------
+    repository
+        Made if need be.
+    release
+        What to write. Each folder appears at once (temporary name, then rename).
+
+    Returns
+    -------
+    bool
+        False when the version was there already with the same content.
+
+    Raises
+    ------
+    InputError
+        The version is there with other content, or the model is served at another geometry or unit.
+    """
+    contents = {part: release.files(part) for part in Part}
+    missing = []
+    for part, files in contents.items():
+        folder = repository / f"{release.model}{part}"
+        config = folder / "config.pbtxt"
+        if config.exists() and _without_policy(config.read_text()) != _without_policy(_config(release, part)):
+            raise InputError(
+                f"model {folder.name} is served with other channels, size or units than version {release.version} has; "
+                "register this one under another name"
+            )
+        version = folder / release.version
+        if not version.exists():
+            missing.append(part)
+        elif {p.name: p.read_bytes() for p in version.iterdir() if p.is_file()} != files:
+            raise InputError(
+                f"{version} exists with other content; a version number stands for one content, so register again"
+            )
+    written: list[Path] = []
+    try:
+        for part in missing:
+            folder = repository / f"{release.model}{part}"
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_folder(folder / release.version, contents[part])
+            written.append(folder / release.version)
+            if not (folder / "config.pbtxt").exists():
+                _write_text(folder / "config.pbtxt", _config(release, part))
+    except BaseException:
+        # Half a version would be refused as other content the next time.
+        for version in written:
+            shutil.rmtree(version, ignore_errors=True)
+        raise
+    return bool(missing)
+
+
+def versions(repository: Path, model: str) -> tuple[str, ...]:
+    """Return the version numbers in the repository that have all three parts, lowest first."""
+    folders = [repository / f"{model}{part}" for part in Part]
+    found = [{p.name for p in f.iterdir() if p.name.isdecimal()} if f.is_dir() else set() for f in folders]
+    return tuple(sorted(set.intersection(*found), key=int))
+
+
+def served_versions(repository: Path, model: str, part: Part = Part.VOLUME) -> tuple[str, ...]:
+    """Return the versions that a model's version policy names; empty when the model is not there."""
+    config = repository / f"{model}{part}" / "config.pbtxt"
+    if not config.exists():
+        return ()
+    found = _POLICY.search(config.read_text())
+    return tuple(found[1].replace(" ", "").split(",")) if found else ()
+
+
+def set_versions(repository: Path, model: str, part: Part, wanted: set[str]) -> None:
+    """Rewrite the version policy of one model; the server follows at its next load of it."""
+    config = repository / f"{model}{part}" / "config.pbtxt"
+    _write_text(config, _POLICY.sub(_policy(wanted), config.read_text()))
+
+
+def remove_version(repository: Path, model: str, version: str) -> None:
+    """Remove a version from all three models, and a model without versions altogether."""
+    for part in Part:
+        folder = repository / f"{model}{part}"
+        shutil.rmtree(folder / version, ignore_errors=True)
+        if folder.is_dir() and not any(p.name.isdecimal() for p in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def models(repository: Path) -> tuple[str, ...]:
+    """Return every Triton model of the repository that a starting server should load; no leftover candidates."""
+    names = {p.parent.name for p in repository.glob("*/config.pbtxt")}
+    return tuple(sorted(n for n in names if not any(n.endswith(_CANDIDATE + part) for part in Part)))
+
+
+def leftover_candidates(repository: Path) -> tuple[str, ...]:
+    """Return the Triton models that an interrupted rollout left behind."""
+    return tuple(sorted({p.parent.name for p in repository.glob("*/config.pbtxt")} - set(models(repository))))
+
+
+_TRITON_TYPE: dict[Unit, str] = {unit: f"TYPE_{dtype.name.upper()}" for unit, dtype in STORAGE_DTYPE.items()}
+
+
+def _config(release: Release, part: Part) -> str:
+    """Return config.pbtxt. Inputs and outputs are explicit, because servers derive them differently."""
+    spec = release.spec
+    (height, width), c = spec.grid.size, spec.channels
+    if part is Part.GENERATOR:
+        backend, batch, kind, queue = "onnxruntime", MAX_BATCH, "KIND_AUTO", GENERATOR_QUEUE
+        inputs = [("slices", "TYPE_FP32", f"{c}, {height}, {width}"), ("range", "TYPE_FP32", f"{c}, 2")]
+        outputs = [("translation", "TYPE_FP32", f"1, {height}, {width}")]
+    elif part is Part.RANGE:
+        backend, batch, kind, queue = "onnxruntime", 0, "KIND_AUTO", GENERATOR_QUEUE
+        inputs = [("volume", "TYPE_FP32", f"{c}, -1, -1, -1")]
+        outputs = [("range", "TYPE_FP32", f"{c}, 2")]
+    else:
+        backend, batch, kind, queue = "python", 0, "KIND_CPU", VOLUME_QUEUE
+        inputs = [("volume", _TRITON_TYPE[spec.source.unit], f"{c}, -1, {height}, {width}")]
+        outputs = [
+            ("translation", _TRITON_TYPE[spec.target.unit], f"-1, {height}, {width}"),
+            ("generator_version", "TYPE_INT64", "1"),
+            ("spec", "TYPE_UINT8", "-1"),
+        ]
+    # Only who asks for nothing but the spec may leave the volume out.
+    optional = " optional: true" if part is Part.VOLUME else ""
+    return "\n".join(
+        [
+            f'name: "{release.model}{part}"',
+            f'backend: "{backend}"',
+            f"max_batch_size: {batch}",
+            *(f'input [ {{ name: "{n}" data_type: {t} dims: [ {d} ]{optional} }} ]' for n, t, d in inputs),
+            *(f'output [ {{ name: "{n}" data_type: {t} dims: [ {d} ] }} ]' for n, t, d in outputs),
+            f"instance_group [ {{ kind: {kind} count: 1 }} ]",
+            f"dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT max_queue_size: {queue} }} }}",
+            _policy({release.version}),
+            "",
+        ]
+    )
+
+
+def _policy(wanted: set[str]) -> str:
+    return f"version_policy: {{ specific: {{ versions: [ {', '.join(sorted(wanted, key=int))} ] }} }}"
+
+
+def _without_policy(config: str) -> str:
+    return _POLICY.sub("", config)
+
+
+def _write_folder(target: Path, files: dict[str, bytes]) -> None:
+    # A name without digits only, so that no server takes the half-written folder for a version.
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, content in files.items():
+            with (temporary / name).open("wb") as stream:
+                stream.write(content)
+                os.fsync(stream.fileno())
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_text(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        os.fsync(stream.fileno())
+    temporary.replace(target)

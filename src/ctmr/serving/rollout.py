@@ -1,0 +1,232 @@
+"""Rollout: a new version goes live only after it was proven, and the old one stays live when it was not."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctmr.errors import CtmrError, EnvironmentFault
+from ctmr.serving import model_repository as repo
+from ctmr.serving.client import TritonClient, probe
+from ctmr.serving.model_repository import Part, Release
+
+CANARY_DEADLINE_S = 30.0
+DRAIN_TIMEOUT_S = 600.0
+"""How long requests of the old version may still run before its generator is taken away."""
+
+_LOAD_ORDER = (Part.RANGE, Part.GENERATOR, Part.VOLUME)
+"""The volume model calls the other two, so it comes last and goes first."""
+
+Prove = Callable[[str, str], None]
+"""Called with a model's name and a version; raises when the answers of that version are not what they should be."""
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """What a rollout did.
+
+    Attributes
+    ----------
+    model, version
+        What was to go live.
+    previous
+        The version that was live before, if any.
+    live
+        The version that is live now, if any.
+    reason
+        Why it did not go live; empty when it did.
+    seconds
+        Wall time.
+    """
+
+    model: str
+    version: str
+    previous: str | None
+    live: str | None
+    reason: str
+    seconds: float
+
+    @property
+    def deployed(self) -> bool:
+        """True when the version is live and proven."""
+        return not self.reason and self.live == self.version
+
+
+class RolloutFailed(CtmrError):
+    """The version was not good enough to go live; `report` says what is live instead."""
+
+    def __init__(self, report: RolloutReport) -> None:
+        stands = f"version {report.live} is still live" if report.live else "nothing is live"
+        super().__init__(f"{report.model} version {report.version} did not go live: {report.reason}; {stands}")
+        self.report = report
+
+
+def deploy(client: TritonClient, repository: Path, release: Release, prove: Prove) -> RolloutReport:
+    """Bring a version live.
+
+    1. The version is loaded under a candidate name and proven there, so that callers of the model never meet it.
+    2. It is loaded beside the old version. (Triton answers calls without a version by the highest number, so a newer
+       version takes over here, an older one in step 4.)
+    3. It is proven again, under its real name.
+    4. The old version retires once its last request is answered: volume model first, then what it calls.
+
+    Parameters
+    ----------
+    client
+        Of the server that reads `repository`.
+    repository
+        The server's model repository. The old version's folders stay, so going back is a `deploy` of it.
+    release
+        What shall go live.
+    prove
+        Golden inference: raises when the version's answers are wrong.
+
+    Raises
+    ------
+    RolloutFailed
+        The old version is live as before, and what was written has been removed.
+    """
+    began = time.monotonic()
+    client.index()  # A server that cannot be reached ends here, before anything is written.
+    before = repo.served_versions(repository, release.model)
+    previous = _live(client, release.model)
+    created = touched = False
+    try:
+        _prove_as_candidate(client, repository, release, prove)
+        created = repo.write_version(repository, release)
+        touched = True
+        _serve(client, repository, release.model, {*before, release.version})
+        prove(release.model, release.version)
+        _retire_others(client, repository, release)
+        live = client.live_version(release.model)
+        if live != release.version:
+            raise EnvironmentFault(f"the server answers with version {live}")
+    except BaseException as error:
+        if touched:
+            _go_back(client, repository, release, set(before))
+        if created:
+            repo.remove_version(repository, release.model, release.version)
+        if not isinstance(error, Exception):
+            raise
+        reason = str(error) if isinstance(error, CtmrError) else f"{type(error).__name__}: {error}"
+        report = RolloutReport(
+            release.model,
+            release.version,
+            previous,
+            _live(client, release.model),
+            reason,
+            time.monotonic() - began,
+        )
+        raise RolloutFailed(report) from error
+    return RolloutReport(release.model, release.version, previous, live, "", time.monotonic() - began)
+
+
+def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADLINE_S) -> str:
+    """Translate a small made-up volume by the live version and return that version.
+
+    Triton keeps calling a model ready after the process behind it died; only an inference notices.
+
+    Raises
+    ------
+    EnvironmentFault
+        No answer in time, or an answer that is the same everywhere.
+    """
+    end = time.monotonic() + deadline_s
+    spec, version = client.spec(model, deadline_s=deadline_s)
+    answer = client.translate_array(model, probe(spec), version, deadline_s=max(0.001, end - time.monotonic()))
+    if answer.min() == answer.max():
+        raise EnvironmentFault(
+            f"{model} version {version} at {client.url} answers {answer.flat[0]} everywhere; deploy another version"
+        )
+    return version
+
+
+def revive(client: TritonClient, repository: Path, model: str) -> str:
+    """Start the processes behind a served model anew, after `canary` failed; returns the version that answers.
+
+    Triton loads a version again only when its files are newer than what it has.
+    """
+    for part in _LOAD_ORDER:
+        for version in repo.served_versions(repository, model, part):
+            for file in (repository / f"{model}{part}" / version).iterdir():
+                file.touch()
+        client.load(f"{model}{part}")
+    return canary(client, model)
+
+
+def _prove_as_candidate(client: TritonClient, repository: Path, release: Release, prove: Prove) -> None:
+    for left in repo.leftover_candidates(repository):
+        if left.startswith(repo.candidate_name(release.model)):
+            _forget(client, repository, left)
+    candidate = release.as_candidate()
+    try:
+        repo.write_version(repository, candidate)
+        for part in _LOAD_ORDER:
+            client.load(f"{candidate.model}{part}")
+        prove(candidate.model, candidate.version)
+    finally:
+        for part in reversed(_LOAD_ORDER):
+            _forget(client, repository, f"{candidate.model}{part}")
+
+
+def _forget(client: TritonClient, repository: Path, triton_model: str) -> None:
+    # What never loaded cannot be unloaded; a server that is gone has nothing loaded.
+    with contextlib.suppress(CtmrError):
+        client.unload(triton_model)
+    shutil.rmtree(repository / triton_model, ignore_errors=True)
+
+
+def _serve(client: TritonClient, repository: Path, model: str, versions: set[str]) -> None:
+    for part in _LOAD_ORDER:
+        repo.set_versions(repository, model, part, versions)
+        client.load(f"{model}{part}")
+
+
+def _retire_others(client: TritonClient, repository: Path, release: Release) -> None:
+    for part in reversed(_LOAD_ORDER):
+        name = f"{release.model}{part}"
+        repo.set_versions(repository, release.model, part, {release.version})
+        client.load(name)
+        _wait_until_drained(client, name, {release.version})
+
+
+def _wait_until_drained(client: TritonClient, triton_model: str, keep: set[str]) -> None:
+    end = time.monotonic() + DRAIN_TIMEOUT_S
+    while any(
+        m.model == triton_model and m.version not in keep and m.state in ("READY", "UNLOADING") for m in client.index()
+    ):
+        if time.monotonic() > end:
+            raise EnvironmentFault(
+                f"old requests of {triton_model} still run after {DRAIN_TIMEOUT_S:g} s; wait, then deploy again"
+            )
+        time.sleep(0.05)
+
+
+def _go_back(client: TritonClient, repository: Path, release: Release, before: set[str]) -> None:
+    """Serve again what was served before; what the volume model calls comes back first and goes last."""
+    model = release.model
+    if not before:
+        for part in reversed(_LOAD_ORDER):
+            with contextlib.suppress(CtmrError):
+                client.unload(f"{model}{part}")
+        return
+    steps = [(part, {*before, release.version}) for part in (Part.RANGE, Part.GENERATOR)]
+    steps += [(part, before) for part in reversed(_LOAD_ORDER)]
+    for part, versions in steps:
+        repo.set_versions(repository, model, part, versions)
+        # Loading beside a broken version reports that version, and serves the others all the same.
+        with contextlib.suppress(CtmrError):
+            client.load(f"{model}{part}")
+            if versions == before:
+                _wait_until_drained(client, f"{model}{part}", before)
+
+
+def _live(client: TritonClient, model: str) -> str | None:
+    """Return the version that answers by default; None also when the model's process died."""
+    with contextlib.suppress(CtmrError):
+        return client.live_version(model)
+    return None

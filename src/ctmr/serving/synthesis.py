@@ -1,0 +1,143 @@
+"""Synthesis: an image file through Triton into a synthetic image file that says so and can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctmr.errors import InputError
+from ctmr.home import Home
+from ctmr.volume import Direction, Modality, Unit, Volume
+
+if TYPE_CHECKING:
+    from ctmr.io.dicom import SyntheticProvenance
+    from ctmr.serving.client import Translated
+
+Report = Callable[[str, float | None], None]
+
+
+def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: Home, report: Report) -> dict[str, Any]:
+    """Translate an image through Triton.
+
+    Parameters
+    ----------
+    source
+        DICOM series folder, NIfTI file or picture.
+    out
+        Folder for DICOM, file otherwise; must not exist. The kind follows its name: ``.nii``, ``.nii.gz``, ``.png``,
+        else a DICOM series, which needs a DICOM source.
+    to
+        ``CT`` or ``MR``.
+    model
+        Registered model's name; empty: the only one that is served in this direction.
+    url
+        Triton's gRPC address; empty: the embedded server, which is started when it is down.
+    home
+        Where the ledger is kept.
+
+    Returns
+    -------
+    dict
+        path, modality, model, version, series_uid, files.
+
+    Raises
+    ------
+    InputError
+        The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
+    """
+    from ctmr.io import format_of, read_image
+    from ctmr.lineage import record
+    from ctmr.serving.client import TritonClient
+    from ctmr.serving.embedded import EmbeddedTriton
+    from ctmr.serving.model_repository import served_name
+
+    if to.upper() not in set(Modality):
+        raise InputError(f"--to {to!r}: allowed are CT and MR")
+    direction = Direction.MR2CT if to.upper() == Modality.CT else Direction.CT2MR
+    if out.exists():
+        raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
+    address = url or EmbeddedTriton(home.triton).start(home.model_repository).grpc
+    report("reading the image", 0.1)
+    volume = read_image(source, modality=direction.source)
+    with TritonClient(address) as client:
+        name = served_name(model, direction) if model else _only_model(client, direction)
+        report(f"translating with {name}", 0.3)
+        answer = client.translate_volume(name, volume)
+    report("writing", 0.8)
+    provenance = _provenance(answer, name.removesuffix(f"_{direction}"))
+    files, uid, instances = _write(out, answer.volume, source, format_of(source) or "", provenance)
+    entry = {
+        "series_uid": uid,
+        "instance_uids": instances,
+        "source_uid": volume.uid,
+        "path": str(out.absolute()),
+        **{k: str(v) for k, v in vars(provenance).items()},
+    }
+    record(home, entry)
+    return {
+        "path": str(out),
+        "files": files,
+        "modality": direction.target.value,
+        "model": provenance.model_name,
+        "version": answer.version,
+        "series_uid": uid,
+        "triton": address,
+    }
+
+
+def _only_model(client: Any, direction: Direction) -> str:
+    from ctmr.serving.model_repository import Part
+
+    ending = f"_{direction}{Part.VOLUME}"
+    found = sorted(
+        {m.model.removesuffix(Part.VOLUME) for m in client.index() if m.model.endswith(ending) and m.state == "READY"}
+    )
+    if len(found) != 1:
+        names = ", ".join(f.removesuffix(f"_{direction}") for f in found) or "none"
+        raise InputError(
+            f"{len(found)} models are served for {direction} ({names}); choose one with --model, or deploy one"
+        )
+    return str(found[0])
+
+
+def _provenance(answer: Translated, name: str) -> SyntheticProvenance:
+    from ctmr.io.dicom import SyntheticProvenance
+
+    lineage = answer.spec.lineage
+    return SyntheticProvenance(
+        model_name=lineage.get("model_name", name),
+        model_version=answer.version,
+        onnx_sha256=answer.spec.generator_sha256,
+        run_id=lineage.get("run_id", ""),
+        dataset_revision=lineage.get("dataset_revision", ""),
+        dataset_md5=lineage.get("dataset_md5", ""),
+        code_revision=lineage.get("code_revision", ""),
+        direction=answer.spec.direction,
+    )
+
+
+def _write(
+    out: Path, volume: Volume, source: Path, kind: str, provenance: SyntheticProvenance
+) -> tuple[int, str, list[str]]:
+    """Write in the format that the name asks for; return files, series UID and instance UIDs."""
+    from ctmr.io import dicom, nifti, raster
+
+    name = out.name.lower()
+    words = f"SYNTHETIC {volume.modality} by {provenance.model_name} version {provenance.model_version}"
+    identity = dicom.seeded_uid(words, provenance.onnx_sha256, str(out.absolute()))
+    if name.endswith((".nii", ".nii.gz")):
+        nifti.write(out, volume)
+        return 1, identity, []
+    if name.endswith(".png"):
+        if volume.unit is not Unit.GREY8:
+            raise InputError(f"{out.name} is a picture but the translation is in {volume.unit}; write .nii.gz or DICOM")
+        raster.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
+        return 1, identity, []
+    if kind != "dicom":
+        raise InputError(
+            f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT .nii.gz or .png"
+        )
+    files = dicom.write_synthetic_series(out, volume, source, provenance)
+    headers = [dicom.read_header(f) for f in files]
+    return len(files), str(headers[0].SeriesInstanceUID), [str(h.SOPInstanceUID) for h in headers]

@@ -1,0 +1,145 @@
+"""The repository holds what both Triton servers need, one content a version, and never half a version."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from ctmr.errors import InputError
+from ctmr.grid import picture_grid
+from ctmr.serving import model_repository as repo
+from ctmr.serving.export import Side
+from ctmr.serving.model_repository import Part, Release
+from ctmr.volume import Direction, Modality, Unit
+
+MODEL = "tiny_mr2ct"
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_version_is_three_models_of_one_version_number(exported, tmp_path):
+    assert repo.served_name("tiny", Direction.MR2CT) == MODEL
+    assert repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    files = tree(tmp_path)
+    assert set(files) == {
+        f"{MODEL}/config.pbtxt",
+        f"{MODEL}/7/model.onnx",
+        f"{MODEL}_range/config.pbtxt",
+        f"{MODEL}_range/7/model.onnx",
+        f"{MODEL}_volume/config.pbtxt",
+        f"{MODEL}_volume/7/model.py",
+        f"{MODEL}_volume/7/spec.json",
+    }
+    assert hashlib.sha256(files[f"{MODEL}/7/model.onnx"]).hexdigest() == exported[0].spec.generator_sha256
+    assert json.loads(files[f"{MODEL}_volume/7/spec.json"])["lineage"]["model_name"] == "tiny"
+    assert repo.models(tmp_path) == (MODEL, f"{MODEL}_range", f"{MODEL}_volume")
+    assert repo.versions(tmp_path, MODEL) == ("7",)
+
+
+def test_the_configuration_suits_both_servers(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    generator, meter, volume = ((tmp_path / f"{MODEL}{p}" / "config.pbtxt").read_text() for p in Part)
+    for config in (generator, meter):
+        assert 'backend: "onnxruntime"' in config and "KIND_AUTO" in config
+    assert "max_batch_size: 64" in generator and "dims: [ 2, 24, 32 ]" in generator
+    assert 'backend: "python"' in volume and "KIND_CPU" in volume
+    assert "TYPE_UINT16 dims: [ 2, -1, 24, 32 ]" in volume and "TYPE_INT16 dims: [ -1, 24, 32 ]" in volume
+    for config in (generator, meter, volume):
+        assert "max_queue_size" in config and "runtime:" not in config and "KIND_GPU" not in config
+
+
+def test_pictures_are_served_in_8_bit_and_ct_in_16(exported, tmp_path):
+    spec = exported[0].spec.model_copy(
+        update={
+            "direction": Direction.CT2MR,
+            "source": Side(modality=Modality.CT, unit=Unit.GREY8),
+            "target": Side(modality=Modality.MR, unit=Unit.GREY8),
+            "grid": picture_grid((24, 32)),
+        }
+    )
+    repo.write_version(tmp_path, dataclasses.replace(exported[0].release("p_ct2mr", 1), spec=spec))
+    config = (tmp_path / "p_ct2mr_volume" / "config.pbtxt").read_text()
+    assert config.count("TYPE_UINT8") == 3
+    hounsfield = spec.model_copy(update={"source": Side(modality=Modality.CT, unit=Unit.HU)})
+    repo.write_version(tmp_path, dataclasses.replace(exported[0].release("h_ct2mr", 1), spec=hounsfield))
+    assert '"volume" data_type: TYPE_INT16' in (tmp_path / "h_ct2mr_volume" / "config.pbtxt").read_text()
+
+
+def test_writing_the_same_again_changes_nothing_and_other_content_is_refused(exported, tmp_path):
+    assert repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    before = tree(tmp_path)
+    assert not repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    with pytest.raises(InputError, match="exists with other content"):
+        repo.write_version(tmp_path, exported[1].release(MODEL, 7))
+    assert tree(tmp_path) == before
+
+
+def test_a_new_version_lies_beside_the_old_one_and_is_not_served_yet(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    repo.write_version(tmp_path, exported[1].release(MODEL, 10))
+    assert repo.versions(tmp_path, MODEL) == ("7", "10")
+    assert {repo.served_versions(tmp_path, MODEL, p) for p in Part} == {("7",)}
+    repo.set_versions(tmp_path, MODEL, Part.RANGE, {"10", "7"})
+    assert repo.served_versions(tmp_path, MODEL, Part.RANGE) == ("7", "10")
+
+
+def test_a_version_of_another_geometry_is_refused(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    other = exported[1].spec.model_copy(update={"grid": exported[1].spec.grid.model_copy(update={"size": (48, 48)})})
+    with pytest.raises(InputError, match="other channels, size or units"):
+        repo.write_version(tmp_path, dataclasses.replace(exported[1].release(MODEL, 8), spec=other))
+    assert repo.versions(tmp_path, MODEL) == ("7",)
+
+
+def test_graphs_that_are_not_the_specs_are_refused(exported, tmp_path):
+    mixed = dataclasses.replace(exported[0].release(MODEL, 7), spec=exported[1].spec)
+    with pytest.raises(InputError, match="sha256"):
+        repo.write_version(tmp_path, mixed)
+    assert tree(tmp_path) == {}
+
+
+def test_a_full_disk_leaves_no_half_version(exported, tmp_path, monkeypatch):
+    write, calls = repo._write_folder, []
+
+    def fails_at_the_second(target, files):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        write(target, files)
+
+    monkeypatch.setattr(repo, "_write_folder", fails_at_the_second)
+    with pytest.raises(OSError, match="no space"):
+        repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    assert not [p for p in tree(tmp_path) if "/7/" in p]
+
+
+def test_removing_the_only_version_removes_the_models(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    repo.write_version(tmp_path, exported[1].release(MODEL, 8))
+    repo.remove_version(tmp_path, MODEL, "8")
+    assert repo.versions(tmp_path, MODEL) == ("7",)
+    repo.remove_version(tmp_path, MODEL, "7")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftover_candidates_are_not_loaded_at_start(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7).as_candidate())
+    assert repo.models(tmp_path) == ()
+    assert len(repo.leftover_candidates(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "x y", 'q"uote'])
+def test_names_that_are_not_folder_names_are_refused(exported, name):
+    with pytest.raises(InputError, match="cannot be a Triton model"):
+        dataclasses.replace(exported[0].release(MODEL, 7), model=name)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "1.5", "latest", "../1"])
+def test_version_numbers_are_whole(exported, version):
+    with pytest.raises(InputError, match="whole number"):
+        Release(MODEL, version, exported[0].files.generator, exported[0].files.range, exported[0].spec)
