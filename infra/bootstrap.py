@@ -55,7 +55,10 @@ def main() -> int:
     for step in steps:
         print(f"environment: {shlex.join(Path(p).name if p.startswith('/') else p for p in step[:3])} …", flush=True)
         if subprocess.run(step, env=environment).returncode:
-            print("environment: the step above failed; its last lines say why, and make goes on from there", file=sys.stderr)
+            print(
+                "environment: the step above failed; its last lines say why, and make goes on from there",
+                file=sys.stderr,
+            )
             return 3
     MARK.write_text(wanted)
     return 0

@@ -294,3 +294,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

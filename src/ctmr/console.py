@@ -137,13 +137,9 @@ class Console:
         if self.as_json:
             self.document({"links": [vars(link) for link in links]})
             return
-        table = Table(box=None, pad_edge=False, padding=(0, 2))
         for link in links:
-            mark = {True: "verified", False: "NOT FOUND", None: ""}[link.checked]
-            table.add_row(
-                link.what, link.value, mark, _short(Path(link.where)) if link.where.startswith("/") else link.where
-            )
-        self.out.print(table)
+            mark = {True: "  [verified]", False: "  [NOT FOUND]", None: ""}[link.checked]
+            self.say(f"  {link.what:<17} {link.value}{mark}")
 
     def services(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Print services with their addresses."""
@@ -180,7 +176,8 @@ def summary_line(result: Result) -> str:
         case "train":
             return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch"
         case "evaluate":
-            return str(s["verdict"]) + ("" if s["fidelity_measured"] else " (fidelity not measured)") + _and(s["reason"])
+            measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
+            return f"{s['verdict']}{measured}{_and(s['reason'])}"
         case "register":
             return f"{s['name']} version {s['version']}"
         case "deploy":

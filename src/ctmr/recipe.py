@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ctmr.digest import tree_digest
 from ctmr.errors import InputError
-from ctmr.grid import Millimetres, Pixels, Plane, TrainingOnlyStep
+from ctmr.grid import Millimetres, Pixels, Plane
 from ctmr.protocol import PROTOCOLS, Metric
 from ctmr.volume import Direction
 
@@ -58,7 +58,7 @@ class Validate(Section):
 
 
 class Preprocess(Section):
-    """The grid of the model and the training-only steps before it."""
+    """The grid of the model."""
 
     plane: Plane = Plane.AXIAL
     spacing_mm: tuple[Millimetres, Millimetres] = (1.0, 1.0)
@@ -67,9 +67,15 @@ class Preprocess(Section):
     """Slices (H, W) of volumes; both divisible by 4."""
     picture_size: tuple[Pixels, Pixels] = (256, 256)
     """Slices (H, W) when the dataset is pictures."""
-    training_only: tuple[TrainingOnlyStep, ...] = ()
     min_head_fraction: Fraction = 0.02
     """Slices with less head than this are not trained on."""
+
+    @field_validator("plane")
+    @classmethod
+    def _a_plane_of_volumes(cls, plane: Plane) -> Plane:
+        if plane is Plane.PICTURE:
+            raise ValueError("pictures get their grid by themselves; allowed are axial, sagittal and coronal")
+        return plane
 
     @field_validator("size", "picture_size")
     @classmethod
@@ -221,7 +227,7 @@ class Train(Section):
     shift: Annotated[int, Field(ge=0)] = 0
     """Random shift in pixels, each axis."""
     sample_every: Count = 500
-    """Steps between sample grids and validations."""
+    """Steps between sample grids."""
     checkpoint_every: Count = 500
     seed: int = 0
 
@@ -289,8 +295,8 @@ class Evaluate(Section):
     """Taken where pairs exist as 8-bit pictures."""
     bootstrap: Count = 2000
     """Resamples over patients of the 95 % interval."""
-    max_unpaired_slices: Count = 200
-    """Slices a modality that unpaired protocols use at most."""
+    max_unpaired_images: Count = 200
+    """Images a modality that unpaired protocols use at most; of a volume, its middle slice."""
     kid_subsets: Count = 20
     kid_subset_size: Count = 50
     seed: int = 0
@@ -346,8 +352,8 @@ _DEFAULT_GATE: dict[str, Any] = {
 class Recipe(Section):
     """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
 
-    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which are
-    evaluated, exported and served, the first being the gate's.
+    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which one is
+    evaluated, gated, exported and served.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
@@ -372,8 +378,8 @@ class Recipe(Section):
     @field_validator("directions")
     @classmethod
     def _some_direction(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
-        if not directions or len(set(directions)) != len(directions):
-            raise ValueError("directions lists mr2ct, ct2mr or both, each once")
+        if len(directions) != 1:
+            raise ValueError("one direction is measured, gated and served a run; give [mr2ct] or [ct2mr]")
         return directions
 
     @field_validator("gate")
@@ -399,11 +405,12 @@ class Recipe(Section):
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` overridden by `over`, mappings merged key by key, everything else replaced."""
+    """Return `base` overridden by `over`: mappings merged key by key, everything else and search spaces replaced."""
     out = dict(base)
     for key, value in over.items():
         if (
-            isinstance(value, Mapping)
+            key != "space"
+            and isinstance(value, Mapping)
             and isinstance(out.get(key), Mapping)
             and value.get("kind", None) == out[key].get("kind", None)
         ):

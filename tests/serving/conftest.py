@@ -36,7 +36,8 @@ class Residual(nn.Module):
 
 def tiny_translator(seed: int) -> Translator:
     torch.manual_seed(seed)
-    generator = nn.Sequential(nn.Conv2d(CHANNELS, 4, 3, padding=1), nn.ReLU(), Residual(4), nn.Conv2d(4, 1, 1), nn.Tanh())
+    first, last = nn.Conv2d(CHANNELS, 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+    generator = nn.Sequential(first, nn.ReLU(), Residual(4), last, nn.Tanh())
     window = Window(low=-1024, high=2000, knots=((-1024, -1), (-150, -0.45), (150, 0.25), (2000, 1)))
     return Translator(Normaliser(Percentile()), generator, Normaliser(window), (-1024.0, 2000.0)).eval()
 
@@ -51,7 +52,7 @@ class Exported:
         return Release(model, str(version), self.files.generator, self.files.range, self.spec)
 
     def by_torch(self, array: np.ndarray) -> np.ndarray:
-        """Translate [C, D, H, W] by PyTorch alone; the range comes from numpy's percentile, not from the exported meter."""
+        """Translate [C, D, H, W] by PyTorch, the range by numpy's percentile."""
         config = Percentile()
         limits = []
         for channel in array.astype(np.float64):

@@ -45,7 +45,7 @@ class CohortPlan:
     shape: tuple[int, int, int] = (96, 112, 96)
     spacing_mm: float = 2.0
     sequences: tuple[str, ...] = ("T1",)
-    seed: int = 1000
+    seed: int = 2000
 
     def subjects(self) -> list[tuple[int, Split, tuple[Modality, ...]]]:
         """Return (seed, split, modalities) of every subject."""

@@ -23,10 +23,10 @@ class Run:
 
     Attributes
     ----------
+    folder
+        Holds a folder a stage.
     results
         Stage name → what it left, in order.
-    verdict
-        ``verdict.json`` once evaluate measured.
     """
 
     folder: Path

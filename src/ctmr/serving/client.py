@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -181,11 +182,19 @@ class TritonClient:
         except NotServed:
             return None
 
-    def load(self, triton_model: str) -> None:
-        """Load a Triton model as the repository has it now; EnvironmentFault when a version of it cannot be loaded."""
+    def load(self, *triton_models: str) -> None:
+        """Load Triton models, side by side, as the repository has them now.
+
+        EnvironmentFault when a version that a policy names cannot be loaded; the other models are loaded all the same.
+        """
+        with ThreadPoolExecutor(len(triton_models)) as pool:
+            calls = [pool.submit(self._load, name) for name in triton_models]
+        for call in calls:
+            call.result()
+
+    def _load(self, name: str) -> None:
         self._control(
-            f"{triton_model} could not be loaded",
-            lambda: self._client.load_model(triton_model, client_timeout=CONTROL_DEADLINE_S),
+            f"{name} could not be loaded", lambda: self._client.load_model(name, client_timeout=CONTROL_DEADLINE_S)
         )
 
     def unload(self, triton_model: str) -> None:

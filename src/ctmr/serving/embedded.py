@@ -207,6 +207,7 @@ class EmbeddedTriton:
             "--model-control-mode=explicit",
             "--strict-readiness=false",
             "--exit-on-error=false",
+            f"--exit-timeout-secs={STOP_TIMEOUT_S // 2:.0f}",
             "--allow-gpu-metrics=false",
             f"--http-address={LOOPBACK}",
             f"--grpc-address={LOOPBACK}",
@@ -225,6 +226,8 @@ class EmbeddedTriton:
             ),
             "HOME": str(self.state_dir),
             "LC_ALL": "C.UTF-8",
+            # Byte code beside model.py would make Triton take the version for changed and load it again.
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
         output = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         pid = os.posix_spawn(

@@ -172,7 +172,10 @@ def served_versions(repository: Path, model: str, part: Part = Part.VOLUME) -> t
 def set_versions(repository: Path, model: str, part: Part, wanted: set[str]) -> None:
     """Rewrite the version policy of one model; the server follows at its next load of it."""
     config = repository / f"{model}{part}" / "config.pbtxt"
-    _write_text(config, _POLICY.sub(_policy(wanted), config.read_text()))
+    text = config.read_text()
+    changed = _POLICY.sub(_policy(wanted), text)
+    if changed != text:
+        _write_text(config, changed)
 
 
 def remove_version(repository: Path, model: str, version: str) -> None:

@@ -18,8 +18,8 @@ CANARY_DEADLINE_S = 30.0
 DRAIN_TIMEOUT_S = 600.0
 """How long requests of the old version may still run before its generator is taken away."""
 
-_LOAD_ORDER = (Part.RANGE, Part.GENERATOR, Part.VOLUME)
-"""The volume model calls the other two, so it comes last and goes first."""
+_CALLED = (Part.RANGE, Part.GENERATOR)
+"""What the volume model calls: these come before it and go after it."""
 
 Prove = Callable[[str, str], None]
 """Called with a model's name and a version; raises when the answers of that version are not what they should be."""
@@ -92,22 +92,23 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
     """
     began = time.monotonic()
     client.index()  # A server that cannot be reached ends here, before anything is written.
-    before = repo.served_versions(repository, release.model)
+    before = set(repo.served_versions(repository, release.model)) & set(repo.versions(repository, release.model))
     previous = _live(client, release.model)
     created = touched = False
     try:
         _prove_as_candidate(client, repository, release, prove)
         created = repo.write_version(repository, release)
         touched = True
-        _serve(client, repository, release.model, {*before, release.version})
+        _serve(client, repository, release.model, {*before, release.version}, *_CALLED)
+        _serve(client, repository, release.model, {*before, release.version}, Part.VOLUME)
         prove(release.model, release.version)
-        _retire_others(client, repository, release)
+        _retire_others(client, repository, release.model, {release.version})
         live = client.live_version(release.model)
         if live != release.version:
             raise EnvironmentFault(f"the server answers with version {live}")
     except BaseException as error:
         if touched:
-            _go_back(client, repository, release, set(before))
+            _go_back(client, repository, release, before)
         if created:
             repo.remove_version(repository, release.model, release.version)
         if not isinstance(error, Exception):
@@ -150,11 +151,11 @@ def revive(client: TritonClient, repository: Path, model: str) -> str:
 
     Triton loads a version again only when its files are newer than what it has.
     """
-    for part in _LOAD_ORDER:
+    for part in Part:
         for version in repo.served_versions(repository, model, part):
             for file in (repository / f"{model}{part}" / version).iterdir():
                 file.touch()
-        client.load(f"{model}{part}")
+    client.load(*(f"{model}{part}" for part in Part))
     return canary(client, model)
 
 
@@ -165,11 +166,10 @@ def _prove_as_candidate(client: TritonClient, repository: Path, release: Release
     candidate = release.as_candidate()
     try:
         repo.write_version(repository, candidate)
-        for part in _LOAD_ORDER:
-            client.load(f"{candidate.model}{part}")
+        client.load(*(f"{candidate.model}{part}" for part in Part))
         prove(candidate.model, candidate.version)
     finally:
-        for part in reversed(_LOAD_ORDER):
+        for part in (Part.VOLUME, *_CALLED):
             _forget(client, repository, f"{candidate.model}{part}")
 
 
@@ -180,18 +180,17 @@ def _forget(client: TritonClient, repository: Path, triton_model: str) -> None:
     shutil.rmtree(repository / triton_model, ignore_errors=True)
 
 
-def _serve(client: TritonClient, repository: Path, model: str, versions: set[str]) -> None:
-    for part in _LOAD_ORDER:
+def _serve(client: TritonClient, repository: Path, model: str, versions: set[str], *parts: Part) -> None:
+    for part in parts:
         repo.set_versions(repository, model, part, versions)
-        client.load(f"{model}{part}")
+    client.load(*(f"{model}{part}" for part in parts))
 
 
-def _retire_others(client: TritonClient, repository: Path, release: Release) -> None:
-    for part in reversed(_LOAD_ORDER):
-        name = f"{release.model}{part}"
-        repo.set_versions(repository, release.model, part, {release.version})
-        client.load(name)
-        _wait_until_drained(client, name, {release.version})
+def _retire_others(client: TritonClient, repository: Path, model: str, keep: set[str]) -> None:
+    """Leave only `keep` loaded: the volume model first, what it calls once its last request is answered."""
+    _serve(client, repository, model, keep, Part.VOLUME)
+    _wait_until_drained(client, f"{model}{Part.VOLUME}", keep)
+    _serve(client, repository, model, keep, *_CALLED)
 
 
 def _wait_until_drained(client: TritonClient, triton_model: str, keep: set[str]) -> None:
@@ -210,19 +209,18 @@ def _go_back(client: TritonClient, repository: Path, release: Release, before: s
     """Serve again what was served before; what the volume model calls comes back first and goes last."""
     model = release.model
     if not before:
-        for part in reversed(_LOAD_ORDER):
+        for part in (Part.VOLUME, *_CALLED):
             with contextlib.suppress(CtmrError):
                 client.unload(f"{model}{part}")
         return
-    steps = [(part, {*before, release.version}) for part in (Part.RANGE, Part.GENERATOR)]
-    steps += [(part, before) for part in reversed(_LOAD_ORDER)]
-    for part, versions in steps:
-        repo.set_versions(repository, model, part, versions)
-        # Loading beside a broken version reports that version, and serves the others all the same.
-        with contextlib.suppress(CtmrError):
-            client.load(f"{model}{part}")
-            if versions == before:
-                _wait_until_drained(client, f"{model}{part}", before)
+    # Loading beside a broken version reports that version, and serves the others all the same.
+    with contextlib.suppress(CtmrError):
+        _serve(client, repository, model, {*before, release.version}, *_CALLED)
+    with contextlib.suppress(CtmrError):
+        _retire_others(client, repository, model, before)
+    # A server that died meanwhile finds the old policies when it starts again.
+    for part in Part:
+        repo.set_versions(repository, model, part, before)
 
 
 def _live(client: TritonClient, model: str) -> str | None:

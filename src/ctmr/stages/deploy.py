@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from ctmr.stages.contract import Context, Stage
 from ctmr.stages.evaluate import GOLDEN
 from ctmr.stages.register import read_version
 from ctmr.volume import Unit, Volume
+
+if TYPE_CHECKING:
+    from ctmr.serving.client import TritonClient
 
 _UNIT_WORD = {Unit.HU: "HU", Unit.GREY8: "grey levels", Unit.ARBITRARY: "units"}
 
@@ -63,6 +66,7 @@ def run(context: Context) -> dict[str, Any]:
                         f"at most {allowed:g} is allowed"
                     )
 
+            _heal(client, context.home, model)
             context.report(f"rolling out {model} version {version['version']}", 0.4)
             release = Release(model, version["version"], folder / "generator.onnx", folder / "range.onnx", spec)
             report = deploy(client, context.home.model_repository, release, prove)
@@ -77,6 +81,19 @@ def run(context: Context) -> dict[str, Any]:
     content = {k: v for k, v in summary.items() if k not in ("grpc", "previous")}
     (context.out / "deployment.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     return summary
+
+
+def _heal(client: TritonClient, home: Home, model: str) -> None:
+    """Start a served model's dead process again before anything is rolled out beside it."""
+    from ctmr.serving.model_repository import served_versions
+    from ctmr.serving.rollout import canary, revive
+
+    if not served_versions(home.model_repository, model):
+        return
+    try:
+        canary(client, model)
+    except CtmrError:
+        revive(client, home.model_repository, model)
 
 
 def still_true(context: Context) -> bool:

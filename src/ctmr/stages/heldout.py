@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.data.shards import Shard, pairs, read_shard
+from ctmr.errors import InputError
 from ctmr.grid import OUTSIDE_VALUE, Grid
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to
@@ -111,7 +112,7 @@ class HeldOut:
         """Return which source volumes are measured: all pairs, or at most the recipe's number of unpaired ones."""
         if self.pairs:
             return sorted(self.pairs)
-        count = min(len(self.source.volumes), recipe.evaluate.max_unpaired_slices)
+        count = min(len(self.source.volumes), recipe.evaluate.max_unpaired_images)
         return sorted({int(k) for k in np.linspace(0, len(self.source.volumes) - 1, count).round()})
 
     def case(self, index: int) -> Case:
@@ -226,18 +227,32 @@ def _paired(
 
     hu = held.target_unit is Unit.HU
     names = recipe.evaluate.paired_protocols if hu else recipe.evaluate.paired_grey_protocols
-    masks = {
-        Mask.HEAD_FROM_CT: lambda: head_mask_ct(truth),
-        Mask.HEAD_FROM_CT_AND_MR: lambda: head_mask_ct(truth) & head_mask_grey(case.volumes[0].array),
-        Mask.GIVEN: lambda: head_mask_ct(truth),
-        Mask.HEAD_FROM_GREY: lambda: head_mask_grey(truth),
-        Mask.NONE: lambda: None,
-    }
     for name in names:
         how = protocol(name)
         cases.setdefault(name, []).append(
-            measure_paired(prediction, truth, masks[how.mask](), how, case=case.name, subject=case.subject)
+            measure_paired(prediction, truth, _mask(how.mask, truth, case), how, case=case.name, subject=case.subject)
         )
+
+
+def _mask(kind: Mask, truth: NDArray[Any], case: Case) -> NDArray[np.bool_] | None:
+    """Return the mask that a protocol names.
+
+    Raises
+    ------
+    InputError
+        The protocol takes a mask that comes with the dataset, and datasets here come without.
+    """
+    if kind is Mask.GIVEN:
+        raise InputError(
+            "a synthrad protocol is measured in the mask that comes with its dataset, and this dataset has none; "
+            "take it out of evaluate.paired_protocols"
+        )
+    if kind is Mask.NONE:
+        return None
+    if kind is Mask.HEAD_FROM_GREY:
+        return head_mask_grey(truth)
+    head = head_mask_ct(truth)
+    return head & head_mask_grey(case.volumes[0].array) if kind is Mask.HEAD_FROM_CT_AND_MR else head
 
 
 def _unpaired(cases: Cases, held: HeldOut, model: Path, recipe: Recipe, indices: list[int]) -> None:
@@ -265,7 +280,7 @@ def _unpaired(cases: Cases, held: HeldOut, model: Path, recipe: Recipe, indices:
                     volume[0, middle], made[middle], head[middle], case=entry.image, subject=entry.subject
                 )
             )
-    real_count = min(len(held.target.volumes), recipe.evaluate.max_unpaired_slices)
+    real_count = min(len(held.target.volumes), recipe.evaluate.max_unpaired_images)
     chosen = sorted({int(k) for k in np.linspace(0, len(held.target.volumes) - 1, real_count).round()})
     real = [held.target.volume(i)[0, held.target.volumes[i].count // 2] for i in chosen]
     side = Description.read(model).sides[held.direction.target].target_range or (0.0, 1.0)

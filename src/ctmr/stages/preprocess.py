@@ -57,7 +57,7 @@ def grid_for(recipe: Recipe, rows: Sequence[Row]) -> Grid:
     section = recipe.preprocess
     if pictures == {True}:
         return picture_grid(section.picture_size)
-    return volume_grid(section.plane, section.size, section.spacing_mm, section.slice_spacing_mm, section.training_only)
+    return volume_grid(section.plane, section.size, section.spacing_mm, section.slice_spacing_mm)
 
 
 def group_channels(

@@ -141,7 +141,7 @@ STAGE = Stage(
         "dataset": "fetch/dataset.json",
         "validation": "validate/validation.json",
     },
-    sections=("register", "deploy"),
+    sections=("name", "register", "deploy"),
     run=run,
     side_effects=True,
     still_true=still_true,

@@ -20,6 +20,7 @@ from ctmr.volume import Direction, Modality, Unit
 if TYPE_CHECKING:
     from torch import nn
 
+MIN_IMAGES = 2
 MAX_SLICES = 48
 """Slices a modality that the unpaired score looks at."""
 
@@ -51,6 +52,12 @@ class Scorer:
         source, target = (read_shard(shards, Split.VAL, m) for m in (direction.source, direction.target))
         found = pairs(source, target)
         hu = bool(found) and target.unit is Unit.HU
+        fewest = min((source, target), key=lambda shard: len(shard.volumes))
+        if not hu and len(fewest.volumes) < MIN_IMAGES:
+            raise InputError(
+                f"the validation split has {len(fewest.volumes)} {fewest.modality} image, and a distance of "
+                f"distributions needs {MIN_IMAGES}; raise data.val_fraction"
+            )
         name = "validation MAE (HU, paired, in the head)" if hu else "validation 10·KID + 1 - NMI (unpaired)"
         return Scorer(name, description, direction, source, target, found if hu else [])
 

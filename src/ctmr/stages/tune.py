@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ctmr.errors import CtmrError, EnvironmentFault
-from ctmr.recipe import Choice, LogUniform, Recipe
+from ctmr.recipe import Choice, LogUniform, Recipe, Tune
 from ctmr.stages.contract import Context, Stage
 from ctmr.stages.trial import DONE, FAILED, GO, REPORT, STOP, run_trial
 
@@ -57,12 +57,15 @@ def run(context: Context) -> dict[str, Any]:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=section.workers, n_warmup_steps=0),
     )
+    name = _score_name(context)
     _recover(study, recipe)
     tracking = _Tracking(context)
     finished = len(_finished(study))
     while finished < section.trials:
         study.sampler = optuna.samplers.TPESampler(seed=section.seed * 1_000_003 + finished)
-        wave = [study.ask(_distributions(recipe)) for _ in range(min(section.workers, section.trials - finished))]
+        wave = [
+            study.ask(_distributions(recipe)) for _ in range(min(_room(section, finished), section.trials - finished))
+        ]
         _run_wave(context, study, wave, finished)
         for trial in wave:
             tracking.trial(study.trials[trial.number])
@@ -72,7 +75,6 @@ def run(context: Context) -> dict[str, Any]:
                 f"every trial failed; the last said: {study.trials[-1].user_attrs.get('error', '?')}"
             )
     best = study.best_trial
-    name = _score_name(context)
     rows = [
         {
             "trial": t.number,
@@ -98,6 +100,11 @@ def run(context: Context) -> dict[str, Any]:
         "best_params": best.params,
         "mlflow_run": run_id,
     }
+
+
+def _room(section: Tune, finished: int) -> int:
+    """Return how many trials the next wave takes: the rest of a wave that a kill cut in two, else a whole one."""
+    return section.workers - finished % section.workers
 
 
 def _distributions(recipe: Recipe) -> dict[str, optuna.distributions.BaseDistribution]:
