@@ -333,7 +333,7 @@ class Deploy(Section):
 
     url: str | None = None
     """gRPC address of a running Triton; ``null``: the embedded one."""
-    chunk: Count = 8
+    chunk: Annotated[int, Field(ge=1, le=64)] = 8
     """Slices the volume model sends to the generator at a time."""
     max_voxels: Count = 64 * 1024 * 1024
     """Larger volumes are refused by the server, because memory grows with the message."""

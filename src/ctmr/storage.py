@@ -116,6 +116,11 @@ def materialise(source: Source, target: Path, report: Callable[[str, float | Non
     if source.dataset.kind == "dvc":
         _pull(source, target)
     else:
+        if target.resolve().is_relative_to(Path(source.address).resolve()):
+            raise InputError(
+                f"dataset {source.address} holds the folder {target.parent.name} that ctmr writes to; "
+                "give the folder of images alone, or put ctmr's state elsewhere with CTMR_HOME or --out"
+            )
         shutil.copytree(source.address, target)
     found = folder_md5(target)
     if found != source.dataset.md5:

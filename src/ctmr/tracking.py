@@ -13,6 +13,8 @@ from ctmr.errors import EnvironmentFault, InputError
 from ctmr.home import Home, quiet_libraries
 
 EXPERIMENT = "ctmr"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the MLflow UI open with curves and models rather than with traces of language models."""
 TAG = "ctmr."
 """Prefix of every tag we set."""
 
@@ -73,7 +75,7 @@ class Tracking:
         if found is None:
             location = self.home.artifacts.as_uri() if self.uri.startswith("sqlite:") else None
             try:
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=location, tags=_KIND))
             except MlflowException:
                 found = self.client.get_experiment_by_name(EXPERIMENT)
                 if found is None:

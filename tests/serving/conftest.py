@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,4 +136,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     triton = EmbeddedTriton(root / "state")
     endpoint = triton.start(root / "repository", Ports(0, 0, 0))
     yield Server(triton, endpoint, root / "repository")
+    # Ending in peace is test_embedded's business; here it would only take time.
+    os.kill(triton.status().pid, signal.SIGKILL)
     triton.stop()

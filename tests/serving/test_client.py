@@ -209,4 +209,4 @@ def test_the_bundled_server_keeps_to_loopback_and_inherits_nothing(served):
         rows = [line.split() for line in Path(f"/proc/{running.pid}/net/{table}").read_text().splitlines()[1:]]
         ports = {running.ports.http, running.ports.grpc, running.ports.metrics}
         listening = {r[1].split(":")[0] for r in rows if r[3] == "0A" and int(r[1].split(":")[1], 16) in ports}
-        assert listening <= {"0100007F"}, "only 127.0.0.1"
+        assert listening <= {"0100007F", "0000000000000000FFFF00000100007F"}, "127.0.0.1, also as mapped into IPv6"

@@ -79,6 +79,14 @@ def test_writing_the_same_again_changes_nothing_and_other_content_is_refused(exp
     assert tree(tmp_path) == before
 
 
+def test_an_upgrade_of_ctmr_refreshes_the_script_of_the_same_version(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    before = tree(tmp_path)
+    (tmp_path / f"{MODEL}_volume" / "7" / "model.py").write_text("# of an older ctmr")
+    assert not repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    assert tree(tmp_path) == before
+
+
 def test_a_new_version_lies_beside_the_old_one_and_is_not_served_yet(exported, tmp_path):
     repo.write_version(tmp_path, exported[0].release(MODEL, 7))
     repo.write_version(tmp_path, exported[1].release(MODEL, 10))

@@ -55,7 +55,7 @@ def all_parts(version):
 
 
 class Load:
-    """Three hospitals that ask all the time; counts answers by version and keeps whatever went wrong."""
+    """Two hospitals that ask all the time; counts answers by version and keeps whatever went wrong."""
 
     def __init__(self, server, model, array, wanted):
         self.server, self.model, self.array, self.wanted = server, model, array, wanted
@@ -73,11 +73,12 @@ class Load:
                     version = int(answer.as_numpy("generator_version")[0])
                     difference = np.abs(answer.as_numpy("translation") - self.wanted[version]).max()
                     self.answers.append((str(version), difference))
+                    time.sleep(0.005)
                 except Exception as error:
                     self.errors.append(str(error))
 
     def __enter__(self):
-        self.threads = [threading.Thread(target=self.ask) for _ in range(3)]
+        self.threads = [threading.Thread(target=self.ask) for _ in range(2)]
         for thread in self.threads:
             thread.start()
         self.wait_for_answers()
@@ -164,7 +165,7 @@ def test_a_graph_that_cannot_be_loaded_never_goes_live(server, client, live, exp
 
 
 def test_other_content_under_the_live_number_is_refused(server, client, live, exported, prover):
-    with pytest.raises(RolloutFailed, match="other content"):
+    with pytest.raises(InputError, match="other content"):
         deploy(client, server.repository, exported[1].release(live, 2), prover(1))
     prover(0)(live, "2")
     assert as_before(server, client, live)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ctmr.digest import file_digest
 from ctmr.errors import EnvironmentFault, InputError
 
 KEPT = 2
@@ -85,7 +86,7 @@ def save(
                 "format": _FORMAT,
                 "step": step,
                 "digest": digest,
-                "tensors_sha256": _file_sha256(temporary / _TENSORS),
+                "tensors_sha256": file_digest(temporary / _TENSORS),
                 "scalars": dict(scalars),
             }
             text = json.dumps({"body": body, "sha256": _body_sha256(body)}, sort_keys=True)
@@ -150,7 +151,7 @@ def _intact_body(path: Path) -> dict[str, Any] | None:
         intact = (
             document["sha256"] == _body_sha256(body)
             and body["format"] == _FORMAT
-            and body["tensors_sha256"] == _file_sha256(path / _TENSORS)
+            and body["tensors_sha256"] == file_digest(path / _TENSORS)
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -159,11 +160,6 @@ def _intact_body(path: Path) -> dict[str, Any] | None:
 
 def _body_sha256(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -22,6 +22,9 @@ GENERATOR_QUEUE = 256
 VOLUME_QUEUE = 16
 """Volumes that may wait; each lies whole in the server's memory."""
 
+SCRIPT = "model.py"
+"""The volume model's program: it follows the installed ctmr, so an upgrade can be deployed under the same number."""
+
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 _CANDIDATE = "_candidate"
 _POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
@@ -73,7 +76,7 @@ class Release:
         """Return the content of the version's folder of one part; InputError when a graph is not the spec's."""
         if part is Part.VOLUME:
             script = resources.files("ctmr.serving").joinpath("backend", "volume", "model.py").read_bytes()
-            return {"model.py": script, "spec.json": self.spec.to_json().encode()}
+            return {SCRIPT: script, "spec.json": self.spec.to_json().encode()}
         path = self.generator if part is Part.GENERATOR else self.range
         wanted = self.spec.generator_sha256 if part is Part.GENERATOR else self.spec.range_sha256
         try:
@@ -112,7 +115,7 @@ def write_version(repository: Path, release: Release) -> bool:
     Returns
     -------
     bool
-        False when the version was there already with the same content.
+        False when the version was there already with the same content. Its script is brought up to date if need be.
 
     Raises
     ------
@@ -120,22 +123,7 @@ def write_version(repository: Path, release: Release) -> bool:
         The version is there with other content, or the model is served at another geometry or unit.
     """
     contents = {part: release.files(part) for part in Part}
-    missing = []
-    for part, files in contents.items():
-        folder = repository / f"{release.model}{part}"
-        config = folder / "config.pbtxt"
-        if config.exists() and _without_policy(config.read_text()) != _without_policy(_config(release, part)):
-            raise InputError(
-                f"model {folder.name} is served with other channels, size or units than version {release.version} has; "
-                "register this one under another name"
-            )
-        version = folder / release.version
-        if not version.exists():
-            missing.append(part)
-        elif {p.name: p.read_bytes() for p in version.iterdir() if p.is_file()} != files:
-            raise InputError(
-                f"{version} exists with other content; a version number stands for one content, so register again"
-            )
+    missing = _missing_parts(repository, release, contents)
     written: list[Path] = []
     try:
         for part in missing:
@@ -150,7 +138,42 @@ def write_version(repository: Path, release: Release) -> bool:
         for version in written:
             shutil.rmtree(version, ignore_errors=True)
         raise
+    script = repository / f"{release.model}{Part.VOLUME}" / release.version / SCRIPT
+    if not script.exists() or script.read_bytes() != contents[Part.VOLUME][SCRIPT]:
+        _write_text(script, contents[Part.VOLUME][SCRIPT].decode())
     return bool(missing)
+
+
+def check_version(repository: Path, release: Release) -> None:
+    """Raise the InputError that `write_version` would raise, and write nothing."""
+    _missing_parts(repository, release, {part: release.files(part) for part in Part})
+
+
+def _missing_parts(repository: Path, release: Release, contents: dict[Part, dict[str, bytes]]) -> list[Part]:
+    missing = []
+    for part, files in contents.items():
+        folder = repository / f"{release.model}{part}"
+        config = folder / "config.pbtxt"
+        if config.exists() and _without_policy(config.read_text()) != _without_policy(_config(release, part)):
+            raise InputError(
+                f"model {folder.name} is served with other channels, size or units than version {release.version} has; "
+                "register this one under another name"
+            )
+        version = folder / release.version
+        if not version.exists():
+            missing.append(part)
+        elif {p.name: p.read_bytes() for p in version.iterdir() if _counts(p)} != {
+            name: content for name, content in files.items() if name != SCRIPT
+        }:
+            raise InputError(
+                f"{version} exists with other content; a version number stands for one content, so register again"
+            )
+    return missing
+
+
+def _counts(path: Path) -> bool:
+    # The script is code of this package, not of the version.
+    return path.is_file() and path.name != SCRIPT
 
 
 def versions(repository: Path, model: str) -> tuple[str, ...]:

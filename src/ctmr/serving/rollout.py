@@ -87,11 +87,17 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
 
     Raises
     ------
+    InputError
+        The version cannot be written (`ctmr.serving.model_repository.write_version`); nothing was tried.
+    EnvironmentFault
+        The server cannot be reached; nothing was tried.
     RolloutFailed
         The old version is live as before, and what was written has been removed.
     """
     began = time.monotonic()
-    client.index()  # A server that cannot be reached ends here, before anything is written.
+    # What cannot work ends here, before anything is written: other content, another geometry, no server.
+    repo.check_version(repository, release)
+    client.index()
     before = set(repo.served_versions(repository, release.model)) & set(repo.versions(repository, release.model))
     previous = _live(client, release.model)
     created = touched = False

@@ -57,9 +57,9 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
     direction = Direction.MR2CT if to.upper() == Modality.CT else Direction.CT2MR
     if out.exists():
         raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
-    address = url or EmbeddedTriton(home.triton).start(home.model_repository).grpc
     report("reading the image", 0.1)
     volume = read_image(source, modality=direction.source)
+    address = url or EmbeddedTriton(home.triton).start(home.model_repository).grpc
     with TritonClient(address) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
         report(f"translating with {name}", 0.3)

@@ -202,7 +202,7 @@ def run_stage(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise EnvironmentFault(
-            f"stage {stage.name} could not write {error.filename or out}: {error.strerror or error}; "
+            f"stage {stage.name} could not write {error.filename or out}: {error.strerror or type(error).__name__}; "
             "what was there before is untouched"
         ) from error
     except BaseException:

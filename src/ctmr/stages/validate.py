@@ -151,8 +151,11 @@ def _reason(found: list[Finding], outcome: Outcome, total: int) -> str:
     if outcome is not Outcome.REFUSE:
         return ""
     refusals = [f.sentence for f in found if f.kind is Kind.REFUSE]
-    dropped = len(dropped_images(found))
-    return "; ".join(refusals) or f"{dropped} of {total} images had to be dropped, which is a fault of the dataset"
+    drops = [f.sentence for f in found if f.kind is Kind.DROP]
+    words = "; ".join(refusals) or "too many images had to be dropped, which is a fault of the dataset"
+    if drops:
+        words += f"; {len(dropped_images(found))} of {total} images were dropped, the first because: {drops[0]}"
+    return words
 
 
 STAGE = Stage("validate", takes={"inventory": "fetch/inventory.parquet"}, sections=("data", "validation"), run=run)

@@ -7,9 +7,12 @@ Tensors cross by DLPack. The stub of the bundled server was built for NumPy 1: u
 (``as_numpy`` and ``Tensor(name, array)``) take every item for 0 bytes long and silently repeat the first one.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -30,7 +33,7 @@ TYPE_OF_ONNX = {
 class TritonPythonModel:
     """One version of one ONNX model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load ``<version>/model.onnx`` and compare it with config.pbtxt."""
         config = json.loads(args["model_config"])
         self.name = args["model_name"]
@@ -42,7 +45,7 @@ class TritonPythonModel:
         self._compare("input", config["input"], self.session.get_inputs())
         self._compare("output", config["output"], self.session.get_outputs())
 
-    def _compare(self, kind, configured, found):
+    def _compare(self, kind: str, configured: list[Any], found: list[Any]) -> None:
         by_name = {tensor.name: tensor for tensor in found}
         for entry in configured:
             tensor = by_name.get(entry["name"])
@@ -62,9 +65,9 @@ class TritonPythonModel:
                     f"{self.name}: {kind} {tensor.name!r} has shape {shape}, config.pbtxt says {expected}"
                 )
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests; what cannot be answered gets an error of its own and harms no other."""
-        responses = [None] * len(requests)
+        responses: list[Any] = [None] * len(requests)
         feeds = {}
         for number, request in enumerate(requests):
             feed = {name: np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in self.inputs}
@@ -79,7 +82,7 @@ class TritonPythonModel:
                 responses[number] = _response(answer, requests[number])
         return responses
 
-    def _run(self, feeds):
+    def _run(self, feeds: list[dict[str, Any]]) -> list[Any]:
         """Return, for each feed, its outputs by name, or the error that all of them share."""
         try:
             joined = {name: np.concatenate([f[name] for f in feeds]) for name in self.inputs}
@@ -95,14 +98,14 @@ class TritonPythonModel:
         return [dict(zip(self.outputs, part, strict=True)) for part in zip(*parts, strict=True)]
 
 
-def _providers(args):
+def _providers(args: dict[str, str]) -> list[Any]:
     if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         device = {"device_id": int(args["model_instance_device_id"])}
         return [("CUDAExecutionProvider", device), "CPUExecutionProvider"]
     return ["CPUExecutionProvider"]
 
 
-def _response(answer, request):
+def _response(answer: Any, request: Any) -> Any:
     if isinstance(answer, str):
         return _error(answer, pb_utils.TritonError.INTERNAL)
     wanted = set(request.requested_output_names())
@@ -111,7 +114,7 @@ def _response(answer, request):
     )
 
 
-def _tensor(name, array):
+def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
     """Hand a fresh array over without a copy.
 
     The stub renames the capsule in a way that NumPy's destructor does not know, which would write a traceback to the
@@ -122,5 +125,5 @@ def _tensor(name, array):
     return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
-def _error(message, code):
+def _error(message: str, code: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

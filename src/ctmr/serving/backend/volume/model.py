@@ -8,9 +8,12 @@ under NumPy 2 its own conversions (``as_numpy``, ``Tensor(name, array)``, string
 bytes long and silently repeat the first one.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -25,7 +28,7 @@ class Refused(Exception):
 class Failed(Exception):
     """The server could not translate; `code` is Triton's error code."""
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: Any) -> None:
         super().__init__(message)
         self.code = code
 
@@ -33,7 +36,7 @@ class Failed(Exception):
 class TritonPythonModel:
     """One version of a volume model; its folder holds this file and spec.json."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read the spec that lies beside this file."""
         config = json.loads(args["model_config"])
         self.version = args["model_version"]
@@ -45,11 +48,11 @@ class TritonPythonModel:
         types = {entry["name"]: entry["data_type"] for entry in config["output"]}
         self.dtype = np.dtype(pb_utils.triton_string_to_numpy(types["translation"]))
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request):
+    def _answer(self, request: Any) -> Any:
         wanted = set(request.requested_output_names())
         try:
             tensors = []
@@ -68,7 +71,7 @@ class TritonPythonModel:
             tensors.append(_tensor("spec", np.array(list(self.spec), np.uint8)))
         return pb_utils.InferenceResponse(tensors)
 
-    def _translate(self, volume):
+    def _translate(self, volume: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if volume.size == 0:
             raise Refused(f"the volume of shape {list(volume.shape)} is empty; at least one slice is needed")
         if volume.size > self.max_voxels:
@@ -91,7 +94,7 @@ class TritonPythonModel:
             out[first : first + self.chunk] = np.clip(np.rint(made[:, 0]), bounds.min, bounds.max)
         return out
 
-    def _call(self, model, output, inputs):
+    def _call(self, model: str, output: str, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
         """Call a model of this very version number."""
         request = pb_utils.InferenceRequest(
             model_name=model,
@@ -112,7 +115,7 @@ class TritonPythonModel:
         return np.array(np.from_dlpack(pb_utils.get_output_tensor_by_name(response, output)))
 
 
-def _tensor(name, array):
+def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
     """Hand a fresh array over without a copy.
 
     The stub renames the capsule in a way that NumPy's destructor does not know, which would write a traceback to the
@@ -123,5 +126,5 @@ def _tensor(name, array):
     return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
-def _error(message, code):
+def _error(message: str, code: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
