@@ -24,7 +24,7 @@ class Home:
     @staticmethod
     def current() -> Home:
         """Return the home of this process."""
-        return Home(Path(os.environ.get("CTMR_HOME", ".ctmr")).absolute())
+        return Home(Path(os.environ.get("CTMR_HOME") or ".ctmr").absolute())
 
     @property
     def runs(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -232,7 +232,20 @@ class Train(Section):
     seed: int = 0
 
 
-class LogUniform(Section):
+class Range(Section):
+    """Base of search ranges."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+
+class LogUniform(Range):
     """Search range on a logarithmic scale."""
 
     kind: Literal["log_uniform"] = "log_uniform"
@@ -240,20 +253,20 @@ class LogUniform(Section):
     high: Positive
 
 
-class Uniform(Section):
+class Uniform(Range):
     """Search range on a linear scale."""
 
     kind: Literal["uniform"] = "uniform"
-    low: float
-    high: float
 
 
 class Choice(Section):
     """Search among values."""
 
     kind: Literal["choice"] = "choice"
-    values: tuple[float | int | str | bool, ...]
+    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
 
+
+_TUNABLE: dict[str, type[BaseModel]] = {"train": Train, "loss": Loss, "network": Network}
 
 SearchSpace = Annotated[LogUniform | Uniform | Choice, Field(discriminator="kind")]
 
@@ -283,6 +296,13 @@ class Tune(Section):
         for key in space:
             if key.split(".")[0] not in ("train", "loss", "network"):
                 raise ValueError(f"{key!r} cannot be tuned; tunable keys start with train., loss. or network.")
+            section: type[BaseModel] | None = _TUNABLE[key.split(".")[0]]
+            for part in key.split(".")[1:]:
+                field = section.model_fields.get(part) if section else None
+                if field is None:
+                    raise ValueError(f"{key!r} cannot be tuned; the recipe has no such key")
+                kind = field.annotation
+                section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         return space
 
 
@@ -373,7 +393,9 @@ class Recipe(Section):
     register_: Register = Field(default=Register(), alias="register")
     deploy: Deploy = Deploy()
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
+    )
 
     @field_validator("directions")
     @classmethod
@@ -412,7 +434,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             key != "space"
             and isinstance(value, Mapping)
             and isinstance(out.get(key), Mapping)
-            and value.get("kind", None) == out[key].get("kind", None)
+            and value.get("kind", out[key].get("kind")) == out[key].get("kind")
         ):
             out[key] = merge(out[key], value)
         else:
@@ -431,12 +453,18 @@ def parse(tree: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
 def set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Set ``a.b.c`` in a plain tree. Keys that contain dots themselves (``tune.space``) are matched longest first."""
     parts = dotted.split(".")
-    node = tree
+    node, path = tree, list[str]()
     while len(parts) > 1:
+        if "space" in path or ".".join(parts) in node:
+            whole = ".".join(parts)
+            # A range below a search space has a dotted name itself; only its own fields lie deeper.
+            if whole in node or not any(whole.startswith(f"{key}.") for key in node):
+                node[whole] = value
+                return
         for take in range(len(parts) - 1, 0, -1):
             key = ".".join(parts[:take])
             if isinstance(node.get(key), dict):
-                node, parts = node[key], parts[take:]
+                node, parts, path = node[key], parts[take:], [*path, key]
                 break
         else:
             node = node.setdefault(parts[0], {})
@@ -444,7 +472,7 @@ def set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
                 raise InputError(
                     f"--set {dotted}: {parts[0]!r} is a value, not a section, so nothing can be set below it"
                 )
-            parts = parts[1:]
+            parts, path = parts[1:], [*path, parts[0]]
     node[parts[0]] = value
 
 

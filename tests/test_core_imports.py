@@ -1,0 +1,86 @@
+"""The core runs where only torch, numpy, scipy and pydantic are installed: GPU machines have no MLOps packages."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+CORE = ("ctmr.networks", "ctmr.gan", "ctmr.data", "ctmr.metrics", "ctmr.imaging")
+ALLOWED = ("torch", "numpy", "scipy", "pydantic")
+
+PROGRAM = """
+import importlib, json, pkgutil, sys
+
+blocked = set(json.loads(sys.argv[1]))
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is blocked by the test", name=name)
+        return None
+
+
+sys.meta_path.insert(0, Blocker())
+imported = []
+for package in sys.argv[2:]:
+    module = importlib.import_module(package)
+    names = [m.name for m in pkgutil.walk_packages(module.__path__, f"{package}.")]
+    imported += [importlib.import_module(name).__name__ for name in names]
+print(json.dumps(imported))
+"""
+
+
+def distributions_of(names):
+    """The distributions and everything that they need."""
+    seen, waiting = set(), list(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        seen.add(name)
+        waiting += [re.match(r"[\w.-]+", text).group() for text in needed if "extra ==" not in text]
+    return seen
+
+
+def blocked_packages():
+    allowed = distributions_of(ALLOWED)
+    return sorted(
+        module
+        for module, owners in packages_distributions().items()
+        if module not in ("ctmr", "_distutils_hack")
+        and not allowed & {re.sub(r"[-_.]+", "-", o).lower() for o in owners}
+    )
+
+
+def run(*packages):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(blocked_packages()), *packages], capture_output=True, text=True
+    )
+
+
+def test_the_blocked_packages_are_those_that_gpu_machines_lack():
+    blocked = set(blocked_packages())
+    assert {"kfp", "mlflow", "dvc", "optuna", "yaml", "pandas", "pydicom", "nibabel", "skimage", "PIL"} <= blocked
+    assert not blocked & {"torch", "numpy", "scipy", "pydantic", "pydantic_core", "typing_extensions", "ctmr"}
+
+
+def test_every_module_of_the_core_imports_with_four_packages_alone():
+    done = run(*CORE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = json.loads(done.stdout)
+    assert {"ctmr.gan.trainer", "ctmr.networks.generators", "ctmr.data.shards", "ctmr.metrics.fidelity"} <= set(
+        imported
+    )
+
+
+def test_the_block_works():
+    """A package that needs more must fail, or the test above proves nothing."""
+    done = run("ctmr.quality")
+    assert done.returncode != 0
+    assert "is blocked by the test" in done.stderr
