@@ -85,7 +85,7 @@ def test_without_a_range_a_psnr_is_not_held_against_the_error():
 
 
 def test_a_metric_nobody_defined_is_refused():
-    with pytest.raises(ValueError, match="no metric is called.*'sharpness'"):
+    with pytest.raises(ValueError, match=r"no metric is called.*'sharpness'"):
         case({"sharpness": 1.0})
 
 

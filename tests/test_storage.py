@@ -313,7 +313,7 @@ def test_a_damaged_object_of_the_remote_is_refused_and_named(clone, tmp_path):
 def test_an_object_that_the_remote_lacks_is_a_fault_of_the_environment(clone, tmp_path):
     remote_object(clone, b"deep").unlink()
     source = resolve(str(clone))
-    with pytest.raises(CtmrError, match="dataset images at revision .* could not be fetched") as caught:
+    with pytest.raises(CtmrError, match=r"dataset images at revision .* could not be fetched") as caught:
         materialise(source, tmp_path / "raw", said)
     assert caught.value.exit_code == 3
 

@@ -80,7 +80,7 @@ def test_spacing_is_read_from_the_affine_in_array_order(letters, spacing, rotati
 
 
 def test_hounsfield_units_belong_to_ct():
-    with pytest.raises(InputError, match="HU belongs to CT.*MR"):
+    with pytest.raises(InputError, match=r"HU belongs to CT.*MR"):
         volume(modality=Modality.MR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,8 +36,12 @@ def record(home: Home, entry: dict[str, Any]) -> None:
     """Append one synthetic image to the ledger; on disk when it returns."""
     home.ledger.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({**entry, "written": datetime.now(UTC).isoformat(timespec="seconds")}, sort_keys=True) + "\n"
-    descriptor = os.open(home.ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    descriptor = os.open(home.ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # A line that a power cut tore must not swallow this one.
+            line = "\n" + line
         os.write(descriptor, line.encode())
         os.fsync(descriptor)
     finally:
@@ -74,10 +79,13 @@ def _facts(uid: str, home: Home) -> tuple[dict[str, Any], str, str]:
     if path.exists():
         from ctmr.io.dicom import read_header, read_provenance
 
-        file = sorted(p for p in path.rglob("*") if p.is_file())[0] if path.is_dir() else path
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        if not files:
+            raise InputError(f"{path} holds no file; give the folder or a file of a synthetic DICOM series")
+        file = files[0]
         facts = {k: str(v) for k, v in vars(read_provenance(file)).items()}
         return facts, str(read_header(file).get("SeriesInstanceUID", "")), str(path)
-    entries = [json.loads(line) for line in home.ledger.read_text().splitlines()] if home.ledger.is_file() else []
+    entries = _entries(home)
     for entry in reversed(entries):
         if uid in (entry["series_uid"], *entry.get("instance_uids", [])):
             return entry, str(entry["series_uid"]), str(entry["path"])
@@ -85,6 +93,15 @@ def _facts(uid: str, home: Home) -> tuple[dict[str, Any], str, str]:
         f"{uid} is no synthetic image this machine wrote ({len(entries)} in {home.ledger}) and no path; "
         "give the series or SOP instance UID, or the path, of a synthetic image"
     )
+
+
+def _entries(home: Home) -> list[dict[str, Any]]:
+    """Return the ledger's lines; one that was torn is passed over and hides no other."""
+    found = []
+    for line in home.ledger.read_text(errors="replace").splitlines() if home.ledger.is_file() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def _served(home: Home, model: str, version: str, sha256: str) -> bool:

@@ -7,6 +7,7 @@ import json
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -170,13 +171,23 @@ def unpack(archive: Path, target: Path) -> None:
                     raise InputError(
                         f"archive {archive.name} holds the link {member.filename!r}; only plain files may be in it"
                     )
+            names = [PurePosixPath(m.filename) for m in members]
+            files = set(names)
+            clash = next((n for n in names if files.intersection(n.parents)), None)
+            if clash is None and len(files) < len(names):
+                clash = next(n for k, n in enumerate(names) if n in names[:k])
+            if clash is not None:
+                raise InputError(f"archive {archive.name} holds {str(clash)!r} twice, or below a file; pack it again")
             for member in members:
                 destination = target.joinpath(*PurePosixPath(member.filename).parts)
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as stream, destination.open("wb") as out:
                     shutil.copyfileobj(stream, out)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise InputError(f"archive {archive.name} is damaged ({error}); fetch it again") from None
+    except (RuntimeError, NotImplementedError) as error:
+        # zipfile says so of encrypted members and of methods it does not know.
+        raise InputError(f"archive {archive.name} cannot be unpacked ({error}); pack it as a plain zip") from None
 
 
 def _short_name(name: str) -> str:

@@ -87,7 +87,7 @@ def test_a_subject_in_train_and_test_is_dropped_from_train(validate):
 @pytest.mark.parametrize(
     ("changes", "settings", "words"),
     [
-        ([(k, {"error": "truncated"}) for k in range(5)], [], "5 of 16 images had to be dropped"),
+        ([(k, {"error": "truncated"}) for k in range(5)], [], "5 of 16 images were dropped"),
         ([(0, {"unit": "grey8"})], [], "a model reads one unit"),
         ([(k, {"modality": "MR", "unit": "arbitrary", "minimum": 0.0}) for k in range(8)], [], "no usable CT image"),
         ([], [("validation.min_images", 4)], "test keeps 3 CT images; it needs at least 4"),

@@ -96,7 +96,10 @@ def run_pipeline(
 
 def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
     """Return evaluate's champion option for a stage that is run alone."""
-    dataset = json.loads((folder / "fetch" / "dataset.json").read_text())["name"]
+    pinned = folder / "fetch" / "dataset.json"
+    if not pinned.is_file():
+        raise InputError(f"there is no fetched dataset in {folder}; run `ctmr fetch` first, or name the run with --out")
+    dataset = json.loads(pinned.read_text())["name"]
     return _champion_option(
         resolve_champion(dataset, recipe, home), content_digest(folder / "train"), folder / "evaluate"
     )
