@@ -49,8 +49,9 @@ def test_slices_of_a_plane_are_stacked_along_the_axis_that_the_plane_leaves_out(
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_the_head_is_upright_and_radiologists_left_is_the_patients_right(plane):
-    down, right = ORIENTATION[plane][1:]
+def test_the_head_is_upright_radiologists_left_is_the_patients_right_and_slices_have_one_order(plane):
+    stacked, down, right = ORIENTATION[plane]
+    assert stacked == {"axial": "S", "sagittal": "L", "coronal": "P"}[plane]
     assert down == {"axial": "P", "sagittal": "I", "coronal": "I"}[plane]
     assert right == {"axial": "L", "sagittal": "P", "coronal": "L"}[plane]
 

@@ -79,7 +79,7 @@ class Code:
         try:
             head = self._git("rev-parse", "--short=12", "HEAD")
             changed = self._git("status", "--porcelain", "--untracked-files=no")
-        except (OSError, subprocess.CalledProcessError):
+        except (OSError, subprocess.SubprocessError):
             from ctmr import __version__
 
             return f"ctmr-{__version__}"

@@ -125,6 +125,12 @@ def materialise(source: Source, target: Path, report: Callable[[str, float | Non
         shutil.copytree(source.address, target)
     found = folder_md5(target)
     if found != source.dataset.md5:
+        damaged = _damaged(source, target) if source.dataset.kind == "dvc" else ""
+        if damaged:
+            raise InputError(
+                f"dataset {source.dataset.name}: {damaged} is not what revision {source.dataset.revision[:12]} pins; "
+                "its object in the remote is damaged: push it again from a copy that is whole"
+            )
         raise InputError(
             f"dataset {source.dataset.name}: its files have md5 {found}, the pinned state is {source.dataset.md5}; "
             "something changed or is damaged: run `dvc status` there, or pin the state again"
@@ -140,9 +146,7 @@ def folder_md5(folder: Path) -> str:
     """Return the md5 that DVC gives a folder: over the sorted JSON list of its files' md5s."""
     entries = []
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        entries.append({"md5": md5, "relpath": file.relative_to(folder).as_posix()})
+        entries.append({"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()})
     entries.sort(key=lambda e: e["relpath"])
     text = json.dumps(entries, sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
@@ -240,6 +244,24 @@ def _pull(source: Source, target: Path) -> None:
             f"dataset {source.dataset.name} at revision {source.dataset.revision[:12]} could not be fetched from "
             f"{source.address}: {_first_line(error)}"
         ) from None
+
+
+def _damaged(source: Source, target: Path) -> str:
+    """Return the first file whose md5 is not the pinned one, relative to the dataset."""
+    from dvc.api import DVCFileSystem
+
+    pinned = DVCFileSystem(source.address, rev=source.dataset.revision).find(source.path, detail=True)
+    for path, info in sorted(pinned.items()):
+        relative = PurePosixPath(path).relative_to(source.path)
+        file = target / relative
+        if not file.is_file() or _md5(file) != info["dvc_info"]["md5"]:
+            return relative.as_posix()
+    return ""
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

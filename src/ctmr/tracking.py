@@ -54,18 +54,18 @@ class Tracking:
         quiet_libraries()
         import logging
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         import mlflow
 
+        # After the import, which sets levels of its own.
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.home = home
         self.uri = home.tracking_uri
         with faults(self.uri):
             if self.uri.startswith("sqlite:"):
                 home.root.mkdir(parents=True, exist_ok=True)
-            mlflow.set_tracking_uri(self.uri)
-            mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
-            self.client = mlflow.MlflowClient()
+            # Not set_tracking_uri: it writes the address into the environment, where another home would find it.
+            self.client = mlflow.MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.experiment_id = self._experiment()
 
     def _experiment(self) -> str:
@@ -197,7 +197,7 @@ class Tracking:
                 self.artifact(run_id, file, "model")
             self.artifact(run_id, card)
             first = sorted(p for p in release.iterdir() if p.is_dir())[0]
-            with mlflow.start_run(run_id=run_id):
+            with self._current(), mlflow.start_run(run_id=run_id):
                 logged = mlflow.onnx.log_model(
                     onnx.load(str(first / "generator.onnx")),
                     name=f"{name}-{first.name}",
@@ -219,6 +219,23 @@ class Tracking:
                 model_id=getattr(logged, "model_id", None),
             )
         return str(made.version)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make this store MLflow's current one, as its model flavours need, and put back what was there."""
+        import mlflow
+
+        before = {k: os.environ.get(k) for k in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or self.uri)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
     def alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version."""

@@ -224,14 +224,7 @@ def test_when_the_last_rename_fails_the_old_output_comes_back(toy, monkeypatch):
     toy()
     before = files_of(toy.out)
     toy.recipe = override(toy.recipe, [("train.steps", 3)])
-    rename = Path.rename
-
-    def refuse(self, target):
-        if self.name.endswith(".partial"):
-            full_disk()
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr("ctmr.stages.contract.exchange", lambda a, b: full_disk())
     with pytest.raises(EnvironmentFault):
         toy()
     assert files_of(toy.out) == before
@@ -253,6 +246,7 @@ import os, signal, sys
 from pathlib import Path
 from ctmr.home import Home
 from ctmr.recipe import Recipe
+from ctmr.stages import contract
 from ctmr.stages.contract import Stage, run_stage
 
 root, when = Path(sys.argv[1]), sys.argv[2]
@@ -271,15 +265,15 @@ def work(context):
     return {}
 
 
-if when == "rename":
-    rename = Path.rename
+if when in ("before the exchange", "after the exchange"):
+    swap = contract.exchange
 
-    def stop(self, target):
-        if self.name.endswith(".partial"):
-            die()
-        return rename(self, target)
+    def stop(a, b):
+        if when == "after the exchange":
+            swap(a, b)
+        die()
 
-    Path.rename = stop
+    contract.exchange = stop
 stage = Stage("toy", takes={"data": "data"}, sections=("train",), run=work)
 result = run_stage(stage, inputs={"data": root / "data"}, recipe=Recipe(), out=root / "out", home=Home.current())
 print(result.because)
@@ -300,7 +294,13 @@ def finished(home, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("when", ["run", "rename"])
+def test_a_kill_after_the_exchange_leaves_the_new_output_complete(finished):
+    assert run_and_die(finished, "after the exchange").returncode == -signal.SIGKILL
+    assert (finished / "out" / RECORD).is_file()
+    assert run_and_die(finished, "never").stdout.strip() == "nothing changed"
+
+
+@pytest.mark.parametrize("when", ["run", "before the exchange"])
 def test_a_kill_leaves_the_old_output(finished, when):
     before = files_of(finished / "out")
     assert run_and_die(finished, when).returncode == -signal.SIGKILL

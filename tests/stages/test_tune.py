@@ -4,11 +4,12 @@ import json
 import math
 import os
 import signal
-from multiprocessing import get_context
+import time
+from multiprocessing import active_children, get_context
+from multiprocessing.connection import wait
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import yaml
 
@@ -74,10 +75,12 @@ def database(tmp_path_factory):
 
 
 @pytest.fixture
-def study(preprocessed, database, tmp_path, home):
+def study(preprocessed, database, tmp_path, home, monkeypatch):
     """Run the stage in a home of its own; several homes tell studies apart."""
 
     def run(*settings, where="home", report=None):
+        # MLflow writes the address it was given last into the environment.
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         place = Home(tmp_path / where)
         if not place.root.exists():
             place.root.mkdir(parents=True)
@@ -103,20 +106,8 @@ def tried(tree):
     return [(t["params"], t["state"], t["score"], t["reports"]) for t in tree["trials"]]
 
 
-def test_a_study_trains_real_networks_begins_with_the_recipe_and_survives_a_killed_worker(study, tmp_path):
-    """Two workers in processes of their own; one is killed with SIGKILL once the other end has its first report."""
-    killed = []
-
-    def kill_one(message, fraction=None):
-        if not killed and message.startswith("trial 0: step 1,"):
-            mine = psutil.Process().children()
-            workers = [p for p in mine if "spawn_main" in " ".join(p.cmdline())]
-            assert len(workers) == 2
-            killed.append(min(workers, key=lambda p: p.pid))
-            killed[0].kill()
-
-    result, tree = study(report=kill_one)
-    assert killed
+def test_a_study_trains_real_networks_and_begins_with_the_recipe(study, tmp_path):
+    result, tree = study()
     assert [t["trial"] for t in tree["trials"]] == [0, 1, 2, 3]
     recipe = override(Recipe(), SETTINGS)
     first = tree["trials"][0]
@@ -249,6 +240,25 @@ def test_a_trial_whose_process_always_dies_fails_and_another_takes_its_place(stu
     assert list(states.values()).count("FINISHED") == 4
 
 
+def test_a_worker_that_is_killed_in_the_middle_is_retried(study, workers):
+    """kill -9 of one worker, once, after its first report."""
+    whole = study(where="whole")[1]
+    killed = []
+
+    def kill_one(message, fraction=None):
+        if not killed and message.startswith("trial 0: step 1,"):
+            killed.append(min(active_children(), key=lambda p: p.pid))
+            killed[0].kill()
+
+    def unhurried(channel, preprocessed, tree, params):
+        time.sleep(0.2)
+        quick(channel, preprocessed, tree, params)
+
+    workers(unhurried)
+    assert tried(study(where="killed", report=kill_one)[1]) == tried(whole)
+    assert killed[0].exitcode == -signal.SIGKILL
+
+
 def test_a_worker_that_dies_while_it_waits_for_its_answer_is_retried(study, workers, tmp_path):
     """The report has arrived, the process is gone: sending the answer must not end the study."""
     once = tmp_path / "died"
@@ -261,9 +271,6 @@ def test_a_worker_that_dies_while_it_waits_for_its_answer_is_retried(study, work
         quick(channel, preprocessed, tree, params)
 
     def slow_reader(channels):
-        import time
-        from multiprocessing.connection import wait
-
         time.sleep(0.3)
         return wait(channels)
 

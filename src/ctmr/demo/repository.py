@@ -81,7 +81,7 @@ def track(data: Path, repository: Path, remote: Path, *, name: str, message: str
     _dvc(repository, "init", "--quiet")
     _dvc(repository, "config", "core.analytics", "false")
     _dvc(repository, "config", "core.autostage", "false")
-    _dvc(repository, "remote", "add", "--quiet", "--default", "local", os.path.relpath(remote, repository / ".dvc"))
+    _dvc(repository, "remote", "add", "--quiet", "--default", "local", os.path.relpath(remote, repository))
     _dvc(repository, "add", "--quiet", name)
     _dvc(repository, "push", "--quiet")
     _run(repository, "git", "add", "--all")

@@ -46,9 +46,7 @@ class Checkpoint:
     damaged: tuple[Path, ...] = ()
 
 
-def save(
-    folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
-) -> Path:
+def save(folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
     """Write ``<folder>/step-<step>`` and remove all but the `KEPT` newest.
 
     Parameters
@@ -79,9 +77,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
-            save_file(
-                {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _TENSORS
-            )
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _TENSORS)
             body = {
                 "format": _FORMAT,
                 "step": step,

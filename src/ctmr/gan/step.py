@@ -48,9 +48,7 @@ class CycleGan(nn.Module):
         self.channels = channels
         self.generators = nn.ModuleDict(
             {
-                d.value: build_generator(
-                    network.generator, channels[d.source], channels[d.target], size=size, rng=rng
-                )
+                d.value: build_generator(network.generator, channels[d.source], channels[d.target], size=size, rng=rng)
                 for d in Direction
             }
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -19,6 +21,9 @@ from ctmr.home import Code, Home
 from ctmr.recipe import Recipe, section_digest
 
 RECORD = f"{PROVENANCE}/stage.json"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 class Report(Protocol):
@@ -177,8 +182,8 @@ def run_stage(
             )
         because = "what it did is no longer there"
     work.mkdir(parents=True, exist_ok=True)
+    _clear_up(out)
     temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
@@ -201,8 +206,9 @@ def run_stage(
         put_in_place(temporary, out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        did = "could not write" if error.errno in _DISK_ERRORS else "failed on"
         raise EnvironmentFault(
-            f"stage {stage.name} could not write {error.filename or out}: {error.strerror or type(error).__name__}; "
+            f"stage {stage.name} {did} {error.filename or out}: {error.strerror or type(error).__name__}; "
             "what was there before is untouched"
         ) from error
     except BaseException:
@@ -212,22 +218,38 @@ def run_stage(
 
 
 def put_in_place(temporary: Path, out: Path) -> None:
-    """Flush a finished folder to disk and rename it to its place; the old one stays until then."""
+    """Flush a finished folder to disk and give it its name; at every instant the old or the new one stands there."""
     for entry in temporary.rglob("*"):
         if entry.is_file():
             _fsync(entry)
-    old = out.parent / f".{out.name}.{os.getpid()}.old"
-    shutil.rmtree(old, ignore_errors=True)
     if out.exists():
-        out.rename(old)
-    try:
+        exchange(temporary, out)
+    else:
         temporary.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
     _fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two folders in one step (Linux renameat2); two renames where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(b))
+    aside = a.with_name(a.name + ".old")
+    b.rename(aside)
+    a.rename(b)
+    aside.rename(a)
+
+
+def _clear_up(out: Path) -> None:
+    """Remove what killed runs of this stage left beside its output; a run that lives keeps its folder."""
+    for left in out.parent.glob(f".{out.name}.*.partial*"):
+        pid = left.name.removeprefix(f".{out.name}.").partition(".")[0]
+        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
@@ -246,7 +268,7 @@ def _why(out: Path, parts: Mapping[str, str]) -> str:
         record = json.loads((out / RECORD).read_text())
         before: Mapping[str, str] = record["parts"]
         recorded = str(record["digest"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "its record is unreadable"
     changed = sorted(k for k in {*parts, *before} if parts.get(k) != before.get(k))
     if changed:

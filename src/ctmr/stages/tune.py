@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ def run(context: Context) -> dict[str, Any]:
     name = _score_name(context)
     _recover(study, recipe)
     tracking = _Tracking(context)
+    tracking.trials(study.trials)
     finished = len(_finished(study))
     while finished < section.trials:
         study.sampler = optuna.samplers.TPESampler(seed=section.seed * 1_000_003 + finished)
@@ -67,8 +69,7 @@ def run(context: Context) -> dict[str, Any]:
             study.ask(_distributions(recipe)) for _ in range(min(_room(section, finished), section.trials - finished))
         ]
         _run_wave(context, study, wave, finished)
-        for trial in wave:
-            tracking.trial(study.trials[trial.number])
+        tracking.trials(study.trials)
         finished = len(_finished(study))
         if finished == 0 and len(study.trials) >= 2 * section.workers:
             raise EnvironmentFault(
@@ -187,13 +188,19 @@ def _run_wave(context: Context, study: optuna.Study, wave: list[optuna.Trial], b
                         worker.trial.report(score, step)
                     worker.scores[step] = score
                     prune = worker.trial.should_prune()
-                    worker.channel.send(STOP if prune else GO)
+                    with contextlib.suppress(BrokenPipeError):
+                        # A process that died meanwhile is found by the next read, and retried.
+                        worker.channel.send(STOP if prune else GO)
                     word = ", pruned" if prune else ""
                     context.report(f"trial {number}: step {step}, score {score:.4g}{word}", min(1.0, reports / total))
                     if prune:
                         outcomes[number] = (TrialState.PRUNED, None, "")
                 elif message[0] == DONE:
-                    outcomes[number] = (TrialState.COMPLETE, float(message[1]), "")
+                    score = float(message[1])
+                    finite = math.isfinite(score)
+                    outcomes[number] = (
+                        (TrialState.COMPLETE, score, "") if finite else (TrialState.FAIL, None, f"its score is {score}")
+                    )
                 elif message[0] == FAILED:
                     outcomes[number] = (TrialState.FAIL, None, str(message[1]))
                 if number in outcomes:
@@ -244,6 +251,20 @@ class _Tracking:
             self.tracking.params(parent, {"tune": recipe.dump()["tune"]})
             self.record.write_text(json.dumps({"run_id": parent}))
         self.parent = parent
+
+    def trials(self, trials: list[optuna.trial.FrozenTrial]) -> None:
+        """Log every ended trial that has no child run yet: a kill may have come between Optuna and MLflow."""
+        known = {
+            run.info.run_name
+            for run in self.tracking.client.search_runs(
+                [self.tracking.experiment_id], f"tags.mlflow.parentRunId = '{self.parent}'"
+            )
+        }
+        for trial in trials:
+            # A trial that a kill cut off is queued again under another number; it ended without an outcome.
+            told = trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs
+            if told and f"trial {trial.number}" not in known:
+                self.trial(trial)
 
     def trial(self, trial: optuna.trial.FrozenTrial) -> None:
         """Log a finished trial as a child run."""

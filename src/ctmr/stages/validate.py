@@ -35,7 +35,8 @@ def run(context: Context) -> dict[str, Any]:
     early = quality.inspect(inventory, section)
     usable = inventory[~inventory[Column.IMAGE].isin(quality.dropped_images(early))]
     splits = make_splits(usable, context.recipe.data)
-    found = quality.inspect(inventory, section, splits)
+    # Once splits are made, what fell out before them is no longer looked at: its findings are kept.
+    found = [f for f in early if f.kind is quality.Kind.DROP] + quality.inspect(usable, section, splits)
     dropped = quality.dropped_images(found)
     manifest = inventory[inventory[Column.IMAGE].isin(splits.index) & ~inventory[Column.IMAGE].isin(dropped)].copy()
     manifest[Column.SPLIT.value] = manifest[Column.IMAGE].map(splits)
