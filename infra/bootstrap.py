@@ -54,7 +54,7 @@ def main() -> int:
     ]  # fmt: skip
     for step in steps:
         print(f"environment: {shlex.join(Path(p).name if p.startswith('/') else p for p in step[:3])} …", flush=True)
-        if subprocess.run(step, env=environment).returncode:
+        if run(step, environment):
             print(
                 "environment: the step above failed; its last lines say why, and make goes on from there",
                 file=sys.stderr,
@@ -62,6 +62,18 @@ def main() -> int:
             return 3
     MARK.write_text(wanted)
     return 0
+
+
+def run(step: list[str], environment: dict[str, str]) -> int:
+    """Run a step and return its exit code; of its output, the list of several hundred packages is left out."""
+    with subprocess.Popen(
+        step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.startswith((" + ", " - ", " ~ ")):
+                print(f"  {line}", end="", flush=True)
+    return process.returncode
 
 
 def fingerprint() -> str:

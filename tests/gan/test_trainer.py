@@ -86,6 +86,7 @@ def test_another_process_resumes_to_the_same_bits(sections: Sections, tmp_path: 
     list(whole.run())
     list(Trainer(network, loss, train, data, checkpoints=tmp_path / "c").run(until_step=3))
     torch.save([dataclasses.asdict(data.mr), dataclasses.asdict(data.ct)], tmp_path / "data.pt")
+    texts = [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]
     program = f"""
 import torch
 from ctmr.data.sampling import Domain, TrainingData
@@ -93,9 +94,7 @@ from ctmr.gan.trainer import Trainer
 from ctmr.recipe import Loss, Network, Train
 from pathlib import Path
 mr, ct = torch.load({str(tmp_path / "data.pt")!r}, weights_only=True)
-sections = [s.model_validate_json(t) for s, t in zip((Network, Loss, Train), {
-        [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]!r
-    })]
+sections = [s.model_validate_json(t) for s, t in zip((Network, Loss, Train), {texts!r})]
 trainer = Trainer(*sections, TrainingData(Domain(**mr), Domain(**ct)), checkpoints=Path({str(tmp_path / "c")!r}))
 assert trainer.resume() and trainer.step == 3
 list(trainer.run())
