@@ -51,7 +51,7 @@ class Validate(Section):
     """Images each modality must keep in training, and in the test."""
     hu_range: tuple[float, float] = (-2048.0, 4096.0)
     """Values outside can not be Hounsfield units of a patient."""
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 8
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 4
     """Perceptual hashes (64 bits) this close in different splits are one image."""
     min_side: Pixels = 32
     """Pixels of the shorter side."""

@@ -50,3 +50,14 @@ def test_real_pictures_end_in_a_served_model_that_claims_no_fidelity(tmp_path: P
         assert stages["deploy"]["summary"]["golden_difference"] <= 1.0
     finally:
         EmbeddedTriton(Home(tmp_path).triton).stop()
+
+
+def test_the_demo_recipe_as_it_is_does_not_refuse_the_real_pictures(tmp_path: Path) -> None:
+    if not PICTURES.is_dir():
+        pytest.skip(f"the real images are not here ({PICTURES})")
+    environment = os.environ | {"CTMR_HOME": str(tmp_path)}
+    start = [sys.executable, "-m", "ctmr.cli"]
+    for words in (["fetch", "--dataset", str(PICTURES)], ["validate", "--json"]):
+        done = subprocess.run([*start, *words, "--recipe", "demo"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["summary"]["outcome"] == "pass_with_drops"
