@@ -27,7 +27,7 @@ settings.load_profile("ctmr")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """CTMR_HOME in a temporary folder, no address of a real server, telemetry off."""
     monkeypatch.setenv("CTMR_HOME", str(tmp_path / "home"))
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "CTMR_STUDY_STORAGE"):
         # Set first, so that what MLflow puts into the environment meanwhile is taken out again at the end.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

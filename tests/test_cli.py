@@ -35,12 +35,14 @@ def ctmr(home, monkeypatch, capsys, tmp_path):
 MISTAKES = [
     (["run", "--dataset", "x", "--recipe", "nonesuch"], "there is no recipe 'nonesuch'"),
     (["run", "--dataset", "nowhere"], "there is no dataset at nowhere"),
-    (["run", "--dataset", "demo"], "the demo dataset is not there yet"),
+    (["fetch", "--dataset", "nowhere"], "there is no dataset at nowhere"),
     (["run", "--dataset", "x", "--set", "train.stepz=5"], "there is no key 'train.stepz'"),
     (["run", "--dataset", "x", "--set", "train.steps"], "is not key=value"),
     (["run", "--dataset", "x", "--set", "gate.nonesuch.psnr.min=5"], "there is no protocol 'nonesuch'"),
-    (["fetch"], "fetch needs --dataset"),
-    (["train"], "there are 0 runs of recipe default"),
+    (["run", "--dataset", "x", "--set", "train.steps=5; train.stepz=5"], "there is no key 'train.stepz'"),
+    (["train"], "there are 0 runs of recipe demo below"),
+    (["train", "--dataset", "x", "--recipe", "default"], "there are 0 runs of recipe default on dataset x"),
+    (["evaluate", "--champion", "best"], "allowed are registered, none"),
     (["train", "--out", "run", "--input", "best"], "is not NAME=PATH"),
     (["train", "--out", "run"], "its input preprocessed is not at"),
     (["train", "--out", "run", "--input", "shards=x"], "unknown ['shards']"),
@@ -63,13 +65,19 @@ def test_a_mistake_is_one_sentence_and_exit_2(ctmr, words, sentence):
 
 
 @pytest.mark.parametrize(
-    "words", [["nonesuch"], ["run"], ["run", "--nonesuch"], ["phantom", "x", "--subjects", "0"], ["phantom"]]
+    "words", [["nonesuch"], ["run", "x"], ["run", "--nonesuch"], ["phantom", "x", "--subjects", "0"], ["phantom"]]
 )
 def test_a_command_line_that_cannot_be_read_is_exit_2_without_a_traceback(ctmr, words):
     code, out, err = ctmr(*words)
     assert code == 2
-    assert "Error: " in err
+    assert err.startswith("ctmr: ") and err.count("\n") == 1 and "--help` says what there is" in err
     assert "Traceback" not in err + out
+
+
+def test_a_command_line_that_cannot_be_read_is_a_document_too_with_json(ctmr):
+    code, out, _ = ctmr("run", "--nonesuch", "--json")
+    document = json.loads(out)
+    assert (code, document["exit_code"]) == (2, 2) and "--nonesuch" in document["error"]
 
 
 @pytest.mark.parametrize("words", [w for w, _ in MISTAKES if "--json" not in w and w[0] in ("run", "train", "lineage")])
@@ -94,8 +102,8 @@ def test_a_stop_from_the_keyboard_says_that_work_is_kept(ctmr, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ctmr.cli.app", stop)
-    code, _, err = ctmr("run")
+    monkeypatch.setattr("ctmr.lineage.trace", stop)
+    code, _, err = ctmr("lineage", "1.2.3")
     assert code == 130
     assert "kept" in err and "Traceback" not in err
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ctmr.errors import CtmrError, InputError
+from ctmr.orchestration.doors import DATASET, OUT, OVERRIDES, PATH, RECIPE, REVISION, assignments
 from ctmr.stages.names import STAGE_NAMES
 
 if TYPE_CHECKING:
-    from ctmr.home import Home
-    from ctmr.storage import Source
+    from ctmr.orchestration.runner import Runner
 
 app = typer.Typer(
     name="ctmr",
@@ -26,106 +26,122 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="The recipes: one typed tree of settings each.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+pipeline_app = typer.Typer(help="The Kubeflow pipeline: compile it, check it.", no_args_is_help=True)
+app.add_typer(pipeline_app, name="pipeline")
 
-RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe by name, or a YAML file.")]
+RecipeName = Annotated[str, typer.Option(RECIPE.option, help=RECIPE.help)]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one recipe key; repeatable.")
+    list[str] | None,
+    typer.Option(
+        OVERRIDES.option,
+        metavar="KEY=VALUE",
+        help=OVERRIDES.help,
+        callback=lambda texts: assignments(texts or []),
+    ),
 ]
-DatasetAddress = Annotated[str, typer.Option("--dataset", help="Folder of images, a git + DVC repository, or `demo`.")]
-Revision = Annotated[
-    str, typer.Option("--revision", help="Git revision of the DVC repository; default: the current one.")
-]
-DataPath = Annotated[str, typer.Option("--path", help="Path the DVC repository tracks; needed when it tracks several.")]
+DatasetAddress = Annotated[str, typer.Option(DATASET.option, help=DATASET.help)]
+Revision = Annotated[str, typer.Option(REVISION.option, help=REVISION.help)]
+DataPath = Annotated[str, typer.Option(PATH.option, help=PATH.help)]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the stages' outputs; default .ctmr/runs/<recipe>-<dataset>.")
+    Path | None,
+    typer.Option(OUT.option, metavar="FOLDER", help=OUT.help, parser=lambda text: Path(text) if text else None),
+]
+RunnerName = Annotated[
+    str, typer.Option("--runner", help="kfp: the compiled pipeline under kfp.local; inline: in this process, to debug.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 
 @app.command()
-def demo(settings: Settings = None, json_: AsJson = False) -> None:
+def demo(settings: Settings = None, runner: RunnerName = "kfp", json_: AsJson = False) -> None:
     """The main job on this machine: phantom data → … → a Triton answer and a synthetic DICOM series."""
     from ctmr.demo.run import run_demo
 
-    run_demo(settings or [], as_json=json_)
+    run_demo(settings or [], runner=_runner(runner), as_json=json_)
 
 
 @app.command()
 def run(
-    dataset: DatasetAddress,
-    recipe: RecipeName = "default",
+    dataset: DatasetAddress = DATASET.default,
+    revision: Revision = REVISION.default,
+    path: DataPath = PATH.default,
+    recipe: RecipeName = RECIPE.default,
     settings: Settings = None,
-    revision: Revision = "",
-    path: DataPath = "",
     out: Out = None,
+    runner: RunnerName = "kfp",
     json_: AsJson = False,
 ) -> None:
     """The whole pipeline on a dataset; what has not changed since the last run is reused."""
     from ctmr.console import Console
     from ctmr.home import Home
-    from ctmr.orchestration.local import run_pipeline
+    from ctmr.orchestration import runner as runners
+    from ctmr.orchestration.local import resolve_dataset
     from ctmr.recipe_files import load
 
+    how = _runner(runner)
     home = Home.current()
     chosen = load(recipe, settings or [])
-    source = _source(dataset, path, revision, home)
     console = Console(as_json=json_)
-    folder = out or home.runs / f"{chosen.name}-{source.dataset.name}"
-    done = run_pipeline(
-        source, chosen, folder=folder, home=home, report_for=console.report_for, on_result=console.stage_done
+    source = resolve_dataset(dataset, path, revision, home, console.report_for("dataset"))
+    done = runners.run(
+        source,
+        recipe,
+        settings or [],
+        folder=out or home.runs / f"{chosen.name}-{source.dataset.name}",
+        home=home,
+        runner=how,
+        report_for=console.report_for,
+        on_result=console.stage_done,
     )
     console.run_summary(done, chosen)
 
 
 def _stage_command(name: str, text: str) -> None:
     def command(
-        recipe: RecipeName = "default",
+        context: typer.Context,
+        dataset: DatasetAddress = DATASET.default,
+        revision: Revision = REVISION.default,
+        path: DataPath = PATH.default,
+        recipe: RecipeName = RECIPE.default,
         settings: Settings = None,
-        dataset: Annotated[str, typer.Option(help="fetch only: folder, DVC repository or `demo`.")] = "",
-        revision: Revision = "",
-        path: DataPath = "",
         inputs: Annotated[
             list[str] | None,
             typer.Option("--input", metavar="NAME=PATH", help="Where an input lies; default: below --out."),
         ] = None,
+        champion: Annotated[
+            str, typer.Option(help="evaluate only: compare with the registered champion, or with none.")
+        ] = "registered",
         out: Out = None,
         json_: AsJson = False,
     ) -> None:
         from ctmr.console import Console
         from ctmr.home import Home
-        from ctmr.orchestration import local
+        from ctmr.orchestration.alone import Champion, run_alone, run_folder
+        from ctmr.orchestration.local import resolve_dataset
         from ctmr.recipe_files import load
-        from ctmr.stages.contract import run_stage
 
+        if champion not in set(Champion):
+            raise InputError(f"--champion {champion!r}: allowed are {', '.join(Champion)}")
         home = Home.current()
         chosen = load(recipe, settings or [])
-        options: dict[str, str] = {}
+        console = Console(as_json=json_)
+        source = None
         if name == "fetch":
-            if not dataset:
-                raise InputError("fetch needs --dataset: a folder of images, a git + DVC repository, or demo")
-            source = _source(dataset, path, revision, home)
-            options["dataset"] = source.to_option()
+            source = resolve_dataset(dataset, path, revision, home, console.report_for(name))
             folder = out or home.runs / f"{chosen.name}-{source.dataset.name}"
         else:
-            folder = out or _only_run(home, chosen.name)
-        spec = local.stage(name)
-        where = local.default_inputs(spec, folder)
-        for text_ in inputs or []:
-            key, equals, value = text_.partition("=")
-            if not equals:
-                raise InputError(f"--input {text_!r} is not NAME=PATH; {name} takes {sorted(spec.takes)}")
-            where[key] = Path(value)
-        console = Console(as_json=json_)
-        if name == "evaluate":
-            options["champion"] = local.champion_for(folder, chosen, home)
-        result = run_stage(
-            spec,
-            inputs=where,
-            recipe=chosen,
-            out=folder / name,
+            # The default says nothing about which run is meant; what was typed does.
+            typed = getattr(context.get_parameter_source("dataset"), "name", "") != "DEFAULT"
+            folder = out or run_folder(chosen, dataset if typed else "", path, home)
+        result = run_alone(
+            name,
+            chosen,
+            folder=folder,
             home=home,
-            options=options,
             report=console.report_for(name),
+            source=source,
+            inputs=inputs or [],
+            champion=Champion(champion),
         )
         console.stage_done(result)
         console.stage_summary(result)
@@ -237,6 +253,76 @@ def down(json_: AsJson = False) -> None:
     Console(as_json=json_).services(stop(Home.current()))
 
 
+@pipeline_app.command("compile")
+def pipeline_compile(
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default pipelines/ct_mr.yaml.")] = None,
+    image: Annotated[str, typer.Option("--image", help="Image of every task, with registry and digest.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail when the file is not current.")] = False,
+) -> None:
+    """Compile the pipeline to the YAML that Kubeflow runs."""
+    from ctmr.orchestration import compile as compiling
+    from ctmr.orchestration.runner import shipped_pipeline
+
+    path = out or shipped_pipeline()
+    if image and not out:
+        raise InputError("--image needs --out: pipelines/ct_mr.yaml itself names no registry")
+    text = compiling.compile_pipeline(image)
+    if check:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise CtmrError(f"{path} is not what pipelines/ct_mr.py compiles to; run `ctmr pipeline compile`")
+        print(f"{path} is current")
+        return
+    path.write_text(text, encoding="utf-8")
+    print(f"compiled to {path}")
+
+
+@pipeline_app.command("lint")
+def pipeline_lint(
+    path: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: pipelines/ct_mr.yaml.")] = None,
+) -> None:
+    """Check a compiled pipeline: strict parsing, and what would silently not run on one machine."""
+    from ctmr.orchestration import compile as compiling
+    from ctmr.orchestration.runner import shipped_pipeline
+
+    where = path or shipped_pipeline()
+    problems = compiling.check(where)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise CtmrError(f"{where} breaks {len(problems)} rules")
+    print(f"{where}: strictly parsed, no rule broken")
+
+
+@app.command()
+def submit(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Pipeline parameters, as dataset_rev=v2.")
+    ] = None,
+    experiment: Annotated[str, typer.Option("--experiment-name", "-e", help="Experiment of the run.")] = "ctmr",
+    package: Annotated[
+        Path | None, typer.Option("--package-file", "-f", help="Compiled pipeline; default pipelines/ct_mr.yaml.")
+    ] = None,
+    run_name: Annotated[str, typer.Option("--run-name", "-r", help="Name of the run.")] = "",
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", "-w", help="Wait for the run's end.")] = True,
+    timeout: Annotated[int, typer.Option("--timeout", "-t", help="Seconds to wait; 0: for ever.")] = 0,
+    endpoint: Annotated[str, typer.Option(help="Kubeflow's address; default: the local runner of `ctmr up`.")] = "",
+) -> None:
+    """Submit a run as `kfp run submit` does, but end with its exit code: 1 when the run failed."""
+    from ctmr.orchestration.runner import shipped_pipeline
+    from ctmr.orchestration.submit import submit as send
+    from ctmr.services import pipelines_address
+
+    send(
+        endpoint or pipelines_address(),
+        experiment,
+        package or shipped_pipeline(),
+        arguments or [],
+        run_name=run_name,
+        watch=watch,
+        timeout=timeout,
+    )
+
+
 @recipe_app.command("list")
 def recipe_list() -> None:
     """The recipes by name."""
@@ -256,44 +342,49 @@ def recipe_resolve(
     print(render(load(name, settings or [])), end="")
 
 
-def _source(dataset: str, path: str, revision: str, home: Home) -> Source:
-    from ctmr.home import quiet_libraries
-    from ctmr.storage import resolve
+def _runner(name: str) -> Runner:
+    from ctmr.orchestration.runner import Runner
 
-    quiet_libraries()
-    if dataset == "demo":
-        from ctmr.demo.repository import demo_repository
-
-        return resolve(str(demo_repository(home)), path=path, revision=revision)
-    return resolve(dataset, path=path, revision=revision)
+    if name not in set(Runner):
+        raise InputError(f"--runner {name!r}: allowed are {', '.join(Runner)}")
+    return Runner(name)
 
 
-def _only_run(home: Home, recipe: str) -> Path:
-    found = sorted(p for p in home.runs.glob(f"{recipe}-*") if p.is_dir()) if home.runs.is_dir() else []
-    if len(found) != 1:
-        raise InputError(
-            f"there are {len(found)} runs of recipe {recipe} below {home.runs} ({', '.join(p.name for p in found)}); "
-            "name one with --out"
-        )
-    return found[0]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What Typer raises for every mistyped command line; it has no public name."""
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on standard error, with its exit code."""
     as_json = "--json" in sys.argv
     try:
-        app()
+        code = app(standalone_mode=False)
+    except _UsageError as mistake:
+        words = mistake.format_message()  # type: ignore[attr-defined]
+        if "\n" in words:  # Not a mistake: a command without arguments shows its help.
+            print(words)
+            sys.exit(InputError.exit_code)
+        at = getattr(mistake, "ctx", None)
+        where = at.command_path if at else "ctmr"
+        _end(InputError(f"{words[0].lower()}{words[1:].rstrip('.')}; `{where} --help` says what there is"), as_json)
     except CtmrError as error:
-        if as_json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
-        print(f"ctmr: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error, as_json)
     except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         print(
             "ctmr: stopped; finished stages and checkpoints are kept, the same command goes on from there",
             file=sys.stderr,
         )
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _end(error: CtmrError, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
+    print(f"ctmr: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class Home:
         """MLflow's tracking address: MLFLOW_TRACKING_URI, or SQLite here."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
+    def study_storage(self, work: Path) -> str:
+        """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
+        return os.environ.get("CTMR_STUDY_STORAGE") or f"sqlite:///{work / 'study.db'}"
+
     @property
     def artifacts(self) -> Path:
         """MLflow's artifacts when tracking is local."""

@@ -280,7 +280,10 @@ class Tune(Section):
     reports: Count = 4
     """Times a trial reports its validation score and may be pruned."""
     workers: Count = 2
-    """Trials that run side by side."""
+    """Trials of a wave, which learn from earlier waves only, and worker processes that the stage starts.
+
+    More or fewer processes at the study, here or on other machines, change nothing but the time.
+    """
     threads: Annotated[int, Field(ge=0)] = 1
     space: dict[str, SearchSpace] = {
         "train.lr_generator": LogUniform(low=1e-4, high=1e-3),
@@ -319,6 +322,8 @@ class Evaluate(Section):
     """Images a modality that unpaired protocols use at most; of a volume, its middle slice."""
     kid_subsets: Count = 20
     kid_subset_size: Count = 50
+    threads: Annotated[int, Field(ge=0)] = 2
+    """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
     seed: int = 0
 
     @field_validator("paired_protocols", "paired_grey_protocols")

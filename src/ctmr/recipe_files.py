@@ -24,7 +24,12 @@ def recipe_names() -> list[str]:
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Recipe:
-    """Return a recipe by name or by path of a YAML file, with ``key=value`` assignments applied.
+    """Return a recipe by name, by path of a YAML file, or from YAML text, with ``key=value`` assignments applied.
+
+    Parameters
+    ----------
+    name
+        What holds a line break is the text itself: a cluster has no files of the person who submits a run.
 
     Raises
     ------
@@ -33,20 +38,41 @@ def load(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """
     if name == "default":
         recipe = Recipe()
+    elif "\n" in name:
+        recipe = _read(name, "the recipe given as text")
     else:
-        path = Path(name) if name.endswith((".yaml", ".yml")) else recipe_folder() / f"{name}.yaml"
-        if not path.is_file():
-            raise InputError(
-                f"there is no recipe {name!r}; the recipes are {', '.join(recipe_names())}, or give a YAML file"
-            )
+        path = recipe_path(name)
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe {path} is not readable YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(tree, dict):
-            raise InputError(f"recipe {path} holds {type(tree).__name__}; a mapping of sections is needed")
-        recipe = parse(tree, source=f"recipe {path.name}")
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"recipe {path} is not readable YAML: {error}") from None
+        recipe = _read(text, f"recipe {path.name}")
     return override(recipe, [_assignment(text) for text in assignments])
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe given by name or path; InputError when there is none."""
+    path = Path(name) if is_file_name(name) else recipe_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(
+            f"there is no recipe {name!r}; the recipes are {', '.join(recipe_names())}, or give a YAML file"
+        )
+    return path
+
+
+def is_file_name(name: str) -> bool:
+    """True when a recipe is given by the path of its file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def _read(text: str, source: str) -> Recipe:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{source} holds {type(tree).__name__}; a mapping of sections is needed")
+    return parse(tree, source=source)
 
 
 def render(recipe: Recipe) -> str:

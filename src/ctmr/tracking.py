@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.home import Home, quiet_libraries
 
 EXPERIMENT = "ctmr"
@@ -17,6 +17,46 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes the MLflow UI open with curves and models rather than with traces of language models."""
 TAG = "ctmr."
 """Prefix of every tag we set."""
+GIVEN = "MLFLOW_RUN_ID"
+"""Environment variable of a run that somebody opened for us, as `mlflow run` does."""
+PARENT = "CTMR_PARENT_RUN"
+"""Environment variable of the run that was given for a whole pipeline: parent of the runs that its stages open."""
+
+
+@contextmanager
+def whole_run(home: Home, summaries: Callable[[], Mapping[str, Mapping[str, Any]]]) -> Iterator[None]:
+    """Make a given MLflow run the parent of all runs that a pipeline's stages open, and tell it the outcome.
+
+    Inside, this process and those that it starts see `PARENT` in place of `GIVEN`: two stages must not write into one
+    run. Without a given run nothing happens.
+
+    Parameters
+    ----------
+    summaries
+        Returns stage name → summary of the stages that have ended; asked at the end, also that of an error.
+    """
+    given = os.environ.get(GIVEN)
+    if not given:
+        yield
+        return
+    before = os.environ.get(PARENT)
+    os.environ[PARENT] = given
+    del os.environ[GIVEN]
+    try:
+        yield
+    except BaseException:
+        # What ended the run is what a person must read, not that its outcome could not be logged as well.
+        with suppress(CtmrError):
+            Tracking(home).outcome(given, summaries())
+        raise
+    else:
+        Tracking(home).outcome(given, summaries())
+    finally:
+        os.environ[GIVEN] = given
+        if before is None:
+            del os.environ[PARENT]
+        else:
+            os.environ[PARENT] = before
 
 
 @dataclass(frozen=True)
@@ -69,8 +109,12 @@ class Tracking:
             self.experiment_id = self._experiment()
 
     def _experiment(self) -> str:
+        """Return the experiment of a given run, beside which MLflow shows its children, else our own."""
         from mlflow.exceptions import MlflowException
 
+        given = os.environ.get(PARENT) or os.environ.get(GIVEN)
+        if given:
+            return str(self.client.get_run(given).info.experiment_id)
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             location = self.home.artifacts.as_uri() if self.uri.startswith("sqlite:") else None
@@ -85,8 +129,12 @@ class Tracking:
         return str(found.experiment_id)
 
     def start(self, name: str, *, tags: Mapping[str, str], parent: str | None = None) -> str:
-        """Open a run and return its id; an existing MLFLOW_RUN_ID is used for a run without parent."""
-        given = os.environ.get("MLFLOW_RUN_ID")
+        """Open a run and return its id.
+
+        Without `parent`, the run becomes a child of `PARENT`; where only `GIVEN` is set, that run is used.
+        """
+        parent = parent or os.environ.get(PARENT)
+        given = os.environ.get(GIVEN)
         with faults(self.uri):
             all_tags = {**{TAG + k: v for k, v in tags.items()}, "mlflow.runName": name}
             if parent:
@@ -95,6 +143,29 @@ class Tracking:
                 self.tag(given, tags)
                 return given
             return str(self.client.create_run(self.experiment_id, tags=all_tags, run_name=name).info.run_id)
+
+    def run_of(self, model_digest: str) -> str | None:
+        """Return the newest run that trained the model of this content digest, or ``None``."""
+        with faults(self.uri):
+            everywhere = [e.experiment_id for e in self.client.search_experiments()]
+            wanted = f"tags.`{TAG}model_digest` = '{model_digest}'"
+            found = self.client.search_runs(everywhere, wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def outcome(self, run_id: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log what stages came to, so that whole runs can be compared: test metrics, verdict, registered version.
+
+        Parameters
+        ----------
+        summaries
+            Stage name → summary.
+        """
+        evaluated, registered = summaries.get("evaluate"), summaries.get("register")
+        if evaluated:
+            self.metrics(run_id, held_out_metrics(evaluated["metrics"]))
+            self.tag(run_id, {"verdict": evaluated["verdict"], "verdict_reason": str(evaluated["reason"])[:4000]})
+        if registered:
+            self.tag(run_id, {"model_name": registered["name"], "model_version": registered["version"]})
 
     def exists(self, run_id: str) -> bool:
         """True when the run is there and not deleted."""
@@ -248,6 +319,11 @@ def _version(found: Any) -> Version:
     return Version(found.name, str(found.version), str(found.run_id), tags.get("model_digest", ""), tags)
 
 
+def held_out_metrics(means: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Return MLflow's names and values of protocol → metric → mean; means that are not finite are left out."""
+    return {f"test.{name}.{m}": v for name, metrics in means.items() for m, v in metrics.items() if v is not None}
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a tree's leaves by dotted path."""
     out: dict[str, Any] = {}
@@ -263,11 +339,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def faults(uri: str) -> Iterator[None]:
     """Turn a store that does not answer into one sentence."""
     from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
+    except (MlflowException, OSError, SQLAlchemyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(f"MLflow at {uri} failed: {first[:300]}") from error

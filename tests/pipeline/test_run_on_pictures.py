@@ -218,6 +218,7 @@ def trace_any(world: World) -> list:
 
 def test_the_command_line_exits_1_on_a_failed_gate_with_one_sentence(world: World) -> None:
     command = [sys.executable, "-m", "ctmr.cli", "run", "--dataset", str(world.data), "--out", str(world.folder)]
+    command += ["--recipe", "default"]
     for setting in [*TINY, "gate.cycle_slice.ssim.min=2"]:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True)

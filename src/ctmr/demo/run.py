@@ -11,24 +11,29 @@ from ctmr.console import Console
 from ctmr.data.cohort import CohortPlan
 from ctmr.demo.repository import demo_repository, make_demo_dataset
 from ctmr.home import Home, quiet_libraries
-from ctmr.orchestration.local import Run, run_pipeline
+from ctmr.orchestration.local import Run
+from ctmr.orchestration.runner import Runner, run
 from ctmr.recipe_files import load
 from ctmr.storage import resolve
 
+RECIPE = "demo"
 
-def run_demo(settings: list[str], *, as_json: bool = False) -> None:
+
+def run_demo(settings: list[str], *, runner: Runner = Runner.KFP, as_json: bool = False) -> None:
     """Make the cohort, run the eight stages, translate a held-out series through Triton, say where to look.
 
     Parameters
     ----------
     settings
         ``key=value`` overrides of the recipe ``demo``.
+    runner
+        How the pipeline is executed.
     as_json
         Print one JSON document instead of tables.
     """
     quiet_libraries()
     home, console = Home.current(), Console(as_json)
-    recipe = load("demo", settings)
+    recipe = load(RECIPE, settings)
     seconds: dict[str, float] = {}
     console.say("ctmr demo: phantom heads, unpaired CycleGAN T1 MR to CT, on this machine only")
     began = time.monotonic()
@@ -37,11 +42,13 @@ def run_demo(settings: list[str], *, as_json: bool = False) -> None:
     took = f"{seconds['cohort']:6.1f} s" if made else "reused"
     console.say(f"  {'cohort':<10} {took:<9} PHANTOM heads in {demo_repository(home)}")
     source = resolve(str(demo_repository(home)))
-    done = run_pipeline(
+    done = run(
         source,
-        recipe,
+        RECIPE,
+        settings,
         folder=home.runs / f"{recipe.name}-{source.dataset.name}",
         home=home,
+        runner=runner,
         report_for=console.report_for,
         on_result=console.stage_done,
     )

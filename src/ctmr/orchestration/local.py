@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ctmr.digest import content_digest
 from ctmr.errors import GateFailed, InputError
 from ctmr.home import Home
+from ctmr.orchestration.doors import DEMO
 from ctmr.recipe import Recipe
-from ctmr.stages.contract import RECORD, Report, Result, Stage, run_stage, silent
+from ctmr.stages.contract import Report, Result, Stage, read_record, run_stage, silent
 from ctmr.stages.names import STAGE_NAMES
 from ctmr.storage import Source
+from ctmr.tracking import whole_run
 
 
 @dataclass
@@ -37,6 +40,10 @@ class Run:
         """True when nothing had to be done."""
         return all(r.reused for r in self.results.values())
 
+    def summaries(self) -> dict[str, Mapping[str, Any]]:
+        """Return stage name → summary of what has ended so far."""
+        return {name: result.summary for name, result in self.results.items()}
+
 
 def stage(name: str) -> Stage:
     """Return a stage by name; imports only that stage."""
@@ -49,6 +56,30 @@ def stage(name: str) -> Stage:
 def default_inputs(spec: Stage, folder: Path) -> dict[str, Path]:
     """Return where the pipeline finds a stage's inputs below a run folder."""
     return {name: folder / where for name, where in spec.takes.items()}
+
+
+def inputs_below(spec: Stage, outputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Return a stage's inputs below the outputs of earlier stages, wherever each of them lies."""
+    found = {}
+    for name, where in spec.takes.items():
+        earlier, _, rest = where.partition("/")
+        found[name] = outputs[earlier] / rest
+    return found
+
+
+def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> Source:
+    """Pin a dataset; ``demo`` is the phantom cohort, made now where it is not there yet."""
+    from ctmr.home import quiet_libraries
+    from ctmr.storage import resolve
+
+    quiet_libraries()
+    if address == DEMO:
+        from ctmr.data.cohort import CohortPlan
+        from ctmr.demo.repository import demo_repository, make_demo_dataset
+
+        make_demo_dataset(home, CohortPlan(), report)
+        address = str(demo_repository(home))
+    return resolve(address, path=path, revision=revision)
 
 
 def run_pipeline(
@@ -71,26 +102,27 @@ def run_pipeline(
     """
     done = Run(folder)
     options = {"fetch": {"dataset": source.to_option()}}
-    champion = resolve_champion(source.dataset.name, recipe, home)
-    for name in STAGE_NAMES:
-        spec = stage(name)
-        if name == "evaluate":
-            options[name] = {"champion": _champion_option(champion, done.results["train"].digest, folder / name)}
-        result = run_stage(
-            spec,
-            inputs=default_inputs(spec, folder),
-            recipe=recipe,
-            out=folder / name,
-            home=home,
-            options=options.get(name, {}),
-            report=report_for(name),
-        )
-        done.results[name] = result
-        on_result(result)
-        if name == "validate":
-            _stop_if_refused(result)
-        if name == "evaluate":
-            _stop_if_failed(result)
+    with whole_run(home, done.summaries):
+        champion = resolve_champion(source.dataset.name, recipe, home)
+        for name in STAGE_NAMES:
+            spec = stage(name)
+            if name == "evaluate":
+                options[name] = {"champion": champion_option(champion, folder / "train", folder / name)}
+            result = run_stage(
+                spec,
+                inputs=default_inputs(spec, folder),
+                recipe=recipe,
+                out=folder / name,
+                home=home,
+                options=options.get(name, {}),
+                report=report_for(name),
+            )
+            done.results[name] = result
+            on_result(result)
+            if name == "validate":
+                _stop_if_refused(result)
+            if name == "evaluate":
+                _stop_if_failed(result)
     return done
 
 
@@ -100,14 +132,13 @@ def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
     if not pinned.is_file():
         raise InputError(f"there is no fetched dataset in {folder}; run `ctmr fetch` first, or name the run with --out")
     dataset = json.loads(pinned.read_text())["name"]
-    return _champion_option(
-        resolve_champion(dataset, recipe, home), content_digest(folder / "train"), folder / "evaluate"
-    )
+    return champion_option(resolve_champion(dataset, recipe, home), folder / "train", folder / "evaluate")
 
 
 def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, str]:
     """Find the registered champion of a dataset once, at the start of a run."""
-    if not home.tracking_uri.startswith("sqlite:") or (home.root / "mlflow.db").exists():
+    scheme, _, rest = home.tracking_uri.partition(":///")
+    if scheme != "sqlite" or Path(rest.partition("?")[0]).exists():
         from ctmr.tracking import Tracking
 
         found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)
@@ -121,17 +152,23 @@ def model_name(recipe: Recipe, dataset: str) -> str:
     return recipe.register_.name or f"{recipe.name}-{dataset}"
 
 
-def _champion_option(champion: Mapping[str, str], candidate: str, out: Path) -> str:
+def champion_option(champion: Mapping[str, str], candidate: Path, out: Path) -> str:
     """Return the champion as evaluate's option.
 
     A champion is not judged against itself: when the candidate is the champion, the judgement that made it one stands.
+
+    Parameters
+    ----------
+    champion
+        Name, version, digest and run id; empty when there is none.
+    candidate
+        Model folder.
+    out
+        Evaluate's output, where it may have judged this model before.
     """
-    if champion and champion["digest"] == candidate:
-        try:
-            before: str = json.loads((out / RECORD).read_text())["summary"]["champion"]
-            return before
-        except (OSError, ValueError, KeyError):
-            return ""
+    if champion and champion["digest"] == content_digest(candidate):
+        record = read_record(out)
+        return str(record["summary"]["champion"]) if record else ""
     return json.dumps(champion, sort_keys=True) if champion else ""
 
 
@@ -142,7 +179,11 @@ def _stop_if_refused(result: Result) -> None:
 
 def _stop_if_failed(result: Result) -> None:
     if result.summary["verdict"] != "pass":
-        raise GateFailed(
-            f"the gate failed: {result.summary['reason']}; nothing was registered or deployed, the verdict is in "
-            f"{result.out / 'verdict.json'}"
-        )
+        raise gate_failed(result.summary["reason"], result.out)
+
+
+def gate_failed(reason: str, evaluate: Path) -> GateFailed:
+    """Return the error of a failed gate."""
+    return GateFailed(
+        f"the gate failed: {reason}; nothing was registered or deployed, the verdict is in {evaluate / 'verdict.json'}"
+    )

@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
+from ctmr.processes import start_time
 from ctmr.serving.model_repository import models
 
 LOOPBACK = "127.0.0.1"
@@ -146,7 +147,7 @@ class EmbeddedTriton:
             return None
         with contextlib.suppress(ChildProcessError):
             os.waitpid(running.pid, os.WNOHANG)
-        return running if _started(running.pid) == running.started else None
+        return running if start_time(running.pid) == running.started else None
 
     def stop(self) -> bool:
         """Stop the server and everything it started; False when none was running."""
@@ -241,7 +242,7 @@ class EmbeddedTriton:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
         )
-        return Running(pid, _started(pid) or 0, str(repository), ports)
+        return Running(pid, start_time(pid) or 0, str(repository), ports)
 
     def _write_record(self, running: Running) -> None:
         temporary = self.record.with_suffix(".tmp")
@@ -321,19 +322,9 @@ def _answers(ports: Ports) -> bool:
         connection.close()
 
 
-def _started(pid: int) -> int | None:
-    """Return the kernel's start time of a live process in clock ticks (field 22 of proc_pid_stat(5)), else None."""
-    try:
-        # The command's name, in parentheses, may itself hold spaces and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
-
-
 def _end(pid: int, first: signal.Signals, timeout_s: float) -> None:
     """End a process, at last by force, and wait until it is gone."""
-    started = _started(pid)
+    started = start_time(pid)
     for number in (first, signal.SIGKILL):
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(ProcessLookupError):
@@ -341,7 +332,7 @@ def _end(pid: int, first: signal.Signals, timeout_s: float) -> None:
         while time.monotonic() < deadline:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-            if _started(pid) != started or started is None:
+            if start_time(pid) != started or started is None:
                 return
             time.sleep(0.02)
     raise EnvironmentFault(f"process {pid} does not end, even when killed; look at it with `ps {pid}`")

@@ -127,17 +127,34 @@ class Result:
     because: str = ""
 
 
-def run_stage(
+@dataclass(frozen=True)
+class Place:
+    """Where a stage keeps what survives a kill.
+
+    Attributes
+    ----------
+    key
+        sha256 over `parts`.
+    parts
+        What the stage's output depends on: its version, and digests of recipe sections, inputs and options.
+    work
+        Work folder; may not exist yet.
+    """
+
+    key: str
+    parts: Mapping[str, str]
+    work: Path
+
+
+def locate(
     stage: Stage,
     *,
     inputs: Mapping[str, Path],
     recipe: Recipe,
-    out: Path,
     home: Home,
     options: Mapping[str, str] | None = None,
-    report: Report = silent,
-) -> Result:
-    """Run a stage, or reuse its output when key and content are as recorded.
+) -> Place:
+    """Return a stage's key and work folder; equal inputs, recipe sections and options have the same.
 
     Raises
     ------
@@ -157,7 +174,6 @@ def run_stage(
             raise InputError(
                 f"stage {stage.name}: its input {name} is not at {path}; run the stage that makes it first"
             )
-    started = time.monotonic()
     parts = {
         "version": str(stage.version),
         **{f"recipe.{section}": section_digest(recipe, (section,)) for section in stage.sections},
@@ -165,7 +181,30 @@ def run_stage(
         **{f"option {name}": value for name, value in sorted(options.items())},
     }
     key = tree_digest({"stage": stage.name, **parts})
-    work = home.work / stage.name / key[:16]
+    return Place(key, parts, home.work / stage.name / key[:16])
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    inputs: Mapping[str, Path],
+    recipe: Recipe,
+    out: Path,
+    home: Home,
+    options: Mapping[str, str] | None = None,
+    report: Report = silent,
+) -> Result:
+    """Run a stage, or reuse its output when key and content are as recorded.
+
+    Raises
+    ------
+    InputError
+        A missing or unknown input or option.
+    """
+    started = time.monotonic()
+    options = dict(options or {})
+    place = locate(stage, inputs=inputs, recipe=recipe, home=home, options=options)
+    key, parts, work = place.key, place.parts, place.work
     because = _why(out, parts)
     if not because:
         context = Context(inputs, options, recipe, out, work, home, report)
@@ -189,6 +228,7 @@ def run_stage(
         summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
         digest = content_digest(temporary)
         seconds = time.monotonic() - started
+        settings = recipe.dump()
         record = {
             "stage": stage.name,
             "key": key,
@@ -200,6 +240,7 @@ def run_stage(
             "host": socket.gethostname(),
             "code_revision": Code().revision,
             "recipe": recipe.name,
+            "settings": {section: settings[section] for section in stage.sections},
         }
         (temporary / PROVENANCE).mkdir(exist_ok=True)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -215,6 +256,18 @@ def run_stage(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return Result(stage.name, out, digest, False, seconds, summary, because)
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """Return the record of an output; ``None`` where it is missing, unreadable, or tells of other content.
+
+    DVC restores an output without its record, or leaves the record of what stood there before.
+    """
+    try:
+        record: dict[str, Any] = json.loads((out / RECORD).read_text())
+        return record if record["digest"] == content_digest(out) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def put_in_place(temporary: Path, out: Path) -> None:

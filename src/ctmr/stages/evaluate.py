@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctmr.digest import content_digest
 from ctmr.errors import InputError
 from ctmr.home import Home
-from ctmr.stages.contract import Context, Stage
+from ctmr.stages.contract import Context, Stage, read_record
 from ctmr.stages.model_folder import Description
 from ctmr.stages.train import RUN_RECORD
 
@@ -26,10 +28,29 @@ GOLDEN = "golden.npz"
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write ``cases.csv``, ``verdict.json``, ``decision.json``, the golden case and, in provenance, the report.
+    """Write ``cases.csv``, ``metrics.json``, ``verdict.json``, ``decision.json``, the golden case and, in provenance,
+    the report.
 
     Ends without an error once it measured: a failed gate is data.
     """
+    with _threads(context.recipe.evaluate.threads):
+        return _evaluate(context)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Fix PyTorch's threads: what a process did before, such as training, must not change the sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _evaluate(context: Context) -> dict[str, Any]:
     from ctmr.metrics.stats import summarise
     from ctmr.metrics.verdict import judge
     from ctmr.stages.heldout import HeldOut, measure, measure_trivial
@@ -62,6 +83,9 @@ def run(context: Context) -> dict[str, Any]:
         champion_name=champion[0],
     )
     _write_cases(context.out / "cases.csv", own)
+    means = {n: _means(s) for n, s in sorted(summaries.items())}
+    flat = {"passed": verdict.passed, **means}
+    (context.out / "metrics.json").write_text(json.dumps(flat, indent=1, sort_keys=True) + "\n")
     tree = verdict.to_dict() | {
         "direction": direction.value,
         "has_pairs": held.has_pairs,
@@ -87,7 +111,7 @@ def run(context: Context) -> dict[str, Any]:
         "statement": verdict.statement,
         "fidelity_measured": verdict.fidelity_measured,
         "protocols": {n: s.protocol.describe() for n, s in sorted(summaries.items())},
-        "metrics": {n: _means(s) for n, s in sorted(summaries.items())},
+        "metrics": means,
         "trivial": {k: {n: _means(s) for n, s in sorted(v.items())} for k, v in sorted(trivial.items())},
         "tissues": own.tissues_as_dict(),
         "warnings": list(own.warnings),
@@ -148,7 +172,7 @@ def _report(
     """Write the HTML report and figures, and log everything to the model's MLflow run."""
     from ctmr.reports.figures import tissue_figure
     from ctmr.reports.html import Report, ReportFigure, render_report
-    from ctmr.tracking import Tracking
+    from ctmr.tracking import Tracking, held_out_metrics
 
     folder = context.out / "provenance"
     folder.mkdir(exist_ok=True)
@@ -180,8 +204,7 @@ def _report(
     (folder / "report.html").write_text(page, encoding="utf-8")
     run_id = model_run(context.inputs["model"], context.home, context.recipe.name)
     tracking = Tracking(context.home)
-    for name, summary in summaries.items():
-        tracking.metrics(run_id, {f"test.{name}.{m}": v.mean for m, v in summary.metrics.items()})
+    tracking.metrics(run_id, held_out_metrics({n: _means(s) for n, s in summaries.items()}))
     for who, protocols in trivial.items():
         for name, summary in protocols.items():
             label = who.replace(" ", "_")
@@ -208,14 +231,13 @@ def model_run(model: Path, home: Home, recipe: str) -> str:
 
     record = model / RUN_RECORD
     tracking = Tracking(home)
-    if record.is_file():
+    if record.is_file() and read_record(model):
         known = str(json.loads(record.read_text())["run_id"])
         if tracking.exists(known):
             return known
-    run_id = tracking.start(recipe, tags={"stage": "evaluate", "recipe": recipe})
-    record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps({"run_id": run_id}) + "\n")
-    return run_id
+    digest = content_digest(model)
+    found = tracking.run_of(digest)
+    return found or tracking.start(recipe, tags={"stage": "evaluate", "recipe": recipe, "model_digest": digest})
 
 
 STAGE = Stage(
@@ -229,4 +251,5 @@ STAGE = Stage(
     options=("champion",),
     sections=("directions", "evaluate", "gate"),
     run=run,
+    version=2,
 )

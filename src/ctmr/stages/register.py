@@ -9,7 +9,7 @@ from typing import Any
 
 from ctmr.digest import content_digest
 from ctmr.errors import GateFailed
-from ctmr.stages.contract import RECORD, Context, Stage
+from ctmr.stages.contract import Context, Stage, read_record
 from ctmr.stages.evaluate import model_run
 from ctmr.stages.model_folder import Description
 
@@ -42,7 +42,7 @@ def run(context: Context) -> dict[str, Any]:
     tracking = Tracking(context.home)
     run_id = model_run(model, context.home, recipe.name)
     digest = content_digest(model)
-    trained_with = json.loads((model / RECORD).read_text())["code_revision"] if (model / RECORD).is_file() else ""
+    trained_with = (read_record(model) or {}).get("code_revision")
     lineage = {
         "model_name": name,
         "model_digest": digest,

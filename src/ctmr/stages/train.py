@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ctmr.digest import content_digest
 from ctmr.recipe import Recipe, override
 from ctmr.stages import model_folder
-from ctmr.stages.contract import Context, Stage
+from ctmr.stages.contract import Context, Stage, read_record
 from ctmr.volume import Direction
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def run(context: Context) -> dict[str, Any]:
     ):
         tracking.artifact(run_id, path, folder)
     tracking.metrics(run_id, {f"export.{k}_onnx_difference": v for k, v in differences.items()})
+    # So that the run is found again where only the content was restored, without provenance.
+    tracking.tag(run_id, {"model_digest": content_digest(context.out)})
     return {
         "steps": recipe.train.steps,
         "directions": [d.value for d in recipe.directions],
@@ -93,9 +96,16 @@ def _open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
     run_id = tracking.start(
         f"{recipe.name}", tags={"stage": "train", "recipe": recipe.name, "code_revision": Code().revision}
     )
-    tracking.params(run_id, {k: v for k, v in recipe.dump().items() if k not in ("description", "tune", "gate")})
+    tracking.params(run_id, _settings(context, recipe))
     record.write_text(json.dumps({"run_id": run_id}))
     return run_id
+
+
+def _settings(context: Context, recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe sections that made the model: this stage's, and those that preprocess recorded."""
+    own = recipe.dump()
+    earlier = (read_record(context.inputs["preprocessed"]) or {}).get("settings", {})
+    return {"name": recipe.name, **earlier, **{section: own[section] for section in STAGE.sections}}
 
 
 class _Curves:

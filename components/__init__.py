@@ -1,0 +1,6 @@
+"""Kubeflow components: one folder a stage, each a thin shell over `ctmr.stages`."""
+
+from ctmr import __version__
+
+IMAGE = f"ctmr:{__version__}"
+"""Image of every task. `ctmr pipeline compile --image` names another, with a registry and a digest for a cluster."""

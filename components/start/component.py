@@ -1,0 +1,52 @@
+"""start: pins what a run must not look up twice; never cached, so that a moved branch is seen."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def start(
+    dataset_repo: str,
+    dataset_rev: str,
+    dataset_path: str,
+    recipe: str,
+    overrides: list,
+    limits: dict,
+    tracking_uri: str,
+    triton_url: str,
+) -> NamedTuple(
+    "Started",
+    [
+        ("dataset", str),
+        ("champion", str),
+        ("workspace", str),
+        ("fetch", str),
+        ("validate", str),
+        ("preprocess", str),
+        ("tune", str),
+        ("train", str),
+        ("evaluate", str),
+        ("register", str),
+        ("deploy", str),
+    ],
+):
+    """Pin the dataset's revision and md5, find the champion, and split the recipe into each stage's settings."""
+    from collections import namedtuple
+
+    from ctmr.orchestration import task
+
+    begun = task.start(
+        dataset_repo=dataset_repo,
+        dataset_rev=dataset_rev,
+        dataset_path=dataset_path,
+        recipe=recipe,
+        overrides=overrides,
+        limits=limits,
+        triton_url=triton_url,
+        tracking_uri=tracking_uri,
+    )
+    fields = {"dataset": begun.dataset, "champion": begun.champion, "workspace": begun.workspace, **begun.settings}
+    return namedtuple("Started", fields)(**fields)

@@ -1,0 +1,74 @@
+"""Faults that a caller is told about, in the error form of the Kubeflow Pipelines API."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+
+class Code(IntEnum):
+    """The codes of google.rpc.Code that this server uses."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+    @property
+    def http(self) -> int:
+        """HTTP status that google/rpc/code.proto assigns."""
+        return _HTTP[self]
+
+
+_HTTP = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+}
+
+OF_EXIT_CODE = {1: Code.FAILED_PRECONDITION, 2: Code.INVALID_ARGUMENT, 3: Code.UNAVAILABLE}
+"""Exit code of `ctmr.errors` → code in a failed run's ``error``; a client finds the exit code again by it."""
+
+
+class ApiError(Exception):
+    """A request that cannot be answered as asked.
+
+    Parameters
+    ----------
+    code
+        Kind of the fault.
+    sentence
+        Names the thing, the value found, what is allowed.
+    status
+        HTTP status, where it is not the code's own.
+    """
+
+    def __init__(self, code: Code, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.status = status or code.http
+
+    def document(self) -> dict[str, Any]:
+        """Return the API's error JSON."""
+        return {"error": str(self), "code": int(self.code), "message": str(self), "details": []}
+
+
+def invalid(sentence: str) -> ApiError:
+    """Return the fault of a request that says something impossible."""
+    return ApiError(Code.INVALID_ARGUMENT, sentence)
+
+
+def not_found(what: str, key: str) -> ApiError:
+    """Return the fault of a thing that is not there."""
+    return ApiError(Code.NOT_FOUND, f"there is no {what} {key!r} here")
