@@ -14,8 +14,8 @@ install: ## Make .venv from constraints.txt
 demo: install ## Everything on this machine: data, training, gate, registry, Triton, a synthetic DICOM series
 	@$(BIN)/ctmr demo $(ARGS)
 
-test: install ## All tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: install ## All tests, two files at a time
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope $(ARGS)
 
 check: install lint ## Lint, types, import contracts and the fast tests, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow and not drill" -n 2 $(ARGS)

@@ -225,7 +225,7 @@ def lineage(
 
 @app.command()
 def up(json_: AsJson = False) -> None:
-    """Start the MLflow UI and Triton on loopback and print their addresses."""
+    """Start Triton, the MLflow UI and the local pipeline runner on loopback and print their addresses."""
     from ctmr.console import Console
     from ctmr.home import Home
     from ctmr.services import up as start

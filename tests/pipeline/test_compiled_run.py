@@ -33,7 +33,7 @@ from ctmr.storage import resolve
 from ctmr.tracking import Tracking
 from tests.pipeline.test_run_on_pictures import TINY, write_pictures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 IMPOSSIBLE = "gate.cycle_slice.ssim.min=2"
 LONGER = ["tune.steps=300", "tune.reports=4"]

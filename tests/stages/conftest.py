@@ -1,22 +1,35 @@
-"""Shared by the tests of the stages: preprocessed data of a few pixels, and a recipe that a study of it needs."""
+"""Shared by the tests of the stages: a few pixels of preprocessed data, and tuning studies of it by all doors."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import multiprocessing
 import os
 import pwd
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ctmr.data.shards import Shard, ShardVolume, write_shard
 from ctmr.grid import Plane, volume_grid
+from ctmr.home import Home
 from ctmr.manifest import Split
 from ctmr.recipe import Recipe, override
+from ctmr.stages import study_worker, trial, tune
+from ctmr.stages.contract import Result, locate, run_stage, silent
+from ctmr.stages.study import SLOT, WORKER, Study, study_name
 from ctmr.volume import Modality, Unit
 
 SIZE, SLICES = 16, 4
@@ -95,3 +108,149 @@ def postgresql() -> Iterator[str]:
         run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return an empty MLflow database, made once: its migrations take seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+class Place:
+    """A home with a recipe: a study, and the doors to it."""
+
+    def __init__(self, root: Path, recipe: Recipe, preprocessed: Path, database: bytes) -> None:
+        self.root, self.recipe, self.preprocessed = root, recipe, preprocessed
+        self.inputs = {"preprocessed": preprocessed}
+        self.home = Home(root)
+        if not root.exists():
+            root.mkdir()
+            (root / "mlflow.db").write_bytes(database)
+
+    def run(self, **kwargs: Any) -> tuple[Result, dict[str, Any]]:
+        """Run the stage; return its result and trials.json."""
+        result = run_stage(
+            tune.STAGE, inputs=self.inputs, recipe=self.recipe, out=self.root / "out", home=self.home, **kwargs
+        )
+        return result, json.loads((result.out / "trials.json").read_text())
+
+    def create(self) -> str:
+        return tune.create(self.inputs, self.recipe, self.home)
+
+    def work(self, count: int) -> None:
+        """Work on the study by so many supervised worker processes."""
+        arguments = (self.inputs, self.recipe, self.home, silent)
+        threads = [threading.Thread(target=tune.work, args=arguments) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    @property
+    def study(self) -> Study:
+        work = locate(tune.STAGE, inputs=self.inputs, recipe=self.recipe, home=self.home).work
+        return Study(study_name(work), self.home.study_storage(work), self.recipe)
+
+    def running(self) -> dict[int, int]:
+        """Return the process ids of workers by the slot they train."""
+        trials = self.study._trials()
+        return {t.user_attrs[SLOT]: t.user_attrs[WORKER]["pid"] for t in trials if t.state.name == "RUNNING"}
+
+    def children(self, parent: str) -> list[Any]:
+        """Return the MLflow runs below one."""
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+        experiment = client.get_run(parent).info.experiment_id
+        return list(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"))
+
+
+@pytest.fixture(scope="session")
+def place_at(tiny: Recipe, preprocessed: Path, database: bytes) -> Callable[..., Place]:
+    """Make a home in a folder, with settings."""
+
+    def make(root: Path, *settings: tuple[str, Any]) -> Place:
+        return Place(root, override(tiny, settings), preprocessed, database)
+
+    return make
+
+
+@pytest.fixture
+def place(
+    place_at: Callable[..., Place], tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Place]:
+    """Make homes by name, with settings."""
+
+    def make(name: str = "home", *settings: tuple[str, Any]) -> Place:
+        # MLflow writes the address it was given last into the environment.
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return place_at(tmp_path / name, *settings)
+
+    return make
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a Python script in a session of its own, so that all its processes can be killed at once."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str, *arguments: Any) -> subprocess.Popen[bytes]:
+        path = tmp_path / f"script-{len(started)}.py"
+        path.write_text(script)
+        words = [sys.executable, path, *arguments]
+        started.append(subprocess.Popen([str(w) for w in words], start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], None]:
+    """Wait for something to become true."""
+    return wait_until
+
+
+def target(recipe: Recipe) -> float:
+    return abs(math.log10(recipe.train.lr_generator / 3e-4)) + abs(recipe.loss.cycle - 9) / 10
+
+
+class Workers:
+    """What worker processes do instead of training: forked, so that they need no import; they must not use torch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        fork = multiprocessing.get_context("fork")
+        monkeypatch.setattr(study_worker, "get_context", lambda method: fork)
+        self.use(self.quick)
+
+    def use(self, scores: Callable[..., Iterator[tuple[int, float]]]) -> None:
+        self._monkeypatch.setattr(trial, "scores", scores)
+
+    @staticmethod
+    def quick(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> Iterator[tuple[int, float]]:
+        """Report twice a score that depends on the parameters alone."""
+        for step in (1, 2):
+            if stopped():
+                raise trial.StoppedError
+            yield step, target(recipe) + 2 - step
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Workers that do not train."""
+    return Workers(monkeypatch)

@@ -28,7 +28,7 @@ def recipe_of(trials, wave):
     return recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"trials": trials, "workers": wave})})
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def address(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'study.db'}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ctmr.errors import InputError
 from ctmr.processes import Process, start_time
 from ctmr.recipe import Recipe
-from ctmr.stages.study_database import Database
+from ctmr.stages.study_database import PATIENCE_S, Database
 from ctmr.stages.trial import Slot, SlotState, distributions, inside
 
 if TYPE_CHECKING:
@@ -89,12 +89,13 @@ class Study:
     recipe
         Its ``tune`` section says how many slots there are and what they search.
     supervisor
-        Process id of whoever starts this worker again; default the process above.
+        Of a worker: process id of whoever starts it again. Who is no worker takes no slots, and is told at once of a
+        database that does not answer.
     """
 
     def __init__(self, name: str, address: str, recipe: Recipe, supervisor: int | None = None) -> None:
         self.name, self.address, self.recipe = name, address, recipe
-        self._database = Database(address)
+        self._database = Database(address, patience_s=0.0 if supervisor is None else PATIENCE_S)
         self._storage = self._database.storage
         self._me = _identity(os.getpid(), os.getppid() if supervisor is None else supervisor)
         self._study: OptunaStudy | None = None

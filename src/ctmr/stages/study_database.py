@@ -24,6 +24,8 @@ PATIENCE_S = 120.0
 """How long a worker bears a database that does not answer."""
 _RETRY_S = 0.5
 _SQLITE_TIMEOUT_S = 60
+_LOCK_S = 600
+"""The longest that anybody needs a lock."""
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg2", "postgres": "postgresql+psycopg2"}
 """What an address names → the driver that is installed with ctmr."""
 
@@ -41,6 +43,8 @@ class Database:
     ----------
     address
         ``sqlite:///FILE`` or ``postgresql://…``.
+    patience_s
+        How long to wait for its first answer.
 
     Attributes
     ----------
@@ -57,7 +61,7 @@ class Database:
         When the database does not answer.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, patience_s: float = 0.0) -> None:
         import optuna
         import sqlalchemy
 
@@ -71,7 +75,7 @@ class Database:
             kwargs = {"poolclass": sqlalchemy.pool.NullPool}
         try:
             self._engine = sqlalchemy.create_engine(self._url, **kwargs)
-            self.storage = self.patiently(lambda: self._connect(kwargs), patience_s=0.0)
+            self.storage = self.patiently(lambda: self._connect(kwargs), patience_s)
         except (ImportError, RuntimeError, OSError) as error:
             raise DatabaseFault(self._unreachable(error)) from None
 
@@ -91,6 +95,8 @@ class Database:
 
         key = int.from_bytes(hashlib.sha256(f"ctmr {name}".encode()).digest()[:8], "big", signed=True)
         with self._engine.begin() as connection:
+            # A holder whose machine vanished does not close its connection.
+            connection.execute(sqlalchemy.text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCK_S}s'"))
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
             yield
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -137,7 +137,7 @@ class _Pulse:
         self._thread.join()
 
     @contextlib.contextmanager
-    def of(self, claim: Claim) -> Any:
+    def of(self, claim: Claim) -> Iterator[None]:
         """Beat for a slot."""
         self._claim = claim
         try:
