@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -222,17 +222,22 @@ def _follow(
     on_result: Callable[[Result], None],
 ) -> None:
     """Execute a run's folder, passing on what its tasks tell until it has ended."""
-    folder, offset = done.folder, 0
+    folder, offset, began = done.folder, 0, dict[str, float]()
     process = start(here, {WORKSPACE: str(folder.absolute()), "CTMR_HOME": str(home.root)})
     try:
         while True:
             ended = process.poll() is not None
             for after, event in events.read(here / EVENTS, offset):
                 offset = after
-                if "message" in event:
+                if "started" in event:
+                    began.setdefault(event["stage"], time.monotonic())
+                elif "message" in event:
                     report_for(event["stage"])(event["message"], event.get("fraction"))
                 elif "result" in event:
                     result = events.result_of(event)
+                    if not result.reused:
+                        # A stage may be several tasks: tune's workers come before the task that has its result.
+                        result = replace(result, seconds=time.monotonic() - began.get(result.name, time.monotonic()))
                     done.results[result.name] = result
                     on_result(result)
             if ended:
