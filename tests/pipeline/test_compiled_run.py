@@ -184,8 +184,10 @@ class _Watched:
             command += ["--set", setting]
         self.home = world.home
         self.process = subprocess.Popen(
-            [*command, "--recipe", "default"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            [*command, "--recipe", "default"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # What runs in the background of a shell ignores Ctrl-C, and hands that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def running_trial(self) -> dict[str, Any]:
         """Wait for a trial that runs and has reported; return who runs it."""
