@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from ctmr.home import Home
+from ctmr.processes import share_cores
 
 REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data"
 TELEMETRY_OFF = {
@@ -17,6 +18,9 @@ TELEMETRY_OFF = {
     "GX_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "true",
 }
+
+# Test files run two at a time, each with PyTorch's threads.
+share_cores()
 
 # Times on a machine that several people share say nothing about the code.
 settings.register_profile("ctmr", deadline=None)

@@ -11,6 +11,7 @@ import typer
 
 from ctmr.errors import CtmrError, InputError
 from ctmr.orchestration.doors import DATASET, OUT, OVERRIDES, PATH, RECIPE, REVISION, assignments
+from ctmr.processes import share_cores
 from ctmr.stages.names import STAGE_NAMES
 
 if TYPE_CHECKING:
@@ -358,6 +359,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on standard error, with its exit code."""
     as_json = "--json" in sys.argv
+    share_cores()
     try:
         code = app(standalone_mode=False)
     except _UsageError as mistake:

@@ -1,4 +1,4 @@
-"""Processes of this machine: know one again although numbers are recycled, end one with everything below it."""
+"""Processes of this machine: know one again although numbers are recycled, end one with all below it, share cores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 _KILL_S = 10.0
 _POLL_S = 0.05
 _ENDED = ("Z", "X")
+
+_SPINS = "1000"
+"""How often a thread of GNU OpenMP looks for work before it sleeps. Its own default lets two runs of two threads each
+on two cores take turns in burning the time slices that the other needs: `benchmarks/shared_cores.py`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,15 @@ def start_time(pid: int) -> int | None:
     """Return the kernel's start time of a live process in clock ticks (field 22 of proc_pid_stat(5)), else None."""
     fields = _stat(pid)
     return None if fields is None or fields[0] in _ENDED else int(fields[19])
+
+
+def share_cores() -> None:
+    """Let the threads of PyTorch in this process and its children sleep instead of spin when they wait for each other.
+
+    Acts when called before PyTorch is imported; a ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` of the user's stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def end_session(leader: Process, grace_s: float) -> None:
