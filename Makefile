@@ -15,7 +15,7 @@ demo: install ## Everything on this machine: data, training, gate, registry, Tri
 	@$(BIN)/ctmr demo $(ARGS)
 
 test: install ## All tests, two files at a time
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: install lint ## Lint, types, import contracts and the fast tests, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow and not drill" -n 2 $(ARGS)

@@ -48,6 +48,11 @@ def shared_data() -> Path:
     return REAL_IMAGES
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the whole runs first: the longest files must not be what everything waits for at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/pipeline/"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else "no reason"
