@@ -125,7 +125,9 @@ def test_a_recipe_is_printed_in_full_and_can_be_read_again(ctmr, tmp_path):
 def test_recipes_are_listed_with_what_they_are_for(ctmr):
     code, out, _ = ctmr("recipe", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()][:2] == ["default", "demo"]
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names[0] == "default"
+    assert {"demo", "ctmr", "wolterink2017", "duval", "jha_iima", "nehra", "shangari"} <= set(names)
 
 
 def test_the_command_line_imports_nothing_heavy():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
+import pytest
+
 CORE = ("ctmr.networks", "ctmr.gan", "ctmr.data", "ctmr.metrics", "ctmr.imaging")
 ALLOWED = ("torch", "numpy", "scipy", "pydantic")
 
@@ -84,3 +86,10 @@ def test_the_block_works():
     done = run("ctmr.quality")
     assert done.returncode != 0
     assert "is blocked by the test" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["ctmr.serving.client", "ctmr.stages.preprocess", "ctmr.stages.fetch"])
+def test_a_client_and_the_reading_of_data_need_no_pytorch(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -136,3 +136,11 @@ def test_unlike_trees_have_unlike_digests(a, b):
     # JSON tells 1 from true although Python's == does not.
     assume(repr(a) != repr(b) and a != b)
     assert tree_digest(a) != tree_digest(b)
+
+
+def test_names_that_are_not_utf_8_count_and_do_not_crash(tmp_path):
+    for name in (b"caf\xe9", b"caf\xea"):
+        folder = tmp_path / name.hex()
+        folder.mkdir()
+        (folder / os.fsdecode(name)).write_bytes(b"x")
+    assert content_digest(tmp_path / b"caf\xe9".hex()) != content_digest(tmp_path / b"caf\xea".hex())

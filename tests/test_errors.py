@@ -1,5 +1,7 @@
 """Every error that ends a command has the exit code of its kind."""
 
+import os
+
 import pytest
 
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
@@ -20,3 +22,16 @@ def test_bad_input_is_not_taken_for_a_fault_of_the_machine():
     assert not issubclass(InputError, EnvironmentFault)
     assert not issubclass(EnvironmentFault, InputError)
     assert not issubclass(GateFailed, InputError)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("größer → 5", "größer → 5"),
+        (os.fsdecode(b"caf\xe9/a.dcm"), "caf\\xe9/a.dcm"),
+        ("a\ud800b", "a\\ud800b"),
+    ],
+)
+def test_a_name_that_is_not_utf_8_can_be_printed(text, shown):
+    assert str(InputError(text)) == shown
+    str(InputError(text)).encode()

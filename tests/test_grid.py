@@ -1,5 +1,7 @@
 """Grid: what a model was trained on, in geometry that makes sense, and the same after JSON."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,18 +11,47 @@ from pydantic import ValidationError
 from ctmr.grid import (
     ORIENTATION,
     OUTSIDE_VALUE,
+    BiasField,
     Grid,
+    HeadMask,
+    Interpolation,
     Plane,
+    Registration,
     ServeStep,
-    TrainingOnlyStep,
+    TableRemoval,
+    Transform,
+    check_order,
     picture_grid,
     volume_grid,
 )
-from ctmr.volume import Unit
+from ctmr.volume import Modality, Unit
 
 PLANES = [p for p in Plane if p is not Plane.PICTURE]
 # Patient axis that runs through the slices of each plane, by the anatomical definition of the planes.
 THROUGH = {Plane.AXIAL: "SI", Plane.SAGITTAL: "RL", Plane.CORONAL: "AP"}
+
+steps = st.one_of(
+    st.builds(HeadMask, modality=st.sampled_from(Modality), served=st.booleans()),
+    st.builds(TableRemoval, threshold_hu=st.floats(-900, -100), served=st.booleans()),
+    st.builds(TableRemoval, reference=st.just("atlas/CT/head.nii"), served=st.just(False)),
+    st.builds(BiasField, control_points=st.integers(4, 16), served=st.booleans()),
+    st.builds(Registration, modality=st.sampled_from(Modality)),
+    st.builds(
+        Registration,
+        modality=st.sampled_from(Modality),
+        transform=st.sampled_from(Transform),
+        reference=st.just("atlas/CT/head.nii"),
+    ),
+)
+
+
+def in_order(chosen):
+    try:
+        check_order(chosen)
+    except ValueError:
+        return False
+    return True
+
 
 grids = st.one_of(
     st.builds(
@@ -29,7 +60,8 @@ grids = st.one_of(
         st.tuples(*[st.integers(8, 4096)] * 2),
         st.tuples(*[st.floats(0.01, 50)] * 2),
         st.none() | st.floats(0.01, 50),
-        st.lists(st.sampled_from(TrainingOnlyStep), unique=True).map(tuple),
+        st.lists(steps, max_size=4).filter(in_order).map(tuple),
+        st.sampled_from(Interpolation),
     ),
     st.builds(picture_grid, st.tuples(*[st.integers(8, 4096)] * 2)),
 )
@@ -38,6 +70,7 @@ grids = st.one_of(
 @given(grids)
 def test_a_grid_survives_json(grid):
     assert Grid.model_validate_json(grid.model_dump_json()) == grid
+    assert Grid.model_validate(json.loads(grid.model_dump_json())) == grid
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -67,10 +100,37 @@ def test_a_picture_has_no_orientation_and_is_never_resampled_in_millimetres():
     assert ServeStep.RESAMPLE not in grid.steps
 
 
-def test_training_only_steps_are_not_served():
-    grid = volume_grid(Plane.AXIAL, (64, 64), (1.0, 1.0), training_only=(TrainingOnlyStep.BIAS_FIELD,))
-    assert grid.training_only == (TrainingOnlyStep.BIAS_FIELD,)
-    assert not {s.value for s in grid.steps} & {s.value for s in TrainingOnlyStep}
+def test_the_grid_keeps_the_order_of_steps_and_names_those_of_training_only():
+    steps = (TableRemoval(), Registration(modality="CT"), BiasField(), HeadMask(modality="MR"))
+    grid = volume_grid(Plane.AXIAL, (64, 64), (1.0, 1.0), image_steps=steps)
+    assert grid.image_steps == steps and grid.geometry[0] is ServeStep.REORIENT
+    assert grid.training_only == ("registration", "bias_field")
+    assert json.loads(grid.model_dump_json())["training_only"] == ["registration", "bias_field"]
+
+
+def test_a_grid_written_before_image_steps_existed_is_read():
+    text = (
+        '{"plane":"axial","size":[64,64],"spacing_mm":[1.0,1.0],"slice_spacing_mm":null,'
+        '"steps":["reorient","resample","crop_or_pad"],"training_only":[]}'
+    )
+    assert Grid.model_validate_json(text) == volume_grid(Plane.AXIAL, (64, 64), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        (TableRemoval, {"modality": "MR"}, "table_removal is for CT only, not for MR"),
+        (TableRemoval, {"reference": "a.nii"}, "cannot be served, since a client has no reference"),
+        (BiasField, {"modality": "CT"}, "bias_field is for MR only, not for CT"),
+        (BiasField, {"iterations": ()}, "at least 1 item"),
+        (Registration, {"modality": "CT", "served": True}, "cannot be served"),
+        (Registration, {}, "Field required"),
+        (HeadMask, {"modality": "PET"}, "CT"),
+    ],
+)
+def test_an_impossible_step_is_refused(kind, fields, words):
+    with pytest.raises(ValidationError, match=words):
+        kind(**fields)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +140,8 @@ def test_training_only_steps_are_not_served():
         ({"slice_spacing_mm": 1.0}, "a picture grid has no spacing"),
         ({"steps": ("resample",)}, "a picture grid cannot"),
         ({"steps": ("reorient",)}, "a picture grid cannot"),
+        ({"steps": ({"kind": "table_removal"}, "resize")}, "pictures have no geometry, so table_removal"),
+        ({"steps": ("resize", {"kind": "head_mask", "modality": "CT"})}, "come before the geometry"),
         ({"plane": "axial"}, "needs spacing_mm"),
         ({"size": (7, 64)}, "greater than or equal to 8"),
         ({"size": (64, 5000)}, "less than or equal to 4096"),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ctmr.errors import InputError
-from ctmr.normaliser import STORAGE_DTYPE, Normaliser, normaliser_for, to_storage
+from ctmr.normaliser import Normaliser, normaliser_for
 from ctmr.recipe import Normalise, Percentile, Window
+from ctmr.stored import STORAGE_DTYPE, to_storage
 from ctmr.volume import Unit
 
 torch.set_num_threads(1)
@@ -68,9 +69,7 @@ def test_the_map_is_numpys_interpolation_clipped_to_the_window(config, values):
     expected = np.interp(values, *zip(*knots, strict=True))
     x = slices(values)
     found = normaliser(x, limits_of(normaliser, x)).numpy().ravel()
-    steepest = max(
-        (b[1] - a[1]) * (config.high - config.low) / (b[0] - a[0]) for a, b in pairwise(knots)
-    )
+    steepest = max((b[1] - a[1]) * (config.high - config.low) / (b[0] - a[0]) for a, b in pairwise(knots))
     scale = max(abs(config.low), abs(config.high)) / (config.high - config.low)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * max(1, steepest) * max(1, scale))
 

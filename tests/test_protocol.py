@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, check_consistent, require_same_protocol
+from ctmr.errors import InputError
+from ctmr.protocol import (
+    PROTOCOLS,
+    CaseMetrics,
+    GridKind,
+    Mask,
+    Metric,
+    Pairing,
+    SsimWindow,
+    check_consistent,
+    read_description,
+    require_same_protocol,
+)
 
 HU = PROTOCOLS["paired_volume_hu"]
 images = hnp.arrays(np.float64, (4, 5), elements=st.floats(-1024, 3000, width=32))
@@ -19,9 +32,12 @@ def case(values, protocol=HU, name="s1"):
     return CaseMetrics(name, name, protocol, values)
 
 
-@pytest.mark.parametrize(
-    "change", [{"clip": None}, {"data_range": 4095.0}, {"variant": "other"}, {"mask": Mask.NONE}, {"volume": False}]
-)
+CHANGES = [{"clip": None}, {"data_range": 4095.0}, {"variant": "other"}, {"mask": Mask.NONE}, {"volume": False},
+           {"mae_clipped": False}, {"ssim_border": 3}, {"ssim_window": SsimWindow.NONE}, {"unit": "grey levels"},
+           {"grid": GridKind.MODEL}, {"pairing": Pairing.CYCLE}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_numbers_of_protocols_that_differ_anywhere_cannot_be_compared(change):
     other = dataclasses.replace(HU, **change)
     with pytest.raises(TypeError, match="different protocols cannot be compared"):
@@ -108,3 +124,74 @@ def test_fidelity_is_measured_on_pairs_only_and_unpaired_pixels_never_gate():
 
 def test_metric_names_are_what_tables_and_gates_write():
     assert {"mae", "rmse", "psnr", "ssim", "kid", "nmi"} <= {m.value for m in Metric}
+
+
+def test_protocols_that_differ_anywhere_describe_themselves_differently():
+    variants = [HU, *(dataclasses.replace(HU, **change) for change in CHANGES)]
+    assert len({p.describe() for p in [*PROTOCOLS.values(), *variants]}) == len(PROTOCOLS) + len(CHANGES)
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_a_description_is_read_back(name):
+    protocol = PROTOCOLS[name]
+    assert read_description(protocol.describe()) == protocol
+    if not protocol.variant:
+        named = dataclasses.replace(protocol, variant="net, weights abc, 40 real and 50 synthetic")
+        assert read_description(named.describe()) == named
+    if protocol.data_range is None:
+        ranged = dataclasses.replace(protocol, data_range=2.0, variant="a paper")
+        assert read_description(ranged.describe()) == ranged
+
+
+def test_a_description_of_another_version_or_of_nothing_is_refused():
+    with pytest.raises(InputError, match=r"not this version's 'paired_volume_hu.*evaluate again"):
+        read_description(HU.describe().replace("4024", "4000"))
+    with pytest.raises(InputError, match=r"'nonsense' is unknown to this version"):
+        read_description("nonsense")
+
+
+def test_a_legal_synthrad_case_may_have_an_unclipped_mae_above_the_clipped_rmse():
+    metal = {"mae": 300.0, "mse": 100.0, "rmse": 10.0, "psnr": 20 * math.log10(4024 / 10)}
+    case(metal, PROTOCOLS["synthrad2023"])
+    with pytest.raises(ValueError, match="MAE 300 is above RMSE 10"):
+        case(metal)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"mae": math.nan}, "mae is nan"),
+        ({"mae": -1.0}, "mae is -1; it lies between 0"),
+        ({"ssim": 1.2}, "ssim is 1.2; it lies between -1 and 1"),
+        ({"dice_bone": -0.1}, "dice_bone is -0.1"),
+        ({"rmse": 5.0, "mse": 24.0}, "RMSE 5 is not the root of MSE 24"),
+        ({"psnr": math.inf, "rmse": 3.0}, "implies RMSE 0"),
+        ({"mae": 1.0, "rmse": 100.0}, "above its largest possible value 63"),
+        ({"mae": 50.0, "mae_bone": 10.0, "mae_soft": 20.0, "mae_air": 30.0}, "no average of the MAE"),
+    ],
+)
+def test_numbers_that_no_images_can_give_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        case(values)
+
+
+@given(images, images)
+def test_clipped_images_never_break_the_bound_from_above(x, y):
+    error = np.abs(x - y)
+    assume(error.max() > 1e-6)
+    check_consistent(
+        {"mae": float(error.mean()), "mse": float((error**2).mean())}, 4024.0, where="images", bounded=True
+    )
+
+
+def test_every_metric_knows_its_bounds_and_whether_higher_is_better():
+    for metric in Metric:
+        low, high = metric.bounds
+        assert low < high
+    assert Metric.PSNR.higher_is_better and not Metric.MAE.higher_is_better and not Metric.KID.higher_is_better
+    assert Metric.FLICKER.higher_is_better is None
+
+
+def test_every_protocol_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "precision.md").read_text(encoding="utf-8")
+    assert not [name for name in PROTOCOLS if f"`{name}`" not in page]

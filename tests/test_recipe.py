@@ -217,6 +217,34 @@ def test_knots_that_cannot_be_inverted_are_refused(knots, words):
     assert words in refusal(tree)
 
 
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"generator_every": 2, "discriminator_every": 5}, "one of generator_every and discriminator_every must be 1"),
+        ({"zoom": [1.2, 0.9]}, "zoom is the lowest, then the highest"),
+        ({"subset_images": 100}, "subset_images and subset_fraction go together"),
+        ({"subset_fraction": 0.5}, "subset_images and subset_fraction go together"),
+        ({"rotation_deg": 200}, "train.rotation_deg"),
+    ],
+)
+def test_a_training_that_contradicts_itself_is_refused(train, words):
+    assert words in refusal({"train": train})
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"log_as": {"ABA": ["cycle_xy"]}}, "loss.log_as.ABA"),
+        ({"log_as": {"ABA": []}}, "loss.log_as.ABA"),
+        ({"log_as": {"A B/A": ["cycle_mr"]}}, "loss.log_as"),
+        ({"cycle_terms": {"l2": 1}}, "there is no key 'loss.cycle_terms.l2'"),
+        ({"perceptual": {"extractor": "vgg16"}}, "loss.perceptual.extractor"),
+    ],
+)
+def test_a_loss_that_does_not_exist_is_refused_by_its_key(loss, words):
+    assert words in refusal({"loss": loss})
+
+
 # Gate
 
 

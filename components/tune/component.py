@@ -16,9 +16,7 @@ def create_study(
     """Create the Optuna study with all its trials waiting; returns one name a worker."""
     from ctmr.orchestration.task import plan_study
 
-    return plan_study(
-        preprocess.path, study, settings=settings, study_storage=study_storage, tracking_uri=tracking_uri
-    )
+    return plan_study(preprocess.path, study, settings=settings, study_storage=study_storage, tracking_uri=tracking_uri)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

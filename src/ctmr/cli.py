@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ctmr.compare_cli import compare
+from ctmr.dataset_cli import app as dataset_app
 from ctmr.errors import CtmrError, InputError
 from ctmr.orchestration.doors import DATASET, OUT, OVERRIDES, PATH, RECIPE, REVISION, assignments
 from ctmr.processes import share_cores
@@ -29,6 +31,7 @@ recipe_app = typer.Typer(help="The recipes: one typed tree of settings each.", n
 app.add_typer(recipe_app, name="recipe")
 pipeline_app = typer.Typer(help="The Kubeflow pipeline: compile it, check it.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(dataset_app, name="dataset")
 
 RecipeName = Annotated[str, typer.Option(RECIPE.option, help=RECIPE.help)]
 Settings = Annotated[
@@ -164,6 +167,9 @@ _STAGE_HELP = {
 }
 for _name in STAGE_NAMES:
     _stage_command(_name, _STAGE_HELP[_name])
+
+
+app.command()(compare)
 
 
 @app.command()

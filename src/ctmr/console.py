@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 5.0
 """Between progress lines where the output is not a terminal."""
+_SHOWN = (
+    "mae", "psnr", "ssim", "ms_ssim", "dice_bone", "kid", "nmi", "edge_overlap", "detection_rate", "invented",
+    "false_findings",
+)  # fmt: skip
+"""Metrics of the summary; the report has all."""
+_DECIMALS = {"mae": 1, "psnr": 2, "invented": 1, "false_findings": 1}
 
 
 class Console:
@@ -101,7 +107,7 @@ class Console:
         """Print the metrics beside the trivial translators, the protocol, and the verdict."""
         for name, metrics in summary["metrics"].items():
             self.title(f"Held-out test, {summary['protocols'][name]}")
-            columns = [m for m in ("mae", "psnr", "ssim", "dice_bone", "kid", "nmi", "edge_overlap") if m in metrics]
+            columns = [m for m in _SHOWN if m in metrics]
             rows = [("this model", metrics)] + [(k, v[name]) for k, v in summary["trivial"].items() if name in v]
             table = Table(box=None, pad_edge=False, padding=(0, 2))
             table.add_column("")
@@ -155,16 +161,21 @@ class Console:
             self._status = None
 
 
+_FETCHED = {"unreadable": "of them unreadable", "left_out": "series that are no images"}
+
+
 def summary_line(result: Result) -> str:
     """Return what a stage came to, in half a line."""
     s = result.summary
     match result.name:
         case "fetch":
             revision = f"revision {s['revision'][:12]}, " if s["revision"] else ""
-            return f"{s['images']} images, {revision}md5 {s['md5']}"
+            more = "".join(f", {s[k]} {words}" for k, words in _FETCHED.items() if s[k])
+            return f"{s['images']} image{'s' if s['images'] != 1 else ''}{more}, {revision}md5 {s['md5']}"
         case "validate":
             return (
                 f"{s['outcome'].replace('_', ' ')}: {s['used']} of {s['images']} used, expectations {s['expectations']}"
+                f"{_and(s['reason'])}"
             )
         case "preprocess":
             slices = sum(c["slices"] for c in s["counts"].values())
@@ -198,7 +209,7 @@ def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
     unit = {"psnr": " dB"}.get(metric, "")
-    return f"{value:.{1 if metric == 'mae' else 2 if metric == 'psnr' else 3}f}{unit}"
+    return f"{value:.{_DECIMALS.get(metric, 3)}f}{unit}"
 
 
 def _short(path: Path) -> str:

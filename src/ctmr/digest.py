@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def content_digest(path: Path) -> str:
         if entry.is_symlink():
             raise InputError(f"{entry} is a symbolic link; a stage's output holds plain files only")
         if entry.is_file():
-            name = relative.as_posix().encode()
+            name = os.fsencode(relative.as_posix())
             total.update(f"{len(name)}:".encode() + name + b"\0" + bytes.fromhex(file_digest(entry)))
     return total.hexdigest()
 

@@ -1,5 +1,16 @@
 """Errors that a person can act on, each with the exit code its kind ends a command with."""
 
+import re
+
+_RAW_BYTE = re.compile("[\udc80-\udcff]")
+"""How Python keeps a byte of a file name that is not UTF-8 (PEP 383)."""
+
+
+def visible(text: str) -> str:
+    r"""Return text that can be printed and stored anywhere: bytes of file names that are not UTF-8 become ``\xNN``."""
+    escaped = _RAW_BYTE.sub(lambda c: f"\\x{ord(c[0]) - 0xDC00:02x}", text)
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
 
 class CtmrError(Exception):
     """Base of every error that ends a command with one sentence instead of a traceback.
@@ -8,6 +19,9 @@ class CtmrError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(message))
 
 
 class GateFailed(CtmrError):

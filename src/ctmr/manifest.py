@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+PHANTOM_PREFIX = "phantom-"
+"""What the pseudonym of every phantom subject begins with."""
+
 
 class Split(StrEnum):
     """What a subject's images may be used for."""
@@ -26,7 +29,8 @@ class Column(StrEnum):
     SEQUENCE = "sequence"
     """MR sequence, empty when none or unknown."""
     PATH = "path"
-    """Relative to ``raw/``: a folder for a DICOM series, a file otherwise."""
+    """Relative to ``raw/``: a file, or the folder of a DICOM series, with ``#`` and the key of
+    `ctmr.io.dicom.group_series` when it holds more than that series."""
     FORMAT = "format"
     """``dicom``, ``nifti`` or ``raster``."""
     SHA256 = "sha256"
@@ -48,9 +52,22 @@ class Column(StrEnum):
     """Split the dataset came with (a folder's name), empty when it has none."""
     ERROR = "error"
     """Why the image could not be read, empty when it could."""
+    NO_IMAGE = "no_image"
+    """Why there is nothing here to train on (a localizer, a dose report), empty for images. It is no fault."""
+    MASK = "mask"
+    """Relative to ``raw/``: the file of the mask that came with the image (SynthRAD's), empty when none did."""
+    UNEVEN_LIMIT = "uneven_limit"
+    """`ctmr.recipe.Fetch.uneven_limit` with which the image was read, so that it is read alike later."""
+    NOTES = "notes"
+    """What the reader did to the image (a gantry tilt straightened) or doubts about it; empty when nothing."""
+    IDENTITY = "identity"
+    """Names of attributes that still identify the patient, separated by ``;`` and never with their values; and
+    `RECOGNIZABLE_FACES`."""
     SPLIT = "split"
 
 
+RECOGNIZABLE_FACES = "RecognizableVisualFeatures"
+"""DICOM attribute (0028,0302): YES where a face can be rebuilt from the voxels."""
 INVENTORY_COLUMNS: tuple[str, ...] = tuple(c.value for c in Column if c is not Column.SPLIT)
 MANIFEST_COLUMNS: tuple[str, ...] = tuple(c.value for c in Column)
 

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ctmr.digest import tree_digest
-from ctmr.errors import InputError
-from ctmr.grid import Millimetres, Pixels, Plane
+from ctmr.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
 from ctmr.protocol import PROTOCOLS, Metric
-from ctmr.volume import Direction
+from ctmr.recipe_base import Count, Fraction, NonNegative, Positive
+from ctmr.recipe_base import Section as Section
+from ctmr.recipe_reading import merge as merge
+from ctmr.recipe_reading import override as override
+from ctmr.recipe_reading import parse as parse
+from ctmr.recipe_reading import set_key as set_key
+from ctmr.recipe_training import Adversarial as Adversarial
+from ctmr.recipe_training import CycleTerms as CycleTerms
+from ctmr.recipe_training import Discriminator as Discriminator
+from ctmr.recipe_training import DiscriminatorKind as DiscriminatorKind
+from ctmr.recipe_training import FeatureExtractor as FeatureExtractor
+from ctmr.recipe_training import Generator as Generator
+from ctmr.recipe_training import GeneratorKind as GeneratorKind
+from ctmr.recipe_training import LayerNorm as LayerNorm
+from ctmr.recipe_training import Loss as Loss
+from ctmr.recipe_training import Network as Network
+from ctmr.recipe_training import Pairs as Pairs
+from ctmr.recipe_training import Perceptual as Perceptual
+from ctmr.recipe_training import Precision as Precision
+from ctmr.recipe_training import Supervised as Supervised
+from ctmr.recipe_training import Term as Term
+from ctmr.recipe_training import Train as Train
+from ctmr.recipe_training import Upsampling as Upsampling
+from ctmr.recipe_training import Warmup as Warmup
+from ctmr.volume import UNEVEN_LIMIT, Direction
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
+class Fetch(Section):
+    """How the images of a dataset are read."""
 
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    uneven_limit: Annotated[float, Field(ge=0, lt=1)] = UNEVEN_LIMIT
+    """Gaps between DICOM slices that differ from the usual one by up to this share of it are resampled to even ones, a
+    larger one is an error; below 1, because a missing slice differs by 1 and is never made up."""
 
 
 class Data(Section):
@@ -52,14 +71,18 @@ class Validate(Section):
     hu_range: tuple[float, float] = (-2048.0, 4096.0)
     """Values outside can not be Hounsfield units of a patient."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 4
-    """Perceptual hashes (64 bits) this close in different splits are one image."""
+    """Pictures whose perceptual hashes (64 bits) are this close are one image, which belongs in one split."""
     min_side: Pixels = 32
     """Pixels of the shorter side."""
 
 
 class Preprocess(Section):
-    """The grid of the model."""
+    """The grid of the model, and what is done to images before they go onto it."""
 
+    steps: tuple[ImageStep, ...] = ()
+    """Steps on native voxels, in order; each is for one modality, and served with the model or for training only."""
+    interpolation: Interpolation = Interpolation.LINEAR
+    """Between voxels, where an image is brought onto the grid."""
     plane: Plane = Plane.AXIAL
     spacing_mm: tuple[Millimetres, Millimetres] = (1.0, 1.0)
     slice_spacing_mm: Millimetres | None = None
@@ -76,6 +99,12 @@ class Preprocess(Section):
         if plane is Plane.PICTURE:
             raise ValueError("pictures get their grid by themselves; allowed are axial, sagittal and coronal")
         return plane
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[ImageStep, ...]) -> tuple[ImageStep, ...]:
+        check_order(steps)
+        return steps
 
     @field_validator("size", "picture_size")
     @classmethod
@@ -124,112 +153,6 @@ class Normalise(Section):
     hu: Window = Window(low=-1024.0, high=2000.0)
     arbitrary: Annotated[Window | Percentile, Field(discriminator="kind")] = Percentile()
     grey8: Window = Window(low=0.0, high=255.0)
-
-
-class GeneratorKind(StrEnum):
-    """Architectures that `ctmr.networks.generators` resolves."""
-
-    RESNET = "resnet"
-    UNET = "unet"
-
-
-class Generator(Section):
-    """Both generators."""
-
-    kind: GeneratorKind = GeneratorKind.RESNET
-    width: Count = 64
-    """Channels of the first layer (ngf)."""
-    blocks: Count = 9
-    """Residual blocks (ResNet), or levels (U-Net)."""
-
-
-class DiscriminatorKind(StrEnum):
-    """Architectures that `ctmr.networks.discriminators` resolves."""
-
-    PATCHGAN = "patchgan"
-
-
-class Discriminator(Section):
-    """Both discriminators."""
-
-    kind: DiscriminatorKind = DiscriminatorKind.PATCHGAN
-    width: Count = 64
-    """Channels of the first layer (ndf)."""
-    layers: Count = 3
-    """Strided layers; 3 gives the 70×70 PatchGAN."""
-    position: bool = False
-    """Also sees row, |column| and depth under the skin; the generator never does. Assumes roughly aligned heads."""
-
-
-class Network(Section):
-    """Networks of the CycleGAN."""
-
-    generator: Generator = Generator()
-    discriminator: Discriminator = Discriminator()
-
-
-class Adversarial(StrEnum):
-    """Adversarial losses that `ctmr.gan.losses` resolves."""
-
-    LEAST_SQUARES = "least_squares"
-    BCE = "bce"
-
-
-class Warmup(Section):
-    """L1 to another subject's slice of like level and outline, fading out: keeps tissue order in short trainings."""
-
-    weight: NonNegative = 0.0
-    fraction: Fraction = 0.4
-    """Share of the steps over which the weight falls linearly to 0."""
-    level_slack: Annotated[int, Field(ge=0)] = 3
-    """Slices are drawn this close in level."""
-    matches: Count = 4
-    """Of these, one is drawn among this many whose head outline is most alike."""
-
-
-class Loss(Section):
-    """Weights of the losses."""
-
-    adversarial: Adversarial = Adversarial.LEAST_SQUARES
-    cycle: NonNegative = 10.0
-    """λ of the L1 cycle loss."""
-    identity: NonNegative = 0.5
-    """Weight of the L1 identity loss, as a multiple of `cycle`."""
-    warmup: Warmup = Warmup()
-
-
-class Precision(StrEnum):
-    """Arithmetic of the networks' forward passes."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-class Train(Section):
-    """Optimisation. Budgets are steps, not seconds, so that a slow machine gives the same model."""
-
-    steps: Count = 200_000
-    batch: Count = 1
-    lr_generator: Positive = 2e-4
-    lr_discriminator: Positive = 2e-4
-    beta1: Fraction = 0.5
-    beta2: Fraction = 0.999
-    constant_fraction: Fraction = 0.5
-    """Share of the steps at full learning rate; the rest falls linearly to 0."""
-    pool: Annotated[int, Field(ge=0)] = 50
-    """Images the discriminators' image pool holds."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential moving average of the generators that is exported; 0: none."""
-    precision: Precision = Precision.FP32
-    threads: Annotated[int, Field(ge=0)] = 2
-    """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
-    flip: bool = True
-    shift: Annotated[int, Field(ge=0)] = 0
-    """Random shift in pixels, each axis."""
-    sample_every: Count = 500
-    """Steps between sample grids."""
-    checkpoint_every: Count = 500
-    seed: int = 0
 
 
 class Range(Section):
@@ -285,11 +208,13 @@ class Tune(Section):
     More or fewer processes at the study, here or on other machines, change nothing but the time.
     """
     threads: Annotated[int, Field(ge=0)] = 1
-    space: dict[str, SearchSpace] = {
-        "train.lr_generator": LogUniform(low=1e-4, high=1e-3),
-        "train.lr_discriminator": LogUniform(low=1e-4, high=1e-3),
-        "loss.cycle": Uniform(low=5.0, high=15.0),
-    }
+    space: dict[str, SearchSpace] = Field(
+        default={
+            "train.lr_generator": LogUniform(low=1e-4, high=1e-3),
+            "train.lr_discriminator": LogUniform(low=1e-4, high=1e-3),
+            "loss.cycle": Uniform(low=5.0, high=15.0),
+        }
+    )
     """Dotted recipe key → range; keys under ``train``, ``loss`` or ``network``."""
     seed: int = 0
 
@@ -309,6 +234,37 @@ class Tune(Section):
         return space
 
 
+class Lesions(Section):
+    """Hallucination test: lesions put into held-out inputs, and taken out again."""
+
+    cases: Annotated[int, Field(ge=0)] = 2
+    """Held-out images that get lesions, each direction; 0: no test."""
+    radii_mm: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0)
+    """Two lesions of each radius. Of a picture the field of view is taken to be 240 mm."""
+    contrast: Positive = 0.4
+    """Of inserted lesions: a share of the head's median value, or of 100 HU. Lesions of phantoms are of tissue."""
+
+
+class Robustness(Section):
+    """How fast the model gets worse on worse inputs: noise, bias field, rotation, intensity, spacing."""
+
+    cases: Annotated[int, Field(ge=0)] = 2
+    """Held-out images that are disturbed; 0: no sweep."""
+    slices: Count = 6
+    """Slices of each, evenly spaced over the head."""
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.5, 1.0)
+    """Shares of the strongest disturbance."""
+
+
+class Uncertainty(Section):
+    """Uncertainty by voxel, from the cycle error and from mirrored inputs, against the true error."""
+
+    cases: Annotated[int, Field(ge=0)] = 2
+    """Held-out images; 0: none."""
+    slices: Count = 12
+    """Slices of each, evenly spaced over the head."""
+
+
 class Evaluate(Section):
     """How the model is measured."""
 
@@ -324,6 +280,13 @@ class Evaluate(Section):
     kid_subset_size: Count = 50
     threads: Annotated[int, Field(ge=0)] = 2
     """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
+    feature_weights: str | None = None
+    """Extractor of KID and FID: a safetensors or TorchScript file; ``null``: the packaged EfficientNet-Lite0."""
+    other_direction: Annotated[int, Field(ge=0)] = 8
+    """Images on which the direction that is not gated is measured too, as information; 0: none."""
+    lesions: Lesions = Lesions()
+    robustness: Robustness = Robustness()
+    uncertainty: Uncertainty = Uncertainty()
     seed: int = 0
 
     @field_validator("paired_protocols", "paired_grey_protocols")
@@ -384,6 +347,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
     description: str = ""
     directions: tuple[Direction, ...] = (Direction.MR2CT,)
+    fetch: Fetch = Fetch()
     data: Data = Data()
     validation: Validate = Validate()
     preprocess: Preprocess = Preprocess()
@@ -431,83 +395,7 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` overridden by `over`: mappings merged key by key, everything else and search spaces replaced."""
-    out = dict(base)
-    for key, value in over.items():
-        if (
-            key != "space"
-            and isinstance(value, Mapping)
-            and isinstance(out.get(key), Mapping)
-            and value.get("kind", out[key].get("kind")) == out[key].get("kind")
-        ):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
-    return out
-
-
-def parse(tree: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
-    """Return the recipe of a plain tree, or raise InputError with one sentence naming the key and what is allowed."""
-    try:
-        return Recipe.model_validate(merge(Recipe().dump(), tree))
-    except ValidationError as error:
-        raise InputError(f"{source}: {_sentence(error)}") from None
-
-
-def set_key(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``a.b.c`` in a plain tree. Keys that contain dots themselves (``tune.space``) are matched longest first."""
-    parts = dotted.split(".")
-    node, path = tree, list[str]()
-    while len(parts) > 1:
-        if "space" in path or ".".join(parts) in node:
-            whole = ".".join(parts)
-            # A range below a search space has a dotted name itself; only its own fields lie deeper.
-            if whole in node or not any(whole.startswith(f"{key}.") for key in node):
-                node[whole] = value
-                return
-        for take in range(len(parts) - 1, 0, -1):
-            key = ".".join(parts[:take])
-            if isinstance(node.get(key), dict):
-                node, parts, path = node[key], parts[take:], [*path, key]
-                break
-        else:
-            node = node.setdefault(parts[0], {})
-            if not isinstance(node, dict):
-                raise InputError(
-                    f"--set {dotted}: {parts[0]!r} is a value, not a section, so nothing can be set below it"
-                )
-            parts, path = parts[1:], [*path, parts[0]]
-    node[parts[0]] = value
-
-
-def override(recipe: Recipe, assignments: Iterable[tuple[str, Any]], *, source: str = "--set") -> Recipe:
-    """Return a copy with dotted keys replaced; unknown keys and impossible values raise InputError."""
-    tree = recipe.dump()
-    for dotted, value in assignments:
-        set_key(tree, dotted, value)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_sentence(error)}") from None
-
-
 def section_digest(recipe: Recipe, sections: Iterable[str]) -> str:
     """Return the sha256 over the named sections; other sections never change it."""
     tree = recipe.dump()
     return tree_digest({name: tree[name] for name in sections})
-
-
-def _sentence(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors()[:3]:
-        where = ".".join(
-            str(p) for p in item["loc"] if p not in ("window", "percentile", "log_uniform", "uniform", "choice")
-        )
-        if item["type"] == "extra_forbidden":
-            parts.append(f"there is no key {where!r}; `ctmr recipe resolve default` prints all keys")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
-            parts.append(f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{found}")
-    return "; ".join(parts)

@@ -13,6 +13,9 @@ from ctmr.errors import InputError
 
 HOUNSFIELD_AIR_HU = -1000.0
 HOUNSFIELD_FLOOR_HU = -1024.0
+UNEVEN_LIMIT = 0.25
+"""Gaps between slices that differ from the usual one by at most this share of it are resampled to even ones; a missing
+slice is 1."""
 
 
 class Modality(StrEnum):
@@ -65,6 +68,8 @@ class Volume:
         MR sequence (``T1``, ``T2``, …), ``None`` for CT or when unknown.
     uid
         Series instance UID or another identifier of the image; empty when there is none.
+    notes
+        Sentences on what the reader did to the image or doubts about it, e.g. that a gantry tilt was straightened.
     """
 
     array: NDArray[Any]
@@ -74,6 +79,7 @@ class Volume:
     subject: str = ""
     sequence: str | None = None
     uid: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Domain, Sampler, TrainingData, depth_channel, target_ranges
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
 from ctmr.recipe import Normalise, Window
 from ctmr.volume import Modality, Unit
 
+MOVES = Augmentation(flip=True, shift=2)
 EYE = tuple(tuple(float(x) for x in row) for row in np.eye(4))
 
 
@@ -52,7 +54,7 @@ def build(ct: Shard, mr: Shard, *, depth: bool = False) -> TrainingData:
 
 def sampler(data: TrainingData, slack: int | None, batch: int = 1, seed: int = 0) -> Sampler:
     rng = torch.Generator().manual_seed(seed)
-    return Sampler(data, batch=batch, flip=False, shift=0, level_slack=slack, rng=rng)
+    return Sampler(data, batch=batch, augmentation=Augmentation(), level_slack=slack, rng=rng)
 
 
 def test_slices_are_normalised_with_the_range_of_their_own_volume() -> None:
@@ -154,7 +156,7 @@ def test_pictures_have_no_levels() -> None:
 def test_equal_generators_draw_equal_batches() -> None:
     data = build(shard(Modality.CT, ["c", "d"]), shard(Modality.MR, ["a", "b"]))
     one, two = (
-        Sampler(data, batch=2, flip=True, shift=2, level_slack=1, rng=torch.Generator().manual_seed(4))
+        Sampler(data, batch=2, augmentation=MOVES, level_slack=1, rng=torch.Generator().manual_seed(4))
         for _ in range(2)
     )
     for _, a, b in zip(range(5), one, two, strict=False):
@@ -164,7 +166,8 @@ def test_equal_generators_draw_equal_batches() -> None:
 def test_a_depth_map_moves_with_its_image() -> None:
     images = torch.rand(3, 1, 6, 6)
     domain = Domain(images, images * 0.5 - 0.5, None, torch.zeros(3, dtype=torch.int64), ("a",), ("a",))
-    draws = Sampler(TrainingData(domain, domain), batch=4, flip=True, shift=2, level_slack=None, rng=torch.Generator())
+    rng = torch.Generator()
+    draws = Sampler(TrainingData(domain, domain), batch=4, augmentation=MOVES, level_slack=None, rng=rng)
     for _, b in zip(range(20), draws, strict=False):
         assert b.mr_depth is not None
         assert torch.equal(b.mr_depth, torch.where(b.mr == -1, -1.0, b.mr * 0.5 - 0.5))
@@ -215,8 +218,7 @@ def test_matching_prefers_the_slices_whose_head_outline_is_most_alike() -> None:
     draws = Sampler(
         TrainingData(mr, ct),
         batch=1,
-        flip=False,
-        shift=0,
+        augmentation=Augmentation(),
         level_slack=2,
         matches=2,
         rng=torch.Generator().manual_seed(0),
@@ -229,9 +231,70 @@ def test_matched_slices_are_flipped_and_shifted_alike() -> None:
     data = build(ct, mr)
     same = TrainingData(data.mr, Domain(**(vars(data.ct) | {"images": data.mr.images})))
     rng = torch.Generator().manual_seed(3)
-    alike = Sampler(same, batch=1, flip=True, shift=2, level_slack=0, rng=rng)
+    alike = Sampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=0, rng=rng)
     for _ in range(20):
         batch = alike.draw()
         assert torch.equal(batch.mr, batch.ct)
-    free = Sampler(same, batch=1, flip=True, shift=2, level_slack=None, rng=rng)
+    free = Sampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=None, rng=rng)
     assert not all(torch.equal(b.mr, b.ct) for b in (free.draw() for _ in range(20)))
+
+
+def test_intensity_changes_mr_and_grey_pictures_and_never_hounsfield_units() -> None:
+    data = build(shard(Modality.CT, ["c"]), shard(Modality.MR, ["a"]), depth=True)
+    assert data.ct.absolute and not data.mr.absolute
+    rng = torch.Generator().manual_seed(0)
+    draws = Sampler(data, batch=8, augmentation=Augmentation(intensity=0.3), level_slack=None, rng=rng)
+    batch = draws.draw()
+    for image in batch.ct:
+        assert bool((data.ct.images == image).flatten(1).all(1).any())
+    assert not any(bool((data.mr.images == image).flatten(1).all(1).any()) for image in batch.mr)
+    assert batch.mr_depth is not None and all(
+        bool((data.mr.depth == depth).flatten(1).all(1).any()) for depth in batch.mr_depth
+    )
+
+
+def test_a_subset_holds_so_many_slices_of_each_modality_with_all_that_belongs_to_them() -> None:
+    data = build(shard(Modality.CT, ["c", "d"]), shard(Modality.MR, ["a", "b"]), depth=True)
+    some = data.subset(4, seed=3)
+    assert len(some.mr.images) == len(some.ct.images) == 4
+    for domain, whole in ((some.mr, data.mr), (some.ct, data.ct)):
+        index = [int((whole.images == image).flatten(1).all(1).nonzero()[0]) for image in domain.images]
+        assert index == sorted(set(index))
+        assert torch.equal(domain.depth, whole.depth[index])
+        assert torch.equal(domain.levels, whole.levels[index])
+        assert torch.equal(domain.volume, whole.volume[index])
+        assert torch.equal(domain.outlines, whole.outlines[index])
+    assert torch.equal(data.subset(4, seed=3).mr.images, some.mr.images)
+    assert not torch.equal(data.subset(4, seed=4).mr.images, some.mr.images)
+    assert len(data.subset(1000, seed=0).mr.images) == len(data.mr.images)
+
+
+def test_pairs_are_of_one_subject_at_one_level_and_are_moved_alike() -> None:
+    levels, volume = [0.0, 1.0, 2.0] * 2, [0, 0, 0, 1, 1, 1]
+    mr, ct = indexed(levels, volume, ("a", "b")), indexed([2.0, 1.0, 9.0, 0.0, 1.0, 2.0], volume, ("b", "c"))
+    rng = torch.Generator().manual_seed(0)
+    draws = Sampler(
+        TrainingData(mr, ct), batch=2, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng
+    )
+    assert set(draw(draws, 60)) == {(5, 0), (4, 1)}
+    pattern = torch.rand(6, 1, 8, 8)
+    same = Domain(**(vars(mr) | {"images": pattern}))
+    moved = Sampler(TrainingData(same, same), batch=3, augmentation=MOVES, level_slack=None, paired=True, rng=rng)
+    for _, batch in zip(range(5), moved, strict=False):
+        assert torch.equal(batch.mr, batch.ct)
+
+
+def test_pairs_that_do_not_exist_are_refused() -> None:
+    data = TrainingData(mr=indexed([0.0], [0], ("",)), ct=indexed([0.0], [0], ("",)))
+    with pytest.raises(InputError, match=r"training has none; set data\.disjoint_training to false"):
+        Sampler(
+            data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator()
+        )
+
+
+def test_pictures_are_paired_by_subject() -> None:
+    ct, mr = (shard(m, ["a", "b"], count=2, picture=True) for m in (Modality.CT, Modality.MR))
+    draws = Sampler(
+        build(ct, mr), batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator()
+    )
+    assert len(draws._pairs) == 2

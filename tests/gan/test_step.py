@@ -11,21 +11,28 @@ from torch import Tensor, nn
 
 from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
+from ctmr.gan.cyclegan import CycleGan
 from ctmr.gan.pool import ImagePool
-from ctmr.gan.step import CycleGan, CycleGanStep
+from ctmr.gan.step import CycleGanStep
 from ctmr.recipe import (
     Adversarial,
+    CycleTerms,
     Discriminator,
     Generator,
     GeneratorKind,
+    LayerNorm,
     Loss,
     Network,
+    Perceptual,
     Precision,
+    Supervised,
 )
+from ctmr.volume import Direction, Modality
 
 RELATIVE_FP32 = 2e-3
 """Of each parameter's gradient norm; measured at most 2e-4 (fp32 through two generators and a discriminator)."""
-CYCLE, IDENTITY, WARMUP = 7.0, 0.4, 3.0
+CYCLE, IDENTITY, WARMUP, PENALTY = 7.0, 0.4, 3.0, 6.0
+SEED = 11
 
 
 class ElementaryInstanceNorm(nn.Module):
@@ -49,7 +56,7 @@ def networks(position: bool, kind: GeneratorKind = GeneratorKind.RESNET, mr: int
     rng = torch.Generator().manual_seed(2)
     net = CycleGan(
         Network(
-            generator=Generator(kind=kind, width=4, blocks=2),
+            generator=Generator(kind=kind, width=4, blocks=1 if kind is GeneratorKind.UNET_RESNET18 else 2),
             discriminator=Discriminator(width=4, layers=2, position=position),
         ),
         mr_channels=mr,
@@ -68,6 +75,10 @@ def batch(size: int, mr: int = 1) -> Batch:
 
 
 def adversarial(kind: Adversarial, scores: Tensor, real: bool) -> Tensor:
+    if kind is Adversarial.LEAST_SQUARES_SIGMOID:
+        return ((1 / (1 + torch.exp(-scores)) - (1.0 if real else 0.0)) ** 2).mean()
+    if kind is Adversarial.WASSERSTEIN:
+        return -scores.mean() if real else scores.mean()
     if kind is Adversarial.LEAST_SQUARES:
         return ((scores - (1.0 if real else 0.0)) ** 2).mean()
     return -torch.log(torch.sigmoid(scores if real else -scores)).mean()
@@ -102,11 +113,19 @@ def reference(
         objective = objective + CYCLE * IDENTITY * ((to_ct(y) - y).abs().mean() + (to_mr(x) - x).abs().mean())
     objective = objective + warmup * ((fake_y - y).abs().mean() + (fake_x - x).abs().mean())
     fake_y, fake_x = fake_y.detach(), fake_x.detach()
-    judged = (
-        adversarial(kind, judge("CT", y, y_depth), True) + adversarial(kind, judge("CT", fake_y, x_depth), False)
-    ) / 2 + (
-        adversarial(kind, judge("MR", x, x_depth), True) + adversarial(kind, judge("MR", fake_x, y_depth), False)
-    ) / 2
+    judged = adversarial(kind, judge("CT", y, y_depth), True) + adversarial(kind, judge("CT", fake_y, x_depth), False)
+    judged = judged + adversarial(kind, judge("MR", x, x_depth), True)
+    judged = judged + adversarial(kind, judge("MR", fake_x, y_depth), False)
+    if kind is not Adversarial.WASSERSTEIN:
+        return objective, judged / 2, generators, discriminators
+    # Gulrajani et al. 2017, algorithm 1; the depth map of a mixture is the mixture of the depth maps.
+    rng = torch.Generator().manual_seed(SEED)
+    for m, real, fake, depths in (("CT", y, fake_y, (y_depth, x_depth)), ("MR", x, fake_x, (x_depth, y_depth))):
+        e = torch.rand(len(real), 1, 1, 1, generator=rng).double()
+        between = (e * real + (1 - e) * fake).requires_grad_(True)
+        scored = judge(m, between, e * depths[0] + (1 - e) * depths[1])
+        (slope,) = torch.autograd.grad(scored.mean((1, 2, 3)).sum(), between, create_graph=True)
+        judged = judged + PENALTY * ((slope.square().sum((1, 2, 3)).sqrt() - 1) ** 2).mean()
     return objective, judged, generators, discriminators
 
 
@@ -138,8 +157,10 @@ def test_gradients_equal_float64_autograd_of_the_published_formulas(
     discriminators.zero_grad()
     judged.backward()
 
-    loss = Loss(adversarial=kind, cycle=CYCLE, identity=IDENTITY if identity else 0.0)
-    step = CycleGanStep(net, loss, Precision.FP32)
+    loss = Loss(
+        adversarial=kind, cycle=CYCLE, identity=IDENTITY if identity else 0.0, gradient_penalty=PENALTY
+    )
+    step = CycleGanStep(net, loss, Precision.FP32, torch.Generator().manual_seed(SEED))
     net.discriminators.requires_grad_(False)
     losses, fake_ct, fake_mr = step.generator_losses(b, warmup)
     losses["generator"].backward()
@@ -242,3 +263,110 @@ def test_two_mr_channels_train_without_identity() -> None:
     losses, fake_ct, fake_mr = CycleGanStep(net, Loss(identity=0.0), Precision.FP32).generator_losses(b, 0.0)
     assert fake_ct.shape[1] == 1 and fake_mr.shape[1] == 2
     assert losses["generator"].isfinite()
+
+
+def test_each_direction_has_its_own_weight_and_identity_follows_it() -> None:
+    net, b = networks(False), batch(1)
+    loss = Loss(cycle=7.0, cycle_mr=2.0, cycle_ct=0.5, identity=0.3, cycle_terms=CycleTerms(l1=1.0, mse=4.0))
+    found, fake_ct, _ = CycleGanStep(net, loss, Precision.FP32).generator_losses(b, 0.0)
+    again = net.translate(Direction.CT2MR, fake_ct)
+    torch.testing.assert_close(found["cycle_mr"], (again - b.mr).abs().mean() + 4 * (again - b.mr).square().mean())
+    same = net.translate(Direction.MR2CT, b.ct)
+    torch.testing.assert_close(found["identity_ct"], (same - b.ct).abs().mean())
+    expected = (
+        found["adversarial_mr2ct"] + found["adversarial_ct2mr"] + 2.0 * found["cycle_mr"] + 0.5 * found["cycle_ct"]
+        + 0.3 * (2.0 * found["identity_mr"] + 0.5 * found["identity_ct"])
+    )  # fmt: skip
+    torch.testing.assert_close(found["generator"], expected)
+
+
+def test_the_perceptual_loss_compares_both_reconstructions_and_teaches_both_generators() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from ctmr.networks.features import build_features
+
+    net, b = networks(False), batch(1)
+    perceptual = Perceptual(weight=3.0, layers=("stem", "block_1"))
+    step = CycleGanStep(net, Loss(cycle=0.0, identity=0.5, perceptual=perceptual), Precision.FP32)
+    assert "efficientnet-lite0" in step.notices[0] and "sha256" in step.notices[0]
+    found, fake_ct, _ = step.generator_losses(b, 0.0)
+    features = build_features(perceptual)
+    wanted, got = features(b.mr), features(net.translate(Direction.CT2MR, fake_ct))
+    by_hand = sum(((a - g) ** 2).mean() for a, g in zip(wanted, got, strict=True)) / 2
+    torch.testing.assert_close(found["perceptual_mr"], by_hand)
+    adversarial_sum = found["adversarial_mr2ct"] + found["adversarial_ct2mr"]
+    torch.testing.assert_close(
+        found["generator"], adversarial_sum + 3.0 * (found["perceptual_mr"] + found["perceptual_ct"])
+    )
+    (found["perceptual_mr"] + found["perceptual_ct"]).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.generators.parameters())
+    assert "identity_ct" not in found
+
+
+def batch_norm() -> CycleGan:
+    return CycleGan(
+        Network(
+            generator=Generator(kind=GeneratorKind.ENCODER_DECODER, width=4, blocks=2, norm=LayerNorm.BATCH),
+            discriminator=Discriminator(width=4, layers=2, norm=LayerNorm.BATCH),
+        ),
+        mr_channels=1,
+        ct_channels=1,
+        rng=torch.Generator().manual_seed(2),
+    )
+
+
+def test_with_batch_norm_real_and_fake_images_and_both_modalities_are_never_in_one_batch() -> None:
+    net, b = batch_norm(), batch(2)
+    step = CycleGanStep(net, Loss(identity=0.5), Precision.FP32)
+    losses, fake_ct, _ = step.generator_losses(b, 0.0)
+    torch.testing.assert_close(losses["identity_ct"], (net.translate(Direction.MR2CT, b.ct) - b.ct).abs().mean())
+    torch.testing.assert_close(fake_ct, net.translate(Direction.MR2CT, b.mr))
+    found = step.discriminator_losses(b, fake_ct, fake_ct, None, None)
+    real, fake = net.judge(Modality.CT, b.ct, None), net.judge(Modality.CT, fake_ct, None)
+    torch.testing.assert_close(found["discriminator_ct"], ((real - 1).square().mean() + fake.square().mean()) / 2)
+
+
+def test_a_gradient_penalty_over_batch_norm_is_refused() -> None:
+    with pytest.raises(InputError, match=r"network\.discriminator\.norm to instance, or loss\.gradient_penalty to 0"):
+        CycleGanStep(batch_norm(), Loss(adversarial=Adversarial.WASSERSTEIN), Precision.FP32)
+    CycleGanStep(batch_norm(), Loss(adversarial=Adversarial.WASSERSTEIN, gradient_penalty=0.0), Precision.FP32)
+
+
+@pytest.mark.parametrize("updated", ["generators", "discriminators"])
+def test_only_networks_with_an_optimiser_are_updated(updated: str) -> None:
+    net, b = networks(True), batch(1)
+    before = copy.deepcopy(net)
+    optimisers = {n: torch.optim.SGD(getattr(net, n).parameters(), 0.1) for n in ("generators", "discriminators")}
+    losses = CycleGanStep(net, Loss(identity=0.0), Precision.FP32)(
+        b,
+        warmup=0.0,
+        generator_optimiser=optimisers["generators"] if updated == "generators" else None,
+        discriminator_optimiser=optimisers["discriminators"] if updated == "discriminators" else None,
+        ct_pool=lambda images: images,
+        mr_pool=lambda images: images,
+    )
+    for name in optimisers:
+        pairs = zip(getattr(net, name).parameters(), getattr(before, name).parameters(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs) is (name != updated)
+    assert ("generator" in losses) is (updated == "generators")
+    assert ("discriminator" in losses and "accuracy_ct" in losses) is (updated == "discriminators")
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_the_supervised_baselines_compare_a_translation_with_its_pair_alone(judged: bool) -> None:
+    net, b = networks(False), batch(1)
+    loss = Loss(cycle=0.0, adversarial_weight=2.0 if judged else 0.0, supervised=Supervised(weight=100.0))
+    losses, fake_ct, fake_mr = CycleGanStep(net, loss, Precision.FP32).generator_losses(b, 0.0)
+    torch.testing.assert_close(losses["supervised_ct"], (fake_ct - b.ct).abs().mean())
+    expected = 100.0 * ((fake_ct - b.ct).abs().mean() + (fake_mr - b.mr).abs().mean())
+    names = {"supervised_ct", "supervised_mr", "generator"}
+    if judged:
+        names |= {"adversarial_mr2ct", "adversarial_ct2mr"}
+        expected = expected + 2.0 * (losses["adversarial_mr2ct"] + losses["adversarial_ct2mr"])
+    torch.testing.assert_close(losses["generator"], expected)
+    assert set(losses) == names
+
+
+def test_a_loss_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to train"):
+        CycleGanStep(networks(False), Loss(cycle=0.0, adversarial_weight=0.0), Precision.FP32)

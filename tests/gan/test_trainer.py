@@ -15,7 +15,21 @@ from ctmr.data.sampling import TrainingData
 from ctmr.errors import CtmrError, InputError
 from ctmr.gan.events import CheckpointEvent, DoneEvent, NoticeEvent, SampleEvent, StepEvent
 from ctmr.gan.trainer import Trainer
-from ctmr.recipe import Generator, GeneratorKind, Loss, Network, Precision, Train, Warmup
+from ctmr.recipe import (
+    Adversarial,
+    Discriminator,
+    Generator,
+    GeneratorKind,
+    LayerNorm,
+    Loss,
+    Network,
+    Pairs,
+    Precision,
+    Supervised,
+    Term,
+    Train,
+    Warmup,
+)
 from ctmr.volume import Direction
 
 Sections = tuple[Network, Loss, Train, TrainingData]
@@ -231,3 +245,135 @@ def test_the_core_needs_no_pipeline_library() -> None:
 
 def test_warmup_is_off_by_default() -> None:
     assert Loss().warmup == Warmup(weight=0.0)
+
+
+def reports_of(trainer: Trainer) -> list[StepEvent]:
+    return [e for e in trainer.run() if isinstance(e, StepEvent)]
+
+
+@pytest.mark.parametrize(("generator", "discriminator"), [(1, 3), (2, 1)])
+def test_networks_are_updated_at_every_so_many_th_step(sections: Sections, generator: int, discriminator: int) -> None:
+    network, loss, train, data = sections
+    train = train.model_copy(update={"generator_every": generator, "discriminator_every": discriminator})
+    reports = reports_of(Trainer(network, loss, train, data, report_every=1, samples=0))
+    assert ["generator" in r.losses for r in reports] == [n % generator == 0 for n in range(1, 7)]
+    assert ["discriminator" in r.losses for r in reports] == [n % discriminator == 0 for n in range(1, 7)]
+
+
+def test_accuracy_is_reported_by_discriminator_and_beside_the_losses(sections: Sections) -> None:
+    for report in reports_of(Trainer(*sections, report_every=2)):
+        assert set(report.accuracy) == {"ct", "mr"} and all(0 <= v <= 1 for v in report.accuracy.values())
+        assert not any("accuracy" in name for name in report.losses)
+
+
+def test_losses_are_logged_under_the_papers_names_too(sections: Sections) -> None:
+    network, loss, train, data = sections
+    names = {"ABA": (Term.CYCLE_MR,), "reconstruction": (Term.CYCLE_MR, Term.CYCLE_CT), "W": (Term.WARMUP_CT,)}
+    loss = loss.model_copy(update={"log_as": names})
+    reports = reports_of(Trainer(network, loss, train, data, report_every=3))
+    for r in reports:
+        assert r.named["ABA"] == r.losses["cycle_mr"]
+        assert r.named["reconstruction"] == pytest.approx(r.losses["cycle_mr"] + r.losses["cycle_ct"])
+    assert ["W" in r.named for r in reports] == [True, False]
+
+
+def test_a_subset_is_trained_on_first_and_a_resumed_run_knows_which(sections: Sections, tmp_path: Path) -> None:
+    network, _, train, data = sections
+    loss = Loss(identity=0.0)
+    train = train.model_copy(update={
+        "subset_images": 2, "subset_fraction": 0.5, "shift": 0, "flip": False, "steps": 60, "checkpoint_every": 20,
+        "sample_every": 60,
+    })  # fmt: skip
+    whole = Trainer(network, loss, train, data, checkpoints=tmp_path, samples=0)
+    seen: list[int] = []
+    drawn = whole._step_function.__call__
+
+    def spy(batch, **rest):
+        seen.append(int((data.ct.images == batch.ct[0]).flatten(1).all(1).nonzero()[0]))
+        return drawn(batch, **rest)
+
+    whole._step_function = spy
+    list(whole.run())
+    assert len(set(seen[:30])) == 2 and len(set(seen[30:])) > 6
+    first = Trainer(network, loss, train, data, checkpoints=tmp_path / "b", samples=0)
+    list(first.run(until_step=20))
+    second = Trainer(network, loss, train, data, checkpoints=tmp_path / "b", samples=0)
+    assert second.resume()
+    list(second.run())
+    assert same(whole, second)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_batch_norm_resumes_exactly_and_samples_and_exports_use_its_running_statistics(
+    sections: Sections, tmp_path: Path, ema: float
+) -> None:
+    network, loss, train, data = sections
+    network = Network(
+        generator=Generator(kind=GeneratorKind.ENCODER_DECODER, width=4, blocks=2, norm=LayerNorm.BATCH),
+        discriminator=Discriminator(width=4, layers=1, norm=LayerNorm.BATCH, position=True),
+    )
+    train = train.model_copy(update={"ema": ema, "batch": 2})
+    whole = Trainer(network, loss, train, data, checkpoints=tmp_path)
+    events = list(whole.run())
+    sample = [e for e in events if isinstance(e, SampleEvent)][-1]
+    torch.testing.assert_close(sample.fake_ct, whole.generator(Direction.MR2CT)(sample.mr))
+    statistics = whole.generator(Direction.MR2CT).state_dict()
+    assert any(k.endswith("running_mean") and bool(v.any()) for k, v in statistics.items())
+    (tmp_path / "step-000000006" / "state.json").unlink()
+    again = Trainer(network, loss, train, data, checkpoints=tmp_path)
+    assert again.resume() and again.step == 3
+    list(again.run())
+    assert same(whole, again)
+    assert whole._networks.training
+
+
+def test_the_wasserstein_loss_trains_and_resumes_exactly(sections: Sections, tmp_path: Path) -> None:
+    network, _, train, data = sections
+    loss = Loss(adversarial=Adversarial.WASSERSTEIN, identity=0.0)
+    train = train.model_copy(update={"generator_every": 2})
+    whole = Trainer(network, loss, train, data, checkpoints=tmp_path, report_every=2)
+    events = list(whole.run())
+    (report, *_) = [e for e in events if isinstance(e, StepEvent)]
+    assert {"gradient_penalty_ct", "gradient_penalty_mr"} <= set(report.losses) and not report.accuracy
+    (tmp_path / "step-000000006" / "state.json").unlink()
+    again = Trainer(network, loss, train, data, checkpoints=tmp_path)
+    assert again.resume()
+    list(again.run())
+    assert same(whole, again)
+
+
+def test_random_weights_where_imagenets_belong_are_an_event(sections: Sections) -> None:
+    _, loss, train, data = sections
+    network = Network(
+        generator=Generator(kind=GeneratorKind.UNET_RESNET18, width=4, blocks=2),
+        discriminator=Discriminator(width=4, layers=1, position=True),
+    )
+    events = list(Trainer(network, loss, train, data).run(until_step=1))
+    assert isinstance(events[0], NoticeEvent) and "RANDOM" in events[0].message
+
+
+@pytest.mark.parametrize("pairs", list(Pairs))
+def test_a_network_trained_on_pairs_alone_learns_them_and_its_discriminators_stay_as_they_were(
+    sections: Sections, pairs: Pairs
+) -> None:
+    network, _, train, data = sections
+    twins = TrainingData(data.mr, dataclasses.replace(data.mr, images=0.5 * data.mr.images - 0.2))
+    loss = Loss(adversarial_weight=0.0, cycle=0.0, supervised=Supervised(weight=1.0, pairs=pairs))
+    train = train.model_copy(update={"steps": 80, "lr_generator": 5e-3, "checkpoint_every": 80, "sample_every": 80})
+    trainer = Trainer(network, loss, train, twins, report_every=20, samples=0)
+    before = [p.clone() for p in trainer._networks.discriminators.parameters()]
+    errors = [r.losses["supervised_ct"] for r in reports_of(trainer)]
+    assert errors[-1] < (0.6 if pairs is Pairs.SUBJECT else 0.8) * errors[0]
+    after = trainer._networks.discriminators.parameters()
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_pairs_and_warm_up_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="set the weight of one to 0"):
+        Loss(supervised=Supervised(weight=1.0), warmup=Warmup(weight=1.0))
+
+
+def test_steps_without_any_update_are_refused(sections: Sections) -> None:
+    network, _, train, data = sections
+    with pytest.raises(InputError, match="generator_every 3 leaves steps that train nothing"):
+        Trainer(network, Loss(adversarial_weight=0.0), train.model_copy(update={"generator_every": 3}), data)

@@ -1,23 +1,14 @@
-"""Fixtures of the image readers' tests: real images where they lie, random volumes in any orientation."""
+"""Fixtures of the image readers' tests: random volumes in any orientation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from ctmr.volume import Modality, Unit, Volume
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the real images are not here ({folder})")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,13 @@ def test_a_series_comes_back_with_its_values_and_places(
         assert_same_image(read_series(Path(folder) / "series"), volume)
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_dicom_to_nifti_to_dicom_keeps_the_image(random_volume: Build, assert_same_image: Same, seed: int) -> None:
-    volume = random_volume(seed)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), shape=st.tuples(st.integers(2, 4), st.integers(1, 6), st.integers(1, 6)))
+def test_dicom_to_nifti_to_dicom_keeps_the_image(
+    random_volume: Build, assert_same_image: Same, seed: int, shape: tuple[int, int, int]
+) -> None:
+    # Any rotation, spacing of 0.3 to 6 mm, origin, and a mirror image for every other seed.
+    volume = random_volume(seed, Modality.CT, shape)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_series(folder / "a", volume)

@@ -81,6 +81,113 @@ def test_scale_factors_are_honoured(tmp_path: Path) -> None:
     assert found.array.dtype == np.int16
 
 
+@pytest.mark.parametrize(
+    ("stored", "slope", "inter", "dtype"),
+    [
+        (np.arange(24), 1, -1024, np.int16),
+        (np.arange(24), 2, 0, np.int16),
+        (np.arange(24) + 65000, 1, 0, np.uint16),
+        (np.arange(24) + 65000, 2, 0, np.float32),
+        (np.arange(24), 0.5, 3, np.float32),
+        (np.arange(24) * 1000, 1 / 3, -1024, np.float32),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_scaled_integers_equal_nibabels_float64(
+    tmp_path: Path, stored: np.ndarray, slope: float, inter: float, dtype: type, order: str
+) -> None:
+    kind = f"{order}{'u2' if stored.max() > 32767 else 'i2'}"
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(kind)
+    image = nibabel.Nifti1Image(stored.astype(kind).reshape(2, 3, 4), np.eye(4), header)
+    image.header.set_slope_inter(slope, inter)
+    # to_filename scales what it is given, so that the file means the given numbers; the bytes are set by hand.
+    content = bytearray(image.header.binaryblock + bytes(4) + stored.astype(kind).tobytes())
+    content[108:112] = np.array(352, f"{order}f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    truth = nibabel.load(tmp_path / "a.nii").get_fdata()
+    assert truth.ravel("F")[1] == pytest.approx(stored[1] * slope + inter)
+    found = nifti.read(tmp_path / "a.nii", **MR).array
+    assert found.dtype == dtype and found.dtype.isnative
+    np.testing.assert_allclose(found, truth.transpose(2, 1, 0), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
+def test_every_real_voxel_type_keeps_its_values(tmp_path: Path, dtype: type) -> None:
+    truth = np.random.default_rng(0).integers(0, 100, (2, 3, 4)).astype(dtype)
+    truth[0, 0, 0] = np.iinfo(dtype).max % 30000 if np.issubdtype(dtype, np.integer) else 0.25
+    nibabel.Nifti1Image(truth, np.eye(4), dtype=dtype).to_filename(tmp_path / "a.nii.gz")
+    found = nifti.read(tmp_path / "a.nii.gz", **MR).array
+    np.testing.assert_array_equal(found, truth.transpose(2, 1, 0))
+    assert found.dtype in (np.uint8, np.int16, np.uint16, np.float32)
+
+
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+def test_nifti_2_is_read(tmp_path: Path, suffix: str) -> None:
+    truth = np.random.default_rng(0).integers(-1000, 100, (2, 3, 4)).astype(np.int16)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    nibabel.Nifti2Image(truth, affine).to_filename(tmp_path / f"a{suffix}")
+    found = nifti.read(tmp_path / f"a{suffix}", **MR)
+    np.testing.assert_array_equal(found.array, truth.transpose(2, 1, 0))
+    assert found.spacing_mm == (3, 2, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(order=st.permutations([0, 1, 2]), signs=st.tuples(*[st.sampled_from([1, -1])] * 3))
+def test_all_48_orientations_place_voxels_as_nibabel_does(order: list[int], signs: tuple[int, int, int]) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag(signs) * [1.0, 2.0, 3.0])[:, order]
+    affine[:3, 3] = [5, -7, 11]
+    data = np.random.default_rng(0).integers(0, 99, (3, 4, 5)).astype(np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        volume = nifti.read(save(Path(folder) / "a.nii", data, affine), **MR)
+        codes = nibabel.aff2axcodes(nibabel.load(Path(folder) / "a.nii").affine)
+    assert volume.orientation == "".join(codes)[::-1]
+    np.testing.assert_array_equal(volume.array.transpose(2, 1, 0), data)
+    np.testing.assert_allclose(volume.affine @ [4, 3, 2, 1], affine @ [2, 3, 4, 1])
+
+
+def test_where_qform_and_sform_disagree_the_sform_is_used_and_it_is_said(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.set_sform(image.affine, code=2)
+    moved = image.affine.copy()
+    moved[0, 3] = 6.5
+    image.set_qform(moved, code=1)
+    image.to_filename(tmp_path / "a.nii")
+    found = nifti.read(tmp_path / "a.nii", **MR)
+    assert found.notes == ("its qform and sform place voxels up to 6.5 mm apart; the sform was used",)
+    np.testing.assert_allclose(found.affine[:3, 3], [0, 0, 0])
+    image.set_sform(image.affine, code=0)
+    image.to_filename(tmp_path / "b.nii")
+    qform_only = nifti.read(tmp_path / "b.nii", **MR)
+    assert qform_only.notes == () and qform_only.affine[0, 3] == 6.5
+
+
+def test_an_affine_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    flat = np.diag([1.0, 0.0, 3.0, 1.0])
+    image = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.eye(4))
+    image.set_sform(flat, code=2)
+    image.to_filename(tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"a\.nii cannot be read as NIfTI: .*collapses an axis"):
+        nifti.read(tmp_path / "a.nii", **MR)
+
+
+def test_a_ct_is_in_hounsfield_units_only_when_it_shows_air_or_somebody_says_so(tmp_path: Path) -> None:
+    air = save(tmp_path / "air.nii", np.array([[[-1000, 40, 1000]]], np.int16))
+    cormack = save(tmp_path / "cormack.nii", np.array([[[0, 1440, 3100]]], np.int16))
+    for path, modality, unit in ((air, Modality.CT, Unit.HU), (air, Modality.MR, Unit.ARBITRARY),
+                                 (cormack, Modality.CT, Unit.ARBITRARY)):  # fmt: skip
+        assert nifti.read(path, modality=modality).unit is unit
+    assert nifti.read(cormack, modality=Modality.CT, unit=Unit.HU).unit is Unit.HU
+
+
+def test_what_is_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.ones((3, 3, 3), np.int16))
+    found = nifti.read(path, **MR)
+    path.write_bytes(bytes(10))
+    assert (found.array == 1).all()
+
+
 def test_metres_become_millimetres(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([0.002, 0.003, 0.004, 1]))
     image.header.set_xyzt_units("meter")
@@ -92,6 +199,17 @@ def test_trailing_axes_of_one_are_dropped_and_others_refused(tmp_path: Path) -> 
     assert nifti.read(save(tmp_path / "a.nii", np.zeros((2, 3, 4, 1), np.int16)), **MR).array.shape == (4, 3, 2)
     with pytest.raises(InputError, match=r"\(2, 3, 4, 5\)"):
         nifti.read(save(tmp_path / "b.nii", np.zeros((2, 3, 4, 5), np.int16)), **MR)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_cts_padding_becomes_air_and_an_mrs_is_left_alone(tmp_path: Path, dtype: type) -> None:
+    array = np.full((4, 6, 5), -3024, dtype)
+    array[1:3, 1:5, 1:4] = np.random.default_rng(0).integers(-1000, 900, (2, 4, 3))
+    path = save(tmp_path / "a.nii", array)
+    found = nifti.read(path, **CT)
+    np.testing.assert_array_equal(found.array.transpose(2, 1, 0), np.where(array == -3024, -1024, array))
+    assert found.notes == ("80% of its voxels hold -3024 HU, which nothing has: padding, which became -1024",)
+    assert nifti.read(path, **MR).array.min() == -3024 and nifti.read(path, **MR).notes == ()
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
@@ -122,6 +240,19 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str, keep: 
     path = save(tmp_path / f"a{suffix}", np.random.default_rng(0).normal(size=(6, 6, 6)))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"a\.nii"):
+        nifti.read(path, **MR)
+
+
+def test_a_shape_that_no_image_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.ones((3, 3, 3), np.int16))
+    content = bytearray(path.read_bytes())
+    content[42:48] = np.array([32000, 32000, 32000], "<i2").tobytes()
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"claims shape \(32000, 32000, 32000\)"):
+        nifti.read(path, **MR)
+    content[42:48] = np.array([1000, 1000, 1000], "<i2").tobytes()
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"a\.nii cannot be read as NIfTI"):
         nifti.read(path, **MR)
 
 
@@ -156,6 +287,7 @@ def test_writing_is_deterministic_and_never_overwrites(tmp_path: Path, random_vo
 def test_real_templates_are_read(shared_data: Path) -> None:
     head = nifti.read(shared_data / "nifti" / "MNI152_T1_2mm.nii.gz", sequence="T1", **MR)
     assert head.array.shape == (91, 109, 91) and head.orientation == "SAL" and head.spacing_mm == (2, 2, 2)
+    assert nifti.read(shared_data / "nifti" / "scct.nii.gz", modality=Modality.CT).unit is Unit.ARBITRARY
     ct = nifti.read(shared_data / "nifti" / "scct_unsmooth_SS_0.01.nii.gz", **CT)
     # The brain in Hounsfield units: its median over tissue lies between water and blood.
     assert 15 < np.median(ct.array[ct.array > 5]) < 60

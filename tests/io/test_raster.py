@@ -20,6 +20,11 @@ from ctmr.volume import Modality, Unit, Volume
 GREY = np.arange(0, 252, dtype=np.uint8).reshape(14, 18)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def picture(array: np.ndarray) -> Volume:
     return Volume(array[None], None, Modality.MR, Unit.GREY8)
 
@@ -45,6 +50,27 @@ def test_16_bits_are_scaled_by_their_full_range(tmp_path: Path) -> None:
     wide = np.array([[0, 257, 65535], [32896, 128, 129]], dtype=np.uint16)
     Image.fromarray(wide).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read(tmp_path / "a.png"), [[0, 1, 255], [128, 0, 1]])
+
+
+def test_16_bit_values_that_8_bits_would_lose_are_refused(tmp_path: Path) -> None:
+    # Scanner values of 12 bits in a 16-bit file: 255/65535 would leave 16 grey levels of them.
+    Image.fromarray(np.array([[0, 1024], [3071, 40]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png holds 16-bit values up to 3071 of 65535.* 13 grey levels"):
+        raster.read(tmp_path / "a.png", modality=Modality.CT)
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint16)).save(tmp_path / "black.png")
+    np.testing.assert_array_equal(read(tmp_path / "black.png"), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_colour_is_read_by_its_upper_byte(tmp_path: Path, channels: int) -> None:
+    # Pillow writes none, so the PNG is put together here: colour types 4 (grey, alpha), 2 (RGB), 6 (RGBA).
+    grey = np.array([[0x1234, 0xABCD], [0xFFFF, 0x0080]], dtype=">u2")
+    samples = np.stack([grey] * (3 if channels > 2 else 1) + [np.full_like(grey, 0xFFFF)] * (channels % 2 == 0), -1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", 2, 2, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), grey >> 8)
 
 
 def test_colour_becomes_luminance(tmp_path: Path) -> None:
@@ -99,9 +125,6 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str, sha
 
 @pytest.mark.parametrize("side", [9000, 60000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)

@@ -35,6 +35,9 @@ def test_each_format_is_found(tmp_path: Path, ct: Volume) -> None:
     assert read_image(tmp_path / "a.nii.gz", modality=Modality.MR).unit is Unit.ARBITRARY
     assert read_image(tmp_path / "a.nii.gz", modality=Modality.CT, unit=Unit.ARBITRARY).unit is Unit.ARBITRARY
     assert read_image(tmp_path / "a.png", modality=Modality.CT).unit is Unit.GREY8
+    bare = (tmp_path / "series" / "no_suffix").read_bytes()[132:]
+    (tmp_path / "bare").write_bytes(bare)
+    assert format_of(tmp_path / "bare") == "dicom" and read_image(tmp_path / "bare").array.shape == (1, 4, 3)
 
 
 def test_formats_are_named_as_in_the_inventory() -> None:
@@ -47,6 +50,17 @@ def test_what_a_format_does_not_say_must_be_given(tmp_path: Path, ct: Volume) ->
     nifti.write(tmp_path / "a.nii", ct)
     with pytest.raises(InputError, match="does not say its modality"):
         read_image(tmp_path / "a.nii")
+
+
+def test_a_ct_without_air_never_passes_for_hounsfield_units_unless_somebody_says_so(tmp_path: Path, ct: Volume) -> None:
+    path = nifti.write(tmp_path / "cormack.nii", ct.with_array((ct.array + 1024).astype(np.int16)))
+    assert read_image(path, modality=Modality.CT).unit is Unit.ARBITRARY
+    assert read_image(path, modality=Modality.CT, unit=Unit.HU).unit is Unit.HU
+
+
+@pytest.mark.shared_data
+def test_the_real_template_in_cormack_units_is_not_in_hounsfield_units(shared_data: Path) -> None:
+    assert read_image(shared_data / "nifti" / "scct.nii.gz", modality=Modality.CT).unit is Unit.ARBITRARY
 
 
 def test_a_picture_never_yields_hounsfield_units(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ctmr.metrics.stats import bootstrap_interval, summarise
+from ctmr.metrics.stats import FEW_PATIENTS, bootstrap_interval, per_patient, summarise
 from ctmr.protocol import CaseMetrics, protocol
 
 HU = protocol("wolterink")
@@ -54,3 +54,34 @@ def test_an_infinite_psnr_stays_infinite_in_python_and_is_null_in_json():
 
 def test_cases_without_subject_are_patients_of_their_own():
     assert summarise([case("p1", "", 1.0), case("p2", "", 3.0)]).subjects == 2
+
+
+def coverage(patients, samples=400):
+    rng = np.random.default_rng(patients)
+    held = 0
+    for k in range(samples):
+        low, high = bootstrap_interval(rng.normal(0, 1, patients), resamples=400, seed=k)
+        held += low <= 0 <= high
+    return held / samples
+
+
+def test_the_interval_of_few_patients_is_too_narrow_as_documented():
+    assert coverage(4) < 0.85
+    assert coverage(FEW_PATIENTS) > 0.87 and coverage(30) > 0.91
+
+
+def test_equal_patients_have_an_interval_without_width():
+    row = summarise([case(s, s, 7.0) for s in "abc"]).metrics["mae"]
+    assert (row.mean, row.sd, row.low, row.high) == (7.0, 0.0, 7.0, 7.0)
+
+
+def test_the_interval_draws_patients_and_not_cases():
+    cases = [case(f"{s}{k}", s, value) for s, value in (("a", 10.0), ("b", 20.0)) for k in range(50)]
+    row = summarise(cases).metrics["mae"]
+    assert (row.low, row.high) == (10.0, 20.0)
+
+
+def test_patients_are_sorted_and_their_cases_averaged():
+    cases = [case("b1", "b", 4.0), case("a1", "a", 1.0), case("b2", "b", 6.0)]
+    assert list(per_patient(cases, "mae").items()) == [("subject a", 1.0), ("subject b", 5.0)]
+    assert per_patient(cases, "ssim") == {}

@@ -1,13 +1,19 @@
 """Tissue order: the swap of fat and bone is caught, a noisy truth is classed rightly, lesser faults only warn."""
 
+import json
+
 import numpy as np
 import pytest
 
+from ctmr.data.phantom import Tissue, make_head
 from ctmr.metrics.tissue import (
     TissueClass,
+    classes_by_hu,
+    mr_order_alarm,
     order_alarm,
     order_warnings,
     pool_tables,
+    table_of_classes,
     table_to_dict,
     tissue_table,
 )
@@ -81,3 +87,74 @@ def test_tables_of_patients_are_pooled(head):
     assert pooled[TissueClass.FAT].prediction == pytest.approx(-60.0, abs=1)
     assert pooled[TissueClass.FAT].voxels == 3 * tables[0][TissueClass.FAT].voxels
     assert next(iter(table_to_dict(pooled))) == "air outside"
+
+
+def test_with_a_segmentation_fluid_is_held_against_grey_matter(head):
+    truth, mask, label = head
+    grey = np.zeros(mask.shape, bool)
+    grey[6:10, 6:18, 26:34] = True
+    classes = classes_by_hu(truth, mask) | {TissueClass.GREY: grey}
+    painted = repainted(truth, label, CSF=45.0)
+    painted[grey] = 48.0
+    (warning,) = order_warnings(table_of_classes(painted, classes, truth))
+    assert "below grey matter (48 HU for" in warning
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    made = make_head(11, shape=(64, 74, 64), spacing_mm=3.0)
+    classes = classes_by_hu(made.ct, made.head) | {
+        TissueClass.GREY: made.labels == Tissue.GREY_MATTER,
+        TissueClass.WHITE: made.labels == Tissue.WHITE_MATTER,
+    }
+    return made, classes
+
+
+def test_true_mr_images_have_the_order_of_their_sequence_by_the_source_ct(phantom):
+    made, classes = phantom
+    for image, sequence in ((made.t1, "T1"), (made.t2, "T2")):
+        table = table_of_classes(image, classes)
+        assert mr_order_alarm(table, sequence) is None
+        assert mr_order_alarm(table, None) is None and mr_order_alarm(table, "FLAIR") is None
+
+
+def test_the_contrast_of_the_other_sequence_is_an_alarm(phantom):
+    made, classes = phantom
+    as_t2 = mr_order_alarm(table_of_classes(made.t1, classes), "T2")
+    as_t1 = mr_order_alarm(table_of_classes(made.t2, classes), "T1")
+    assert as_t2 is not None and "is not darker than cerebrospinal fluid" in as_t2
+    assert as_t1 is not None and "grey matter" in as_t1 and "white matter" in as_t1 and "\n" not in as_t1
+
+
+def test_without_a_segmentation_grey_and_white_matter_are_not_judged(phantom):
+    made, classes = phantom
+    known = {t: w for t, w in classes.items() if t not in (TissueClass.GREY, TissueClass.WHITE)}
+    alarm = mr_order_alarm(table_of_classes(made.t2, known), "T1")
+    assert alarm is not None and "matter" not in alarm
+
+
+def test_bright_bone_and_air_are_an_alarm_in_any_sequence(phantom):
+    made, classes = phantom
+    inverted = made.t1.max() - made.t1.astype(np.float64)
+    alarm = mr_order_alarm(table_of_classes(inverted, classes), None)
+    assert alarm is not None and "bone" in alarm and "air outside" in alarm and "air inside the head" in alarm
+
+
+def test_an_image_without_contrast_is_an_alarm_and_one_without_brain_is_not_judged(phantom):
+    made, classes = phantom
+    assert mr_order_alarm(table_of_classes(np.full(made.ct.shape, 500.0), classes), "T1") is not None
+    assert mr_order_alarm({}, "T1") is None
+
+
+def test_a_table_without_truth_is_plain_json(phantom):
+    made, classes = phantom
+    tree = table_to_dict(table_of_classes(made.t1, classes))
+    assert tree["brain"]["truth"] is None and json.dumps(tree, allow_nan=False)
+
+
+def test_tables_of_unlike_shapes_are_refused(head):
+    truth, mask, _ = head
+    with pytest.raises(ValueError, match="share one shape"):
+        tissue_table(truth[1:], truth, mask)
+    with pytest.raises(ValueError, match="share one shape"):
+        classes_by_hu(truth, mask[1:])

@@ -142,3 +142,52 @@ def test_a_verdict_survives_json_with_an_infinite_psnr():
     text = json.dumps(verdict.to_dict(), allow_nan=False, sort_keys=True)
     assert Verdict.from_dict(json.loads(text)) == verdict
     assert text == json.dumps(verdict.to_dict(), allow_nan=False, sort_keys=True)
+
+
+def lesions(**values):
+    return summarise([CaseMetrics(s, s, protocol("lesions"), values) for s in "ab"])
+
+
+def judged_with_lesions(gate, has_pairs=True, **values):
+    own = {"paired_volume_hu": summary("paired_volume_hu", GOOD)} if has_pairs else {
+        k: summary(k, v) for k, v in UNPAIRED.items()
+    }  # fmt: skip
+    rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()}
+    return judge(own | {"lesions": lesions(**values)}, gate, has_pairs=has_pairs, trivial=rivals)
+
+
+LESION_GATE = {"lesions": {"detection_rate": Limit(min=0.8), "invented": Limit(max=1.0)}}
+
+
+@pytest.mark.parametrize("has_pairs", [True, False])
+def test_a_limit_on_lesions_decides_with_pairs_and_without(has_pairs):
+    gate = {**GATE, **LESION_GATE}
+    assert judged_with_lesions(gate, has_pairs, detection_rate=0.9, invented=0.5).passed
+    lost = judged_with_lesions(gate, has_pairs, detection_rate=0.5, invented=0.5)
+    assert lost.reasons == ("lesions detection_rate is 0.5, which is not at least 0.8",)
+    many = judged_with_lesions(gate, has_pairs, detection_rate=0.9, invented=3.0)
+    assert many.reasons == ("lesions invented is 3, which is not at most 1",)
+
+
+@pytest.mark.parametrize("has_pairs", [True, False])
+def test_without_a_limit_lesions_decide_nothing(has_pairs):
+    assert judged_with_lesions(GATE, has_pairs, detection_rate=0.0, invented=99.0).passed
+
+
+def test_limits_on_lesions_alone_are_no_gate():
+    alone = judged_with_lesions(LESION_GATE, detection_rate=1.0, invented=0.0)
+    assert any("no limit of the gate applies" in r for r in alone.reasons)
+    assert any(c.metric == "mae" for c in alone.checks), "trivial translators are compared all the same"
+
+
+def test_a_lesion_limit_without_a_measurement_fails():
+    gate = {**GATE, **LESION_GATE}
+    rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()}
+    verdict = judge({"paired_volume_hu": summary("paired_volume_hu", GOOD)}, gate, has_pairs=True, trivial=rivals)
+    assert any("lesions detection_rate was not measured" in r for r in verdict.reasons)
+
+
+def test_information_is_kept_and_survives_json():
+    verdict = paired(information=("7 of 8 lesions kept",))
+    assert verdict.passed and verdict.information == ("7 of 8 lesions kept",)
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from ctmr.errors import InputError
 from ctmr.networks import build_discriminator, receptive_field
-from ctmr.networks.discriminators import PatchGan, PositionAware
-from ctmr.recipe import Discriminator, DiscriminatorKind
+from ctmr.networks.discriminators import Convolutional, PatchGan, PositionAware, ResNet18Classifier
+from ctmr.recipe import Discriminator, DiscriminatorKind, LayerNorm
 
 
 def test_the_patchgan_of_three_layers_has_the_published_2_765_million_parameters() -> None:
@@ -39,13 +40,76 @@ def test_the_receptive_field_is_what_a_gradient_reaches() -> None:
     assert int((x.grad[0, 0].abs().sum(1) > 0).sum()) == 70
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_every_depth_of_the_patchgan_sees_what_a_gradient_reaches(layers: int) -> None:
+    module = PatchGan(1, width=2, layers=layers)
+    for name, child in list(module.body.named_children()):
+        if isinstance(child, nn.InstanceNorm2d):
+            setattr(module.body, name, nn.Identity())
+    for p in module.parameters():
+        nn.init.constant_(p, 0.01)
+    x = torch.ones(1, 1, 320, 320, requires_grad=True)
+    out = module(x)
+    out[0, 0, out.shape[2] // 2, out.shape[3] // 2].backward()
+    assert x.grad is not None
+    assert int((x.grad[0, 0].abs().sum(1) > 0).sum()) == receptive_field(module)
+
+
+def test_the_convolutional_discriminator_is_dcgans_and_sees_all_of_64_pixels() -> None:
+    channels = [3, 64, 128, 256, 512, 1]
+    by_hand = sum(16 * a * b + b for a, b in itertools.pairwise(channels)) + 2 * (128 + 256 + 512)
+    module = Convolutional(3)
+    assert sum(p.numel() for p in module.parameters()) == by_hand
+    assert receptive_field(module) == 94
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    module.eval()(x).sum().backward()
+    assert x.grad is not None and bool((x.grad.abs().sum(1) > 0).all())
+
+
+def test_the_convolutional_discriminator_gives_the_mean_score_of_a_larger_image() -> None:
+    module = Convolutional(1, width=2, layers=2).eval()
+    x = torch.randn(1, 1, 16, 32)
+    scores = module.body(x)
+    assert scores.shape == (1, 1, 1, 5)
+    torch.testing.assert_close(module(x).item(), scores.mean().item())
+
+
+def test_the_resnet18_classifier_has_resnet18s_parameters_and_one_output() -> None:
+    module = ResNet18Classifier(3)
+    assert sum(p.numel() for p in module.parameters()) == 11_689_512 - 513_000 + 513
+    torch.testing.assert_close(module.eval()(torch.zeros(1, 3, 64, 64)).shape, torch.Size([1, 1, 1, 1]))
+
+
 @pytest.mark.parametrize("kind", list(DiscriminatorKind))
-@pytest.mark.parametrize("position", [False, True])
-def test_every_kind_scores_patches(kind: DiscriminatorKind, position: bool) -> None:
-    module = build_discriminator(Discriminator(kind=kind, width=4, layers=2, position=position), 2)
-    scores = module(torch.zeros(2, 2, 32, 24), torch.zeros(2, 1, 32, 24))
-    assert scores.shape == (2, 1, 6, 4)
+@pytest.mark.parametrize("norm", list(LayerNorm))
+@pytest.mark.parametrize(("position", "rgb"), [(False, False), (True, False), (True, True)])
+def test_every_kind_scores_patches_or_the_whole_image(
+    kind: DiscriminatorKind, norm: LayerNorm, position: bool, rgb: bool
+) -> None:
+    config = Discriminator(kind=kind, width=4, layers=2, norm=norm, position=position, rgb=rgb)
+    module = build_discriminator(config, 2, size=(32, 24))
+    scores = module(torch.randn(2, 2, 32, 24), torch.zeros(2, 1, 32, 24))
+    assert scores.shape == ((2, 1, 6, 4) if kind is DiscriminatorKind.PATCHGAN else (2, 1, 1, 1))
     assert scores.abs().max() < 10
+
+
+def test_rgb_shows_each_grey_channel_thrice_and_position_once() -> None:
+    module = build_discriminator(Discriminator(width=2, layers=1, position=True, rgb=True), 1)
+    assert module.inner.inner.body[0].in_channels == 6
+    plain = build_discriminator(Discriminator(width=2, layers=1, rgb=True), 1)
+    x = torch.randn(1, 1, 16, 16)
+    torch.testing.assert_close(plain(x), plain.inner(x.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "size", "words"),
+    [("convolutional", 3, (64, 24), "at least 32 pixels, found 64×24"), ("resnet18", 4, (32, 32), "more than 32")],
+)
+def test_images_too_small_to_judge_are_refused_at_construction(
+    kind: str, layers: int, size: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        build_discriminator(Discriminator(kind=DiscriminatorKind(kind), layers=layers), 1, size=size)
 
 
 class Recorder(nn.Module):

@@ -9,9 +9,9 @@ import torch
 
 from ctmr.errors import InputError
 from ctmr.networks import build_generator
-from ctmr.networks.blocks import convolutions
-from ctmr.networks.generators import ResNetGenerator, UNetGenerator
-from ctmr.recipe import Generator, GeneratorKind
+from ctmr.networks.blocks import convolutions, mixes_images
+from ctmr.networks.generators import EncoderDecoder, ResNetGenerator, UNetGenerator, UNetResNet18
+from ctmr.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -47,13 +47,76 @@ def test_unet_of_8_levels_has_the_channels_of_pix2pix() -> None:
     assert count(UNetGenerator(3, 3, width=64, levels=8)) == by_hand
 
 
+def test_resnet_6_has_the_layers_of_the_cyclegan_paper() -> None:
+    # c7s1-64, d128, d256, R256 × 6, u128, u64, c7s1-3 of Zhu et al. 2017, appendix 7.2.
+    by_hand = (
+        convolution(7, 3, 64) + convolution(3, 64, 128) + convolution(3, 128, 256) + 12 * convolution(3, 256, 256)
+        + convolution(3, 256, 128) + convolution(3, 128, 64) + convolution(7, 64, 3)
+    )  # fmt: skip
+    module = ResNetGenerator(3, 3, width=64, blocks=6)
+    assert count(module) == by_hand == 7_837_699
+    assert module.layers[:10](torch.zeros(1, 3, 256, 256)).shape == (1, 256, 64, 64)
+
+
+def test_resize_convolutions_have_as_many_weights_as_transposed_ones_of_their_kernel() -> None:
+    resized = ResNetGenerator(1, 1, 8, 1, LayerNorm.INSTANCE, Upsampling.RESIZE)
+    assert count(resized) == count(ResNetGenerator(1, 1, 8, 1))
+    assert not any(isinstance(m, torch.nn.ConvTranspose2d) for m in resized.modules())
+    assert sum(isinstance(m, torch.nn.Upsample) for m in resized.modules()) == 2
+
+
+def test_the_encoder_decoder_has_dcgans_channels_at_64_pixels() -> None:
+    down = [3, 64, 128, 256, 512]
+    convolutions_by_hand = sum(2 * convolution(4, a, b) - b + a for a, b in itertools.pairwise(down))
+    norms = 2 * (128 + 256 + 512) + 2 * (256 + 128 + 64)
+    module = EncoderDecoder(3, 3)
+    assert count(module) == convolutions_by_hand + norms
+    assert module.layers[:11](torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)
+
+
+def test_the_encoder_decoder_equals_its_layers_written_out() -> None:
+    module = EncoderDecoder(1, 2, width=3, levels=2).double().eval()
+    layers = [m for m in module.layers if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    x = torch.randn(2, 1, 16, 8, generator=DRAW).double()
+    c = torch.nn.functional
+    scale = (1 + 1e-5) ** -0.5  # batch norm at its initial statistics
+    y = c.conv2d(x, layers[0].weight, layers[0].bias, 2, 1).clamp(min=0)
+    y = (c.conv2d(y, layers[1].weight, layers[1].bias, 2, 1) * scale).clamp(min=0)
+    y = (c.conv_transpose2d(y, layers[2].weight, layers[2].bias, 2, 1) * scale).clamp(min=0)
+    y = c.conv_transpose2d(y, layers[3].weight, layers[3].bias, 2, 1).tanh()
+    torch.testing.assert_close(module(x), y)
+
+
+def test_the_unet_with_a_resnet18_encoder_has_that_encoders_parameters_and_a_decoder() -> None:
+    encoder = 11_689_512 - (512 * 1000 + 1000)
+    decoder, taken = 0, 512
+    for given in (256, 128, 64, 64):
+        decoder += convolution(4, taken, given) + 2 * given + convolution(3, 2 * given, given) + 2 * given
+        taken = given
+    assert count(UNetResNet18(3, 1)) == encoder + decoder + convolution(4, 64, 1)
+
+
 @pytest.mark.parametrize("kind", list(GeneratorKind))
-@pytest.mark.parametrize("batch", [1, 2])
-def test_every_kind_keeps_the_size_and_stays_in_range(kind: GeneratorKind, batch: int) -> None:
-    module = build_generator(Generator(kind=kind, width=4, blocks=2), 2, 1, size=(24, 40))
+@pytest.mark.parametrize("norm", list(LayerNorm))
+@pytest.mark.parametrize("upsampling", list(Upsampling))
+@pytest.mark.parametrize(("batch", "rgb"), [(1, False), (2, True)])
+def test_every_kind_keeps_the_size_and_stays_in_range(
+    kind: GeneratorKind, norm: LayerNorm, upsampling: Upsampling, batch: int, rgb: bool
+) -> None:
+    config = Generator(kind=kind, width=4, blocks=2, norm=norm, upsampling=upsampling, rgb=rgb)
+    module = build_generator(config, 2, 1, size=(24, 40))
     out = module(torch.randn(batch, 2, 24, 40, generator=DRAW))
     assert out.shape == (batch, 1, 24, 40)
     assert out.abs().max() <= 1
+    assert mixes_images(module) is (norm is LayerNorm.BATCH)
+
+
+def test_rgb_shows_each_channel_thrice_and_averages_the_three_it_paints() -> None:
+    module = build_generator(Generator(width=4, blocks=1, rgb=True), 2, 2)
+    x = torch.randn(1, 2, 16, 16, generator=DRAW)
+    a, b = x[:, :1], x[:, 1:]
+    painted = module.inner(torch.cat([a, a, a, b, b, b], 1))
+    torch.testing.assert_close(module(x), torch.stack([painted[:, :3].mean(1), painted[:, 3:].mean(1)], 1))
 
 
 @pytest.mark.parametrize("kind", list(GeneratorKind))
@@ -93,6 +156,12 @@ def test_a_size_that_cannot_be_halved_is_refused_at_construction(kind: str, bloc
 def test_a_size_that_cannot_be_halved_is_refused_in_forward(kind: GeneratorKind) -> None:
     with pytest.raises(InputError, match="divisible"):
         build_generator(Generator(kind=kind, width=2, blocks=2), 1, 1)(torch.zeros(1, 1, 18, 18))
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("unet_resnet18", 3), ("encoder_decoder", 4)])
+def test_a_network_that_normalises_one_pixel_is_refused_at_construction(kind: str, blocks: int) -> None:
+    with pytest.raises(InputError, match=r"more than 16 pixels, found 16×16; .* lower network\.generator\.blocks"):
+        build_generator(Generator(kind=GeneratorKind(kind), width=2, blocks=blocks), 1, 1, size=(16, 16))
 
 
 def test_a_unet_may_shrink_to_one_pixel() -> None:

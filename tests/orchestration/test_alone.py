@@ -101,9 +101,7 @@ def judged(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     leave(folder / "train", {"model.json": "{}"})
     leave(folder / "evaluate", {"decision.json": '{"passed": true}'}, summary={"champion": ""})
     leave(folder / "validate", {"validation.json": "{}"})
-    monkeypatch.setattr(
-        "ctmr.orchestration.local.resolve_champion", lambda dataset, recipe, home: json.loads(CHAMPION)
-    )
+    monkeypatch.setattr("ctmr.orchestration.local.resolve_champion", lambda dataset, recipe, home: json.loads(CHAMPION))
     monkeypatch.setattr(alone, "run_stage", lambda spec, **given: None)
     return folder
 
@@ -129,9 +127,7 @@ def test_a_model_judged_against_todays_champion_may_be_registered(judged: Path, 
     register(judged, home)
 
 
-def test_the_champion_itself_may_be_registered_again(
-    judged: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_champion_itself_may_be_registered_again(judged: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     itself = json.loads(CHAMPION) | {"digest": content_digest(judged / "train")}
     monkeypatch.setattr("ctmr.orchestration.local.resolve_champion", lambda dataset, recipe, home: itself)
     register(judged, home)
@@ -158,9 +154,7 @@ def test_evaluate_compares_with_whom_it_is_told(
 ) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setattr(alone, "run_stage", lambda spec, **kwargs: seen.update(kwargs["options"]))
-    run_alone(
-        "evaluate", RECIPE, folder=judged, home=home, report=lambda m, f=None: None, champion=champion
-    )
+    run_alone("evaluate", RECIPE, folder=judged, home=home, report=lambda m, f=None: None, champion=champion)
     assert seen == {"champion": option}
 
 

@@ -116,7 +116,7 @@ def test_dvc_fetches_what_dataset_yaml_says_and_reruns_when_that_changes(dvc: di
     values = read("dataset.yaml")
     given_ = [p for p in PARAMETERS if p.name in values]
     assert values == {p.name: p.default for p in PARAMETERS if p not in (RECIPE, OVERRIDES, OUT)}
-    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}]
+    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}, *stage("fetch").sections]
     words = shlex.split(dvc["stages"]["fetch"]["cmd"])
     for parameter in given_:
         assert words[words.index(parameter.option) + 1] == f"${{{parameter.name}}}"

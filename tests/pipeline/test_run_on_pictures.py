@@ -118,7 +118,7 @@ def test_the_verdict_says_that_fidelity_was_not_measured(world: World) -> None:
     summary = world.first.results["evaluate"].summary
     assert not summary["fidelity_measured"]
     assert "not measured" in summary["statement"]
-    assert set(summary["metrics"]) == {"cycle_slice", "structure", "unpaired_distribution"}
+    assert set(summary["metrics"]) == {"cycle_slice", "structure", "unpaired_distribution", "lesions"}
 
 
 def test_every_trial_is_a_child_run_and_the_best_is_trained(world: World) -> None:

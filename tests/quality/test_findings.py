@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ctmr.manifest import INVENTORY_COLUMNS, Outcome
-from ctmr.quality.findings import Kind, decide, dropped_images, inspect, near_pairs
+from ctmr.quality.findings import Kind, decide, dropped_images, inspect, left_out, look_alikes, near_pairs
 from ctmr.recipe import Validate
 
 CONFIG = Validate(near_duplicate_bits=4)
@@ -39,6 +39,13 @@ def inventory(rows=()):
 
 def rules(findings):
     return {f.rule for f in findings}
+
+
+def test_what_the_reader_did_to_an_image_is_a_warning():
+    note = "a gantry tilt of 18.5° was straightened"
+    (finding,) = inspect(inventory([{"image": "train/CT/tilted", "notes": note}]), CONFIG)
+    assert (finding.kind, finding.rule, finding.images) == (Kind.WARN, "reader_notes", ("train/CT/tilted",))
+    assert finding.sentence == f"train/CT/tilted: {note}"
 
 
 def test_a_good_inventory_has_no_findings():
@@ -186,3 +193,24 @@ def test_near_pairs_equal_a_plain_double_loop():
     hashes = np.random.default_rng(0).integers(0, 64, 60).astype(np.uint64)
     loop = [[i, j] for i in range(60) for j in range(i + 1, 60) if int(hashes[i] ^ hashes[j]).bit_count() <= 1]
     assert near_pairs(hashes, 1).tolist() == loop
+
+
+def test_pictures_of_one_modality_that_look_alike_are_paired_and_volumes_are_not():
+    assert look_alikes(inventory(), CONFIG) == []
+    assert look_alikes(inventory(near(4)), CONFIG) == [("test/n", "train/n")]
+    assert look_alikes(inventory(near(5)), CONFIG) == []
+    assert look_alikes(inventory(near(1, depth=30)), CONFIG) == []
+    one, other = near(1)
+    assert look_alikes(inventory([one, other | {"modality": "MR"}]), CONFIG) == []
+
+
+def test_what_is_no_image_is_left_out_and_counts_as_no_loss():
+    scouts = [{"image": f"scout{k}", "no_image": "localizer", "minimum": None, "depth": 0} for k in range(20)]
+    findings = inspect(inventory(scouts), CONFIG)
+    assert {(f.kind, f.rule) for f in findings} == {(Kind.LEFT_OUT, "no_image")} and len(findings) == 20
+    assert findings[0].sentence == "scout0 is left out, which is no loss: localizer"
+    assert dropped_images(findings) == set() and len(left_out(findings)) == 20
+    assert decide(findings, 36) is Outcome.PASS
+    assert decide(findings, 20) is Outcome.REFUSE
+    bad = inspect(inventory([*scouts, *({"image": f"bad{k}", "error": "broken"} for k in range(6))]), CONFIG)
+    assert decide(bad, 42, 0.25) is Outcome.REFUSE

@@ -104,3 +104,35 @@ def test_max_images_limits_each_split_and_modality_and_keeps_pairs():
 def test_a_strange_split_is_refused():
     with pytest.raises(InputError, match="split 'holdout'; allowed are train, val and test"):
         make_splits(inventory({"a": ("CT",)}, "holdout"), Data())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(4, 40),
+    links=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=30),
+    seed=st.integers(0, 5),
+)
+def test_look_alikes_are_never_in_two_drawn_splits(count, links, seed):
+    cohort = inventory({f"s{k:02}": ("CT",) for k in range(count)})
+    alike = [(f"s{i:02}-CT", f"s{j:02}-CT") for i, j in links if i < count and j < count and i != j]
+    splits = make_splits(cohort, Data(split_seed=seed, val_fraction=0.2, test_fraction=0.2), alike)
+    assert len(splits) == count and (splits == "train").any()
+    assert all(splits[a] == splits[b] for a, b in alike)
+    share = max(1, round(0.2 * count))
+    assert (splits == "test").sum() <= share and (splits == "val").sum() <= share
+
+
+def test_a_group_of_look_alikes_counts_by_its_subjects_and_a_large_one_trains():
+    cohort = inventory({f"s{k:02}": ("CT",) for k in range(20)})
+    alike = [(f"s{k:02}-CT", f"s{k + 1:02}-CT") for k in range(9)]
+    for seed in range(6):
+        splits = make_splits(cohort, Data(split_seed=seed, val_fraction=0.0, test_fraction=0.25), alike)
+        assert splits.value_counts().to_dict() == {"train": 15, "test": 5}
+        assert {splits[f"s{k:02}-CT"] for k in range(10)} == {"train"}
+
+
+def test_look_alikes_of_a_given_split_do_not_move_it():
+    cohort = inventory({f"s{k}": ("CT",) for k in range(8)}, "train")
+    cohort.loc[0, "split_given"] = "test"
+    splits = make_splits(cohort, Data(val_fraction=0.5), [("s0-CT", "s1-CT")])
+    assert (splits == "test").sum() == 1 and splits["s0-CT"] == "test"

@@ -1,12 +1,14 @@
-"""SSIM and MS-SSIM against independent references: scikit-image, and SynthRAD2025's definition written in scipy."""
+"""The one SSIM against scikit-image, and what makes it fast against what it replaces."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, signal
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ctmr.metrics.fidelity import measure_cycle, measure_paired, ms_ssim, ssim, ssim_map
+from ctmr.metrics import similarity
+from ctmr.metrics.fidelity import measure_paired
+from ctmr.metrics.similarity import masked_ssim, ssim, ssim_map
 from ctmr.protocol import SsimWindow, protocol
 
 torch.set_num_threads(1)
@@ -76,42 +78,61 @@ def test_grey_slices_equal_scikit_image_on_the_whole_picture():
     assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(x, y, data_range=255), abs=1e-9)
 
 
-def test_a_cycle_is_measured_over_the_trained_range_of_two():
-    x, y = (a / 127.5 - 1 for a in images((32, 36)))
-    found = measure_cycle(x, y, case="c", subject="s").values
-    assert found["ssim"] == pytest.approx(structural_similarity(x + 1, y + 1, data_range=2, **GAUSSIAN), abs=1e-6)
-    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(x, y, data_range=2), abs=1e-9)
+def corner(mask):
+    mask[0, 0, 0] = True
 
 
-def reference_ms_ssim(x, y, mask, span):
-    """SynthRAD2025's multi-scale SSIM from its published definition, on scipy's filters."""
-    grow = [((97 - n) // 2, 97 - n - (97 - n) // 2) if n < 97 else (0, 0) for n in x.shape]
-    x, y, mask = (np.pad(a, grow, mode="edge") for a in (x, y, mask.astype(float)))
-    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
-    product, box, n = 1.0, np.full((2, 2, 2), 1 / 8), 7**3
-    for w in (0.0448, 0.2856, 0.3001, 0.2363, 0.1333):
-        mx, my = (ndimage.uniform_filter(a, 7) for a in (x, y))
-        vx, vy = (n / (n - 1) * (ndimage.uniform_filter(a * a, 7) - m * m) for a, m in ((x, mx), (y, my)))
-        vxy = n / (n - 1) * (ndimage.uniform_filter(x * y, 7) - mx * my)
-        sx, sy = np.sqrt(np.maximum(vx, 0)), np.sqrt(np.maximum(vy, 0))
-        terms = [
-            (2 * mx * my + c1) / (mx**2 + my**2 + c1),
-            (2 * sx * sy + c2) / (vx + vy + c2),
-            (vxy + c2 / 2) / (sx * sy + c2 / 2),
-        ]
-        local = np.prod([np.maximum(t, 0) ** w for t in terms], axis=0)[3:-3, 3:-3, 3:-3]
-        product *= np.clip(local[mask[3:-3, 3:-3, 3:-3] > 0].mean(), 0, 1)
-        x, y = (signal.fftconvolve(a, box, mode="same")[::2, ::2, ::2] for a in (x, y))
-        mask = mask[::2, ::2, ::2]
-    return product
+def edge(mask):
+    mask[-1, :, -2:] = True
 
 
-@pytest.mark.parametrize("shape", [(60, 70, 101), (98, 97, 64)])
-def test_ms_ssim_equals_the_challenges_definition_for_odd_and_even_sizes(shape):
-    x, y = images(shape, seed=2, top=4095.0)
-    mask = np.zeros(shape, bool)
-    mask[5:-5, 8:-3, 4:-9] = True
-    expected = reference_ms_ssim(x, y, mask, 4095.0)
-    found = ms_ssim(*(torch.from_numpy(a) for a in (x, y, mask)), data_range=4095.0)
-    assert 0.05 < expected < 0.99
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+def block(mask):
+    mask[6:12, 9:20, 5:17] = True
+
+
+def everything(mask):
+    mask[:] = True
+
+
+@pytest.mark.parametrize("mark", [corner, edge, block, everything])
+@pytest.mark.parametrize(
+    ("window", "border"),
+    [(SsimWindow.UNIFORM_7_3D, 0), (SsimWindow.UNIFORM_7_3D, 3), (SsimWindow.GAUSSIAN_11_2D, 0),
+     (SsimWindow.GAUSSIAN_11_2D, 5)],
+)  # fmt: skip
+def test_cropping_to_the_mask_changes_no_number(mark, window, border):
+    x, y = images((19, 26, 23), seed=7, top=4024.0)
+    mask = np.zeros(x.shape, bool)
+    mark(mask)
+    counted = np.zeros_like(mask)
+    depth = slice(border, -border or None) if window is SsimWindow.UNIFORM_7_3D else slice(None)
+    inner = (depth, slice(border, -border or None), slice(border, -border or None))
+    counted[inner] = mask[inner]
+    how = {"data_range": 4024.0, "window": window}
+    if not counted.any():
+        with pytest.raises(ValueError, match="mask is empty without the border"):
+            masked_ssim(x, y, mask, border=border, **how)
+        return
+    whole = ssim_map(torch.from_numpy(x), torch.from_numpy(y), **how).numpy()[counted].mean()
+    assert masked_ssim(x, y, mask, border=border, **how) == pytest.approx(whole, abs=1e-13)
+
+
+@pytest.mark.parametrize("voxels", [1, 700, 5000])
+def test_slabs_of_any_thickness_give_the_same_map(monkeypatch, voxels):
+    x, y = (torch.from_numpy(a) for a in images((17, 20, 18), seed=8, top=4024.0))
+    how = {"data_range": 4024.0, "window": SsimWindow.UNIFORM_7_3D}
+    monkeypatch.setattr(similarity, "_THINNEST_SLAB", 1)
+    monkeypatch.setattr(similarity, "_SLAB_VOXELS", x.numel())
+    whole = ssim_map(x, y, **how)
+    monkeypatch.setattr(similarity, "_SLAB_VOXELS", voxels)
+    assert torch.equal(ssim_map(x, y, **how), whole)
+    x.requires_grad_(True)
+    assert torch.equal(ssim_map(x, y, **how).detach(), whole)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e5])
+def test_the_map_in_float32_keeps_its_precision_far_from_zero(offset):
+    x, y = (torch.from_numpy((a + offset).astype(np.float32)) for a in images((16, 20, 18), seed=9, top=4024.0))
+    how = {"data_range": 4024.0, "window": SsimWindow.UNIFORM_7_3D}
+    exact = ssim_map(x.double(), y.double(), **how)
+    assert float((ssim_map(x, y, **how).double() - exact).abs().max()) < 1e-4

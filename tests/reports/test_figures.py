@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctmr.metrics.tissue import TissueClass, TissueRow
-from ctmr.reports.figures import comparison_figure, image_grid, loss_curves, preview_sheet, tissue_figure
+from ctmr.reports.figures import (
+    LesionPanel,
+    compare,
+    comparison_figure,
+    image_grid,
+    lesion_figure,
+    loss_curves,
+    sample_evolution,
+    uncertainty_figure,
+    way_sheet,
+)
 from ctmr.volume import Unit
 
 RNG = np.random.default_rng(0)
@@ -20,16 +29,40 @@ def size(png):
 
 def compared(truth, shape=(10, 16, 14), unit=Unit.HU):
     source, synthetic = RNG.random(shape), RNG.normal(0, 300, shape)
-    return comparison_figure(
+    return compare(
         source, synthetic, synthetic * 0.9 if truth else None, source_unit=Unit.ARBITRARY, target_unit=unit,
-        source_name="MR T1", target_name="CT", title="s1", phantom=True, head=source > 0.2 if truth else None,
+        source_name="MR T1", target_name="CT", head=source > 0.2 if truth else None,
     )  # fmt: skip
 
 
+def drawn(truth, shape=(10, 16, 14), unit=Unit.HU):
+    return size(comparison_figure(compared(truth, shape, unit), title="s1", phantom=True))
+
+
 def test_truth_adds_columns_and_pictures_have_one_row():
-    with_truth, without = size(compared(True)), size(compared(False))
+    with_truth, without = drawn(True), drawn(False)
     assert with_truth[0] > 1.7 * without[0]
-    assert size(compared(True, (1, 16, 14), Unit.GREY8))[1] < 0.5 * with_truth[1]
+    assert drawn(True, (1, 16, 14), Unit.GREY8)[1] < 0.5 * with_truth[1]
+
+
+def test_a_comparison_keeps_sections_and_not_the_volumes_behind_them():
+    shape = (40, 32, 32)
+    kept = compared(True, shape)
+    assert [s.name for s in kept.sections] == [
+        "axial, slice 12", "axial, slice 18", "axial, slice 23", "axial, slice 29", "sagittal, column 16"
+    ]  # fmt: skip
+    assert [c.name.split("\n")[0] for c in kept.columns] == [
+        "MR T1", "synthetic CT", "true CT", "synthetic CT", "true CT", "difference"
+    ]  # fmt: skip
+    arrays = [a for c in kept.columns for a in c.images]
+    assert all(a.base is None and a.ndim == 2 for a in arrays)
+    assert sum(a.size for a in arrays[:5]) < np.prod(shape) / 6
+
+
+def test_the_difference_is_blank_outside_the_head_and_in_the_targets_unit():
+    difference = compared(True).columns[-1]
+    assert difference.window is None and difference.unit == "HU"
+    assert any(np.isnan(image).any() for image in difference.images)
 
 
 def test_equal_data_give_equal_bytes():
@@ -44,15 +77,52 @@ def test_the_word_phantom_changes_the_picture():
     assert image_grid(images, phantom=True) != image_grid(images)
 
 
-def test_losses_tissues_and_previews_are_drawn():
+@pytest.mark.parametrize("unit", [Unit.HU, Unit.ARBITRARY])
+def test_lesions_with_truth_have_one_column_more(unit):
+    def panel(truth):
+        image = RNG.normal(100, 20, (16, 14))
+        outline = np.zeros((16, 14), bool)
+        outline[5:8, 5:8] = True
+        return LesionPanel("tumour, 5 mm: kept\nCNR 7", True, image, image, image + 9 * outline,
+                           image if truth else None, outline)  # fmt: skip
+
+    options = {"source_unit": Unit.ARBITRARY, "unit": unit, "source_name": "MR", "target_name": "CT"}
+    with_truth = size(lesion_figure([panel(True)] * 2, **options))
+    without = size(lesion_figure([panel(False)] * 2, **options))
+    assert with_truth[0] > without[0] and with_truth[1] == without[1]
+
+
+def test_uncertainty_is_drawn_with_and_without_the_true_error():
+    image = RNG.normal(0, 1, (16, 14))
+    spread = np.where(image > 0, np.abs(image), np.nan)
+    options = {"unit": Unit.HU, "source_name": "MR", "target_name": "CT"}
+    assert size(uncertainty_figure(image, image, spread, spread, **options))[0] > size(
+        uncertainty_figure(image, image, spread, None, **options)
+    )[0]  # fmt: skip
+
+
+def test_sheets_of_a_training_stand_side_by_side_in_order():
+    def sheet(value):
+        out = io.BytesIO()
+        Image.new("RGB", (300, 200), (value, value, value)).save(out, format="PNG")
+        return out.getvalue()
+
+    board = Image.open(io.BytesIO(sample_evolution([sheet(v) for v in (10, 90, 170)])))
+    assert board.getpixel((20, 20)) == (10, 10, 10) and board.getpixel((board.width - 20, 20)) == (90, 90, 90)
+    assert board.getpixel((20, board.height - 20)) == (170, 170, 170)
+
+
+def test_losses_and_previews_are_drawn():
     steps = range(50)
     size(loss_curves({"cycle": [10 / (1 + k) for k in steps], "generator": [0.5] * 50}, steps))
-    size(tissue_figure({TissueClass.FAT: TissueRow(100, -90, -40, -80, 10)}))
-    size(preview_sheet(RNG.integers(0, 900, (5, 16, 16)), list("abcde"), unit=Unit.ARBITRARY, columns=3))
+    ways = [("s1", [("as it is", RNG.random((20, 30)), (2.0, 1.0)), ("on the grid", RNG.random((16, 16)), (1.0, 1.0))])]
+    assert size(way_sheet([*ways, ("s2", ways[0][1][:1])], unit=Unit.ARBITRARY))[1] > size(
+        way_sheet(ways, unit=Unit.ARBITRARY)
+    )[1]
 
 
 def test_a_grid_with_too_few_titles_and_an_empty_sheet_are_refused():
     with pytest.raises(ValueError, match="C titles"):
         image_grid(np.zeros((1, 3, 8, 8)), columns=["MR"])
-    with pytest.raises(ValueError, match="N labels"):
-        preview_sheet(np.zeros((0, 8, 8)), [], unit=Unit.HU)
+    with pytest.raises(ValueError, match="one image at least"):
+        way_sheet([], unit=Unit.HU)

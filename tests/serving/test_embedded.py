@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_it_outlives_the_process_that_started_it(triton, tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path / "state"), str(tmp_path / "models")]
     subprocess.run(command, check=True, env=secret, timeout=60)
     running = triton.status()
-    assert running is not None and embedded._answers(running.ports)
+    assert running is not None and embedded._answers(running)
     assert b"hush" not in Path(f"/proc/{running.pid}/environ").read_bytes()
     with pytest.raises(EnvironmentFault, match=r"already serves .*models, not .*others; stop it first"):
         triton.start(tmp_path / "others", ANY)
@@ -94,9 +95,24 @@ def test_busy_ports_are_replaced_by_free_ones_and_recorded(triton, tmp_path):
 
 
 @needs_wheel
+def test_ports_that_another_server_takes_in_between_are_left_to_it(triton, tmp_path, monkeypatch):
+    other = EmbeddedTriton(tmp_path / "other")
+    theirs = other.start(tmp_path / "models", ANY)
+    found, asked = [other.status().ports], embedded._free_ports
+    monkeypatch.setattr(embedded, "_free_ports", lambda wanted: found.pop() if found else asked(wanted))
+    try:
+        ours = triton.start(tmp_path / "models", ANY)
+        assert not found and ours.grpc != theirs.grpc
+        assert embedded._answers(triton.status()) and embedded._answers(other.status())
+        assert not embedded._answers(replace(triton.status(), ports=other.status().ports)), "a stranger's answer"
+    finally:
+        other.stop()
+
+
+@needs_wheel
 def test_a_server_that_does_not_come_up_is_ended_and_its_last_words_are_told(triton, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "models", lambda repository: ("nothing", "--no-such-option"))
-    monkeypatch.setattr(embedded, "_answers", lambda ports: False)
+    monkeypatch.setattr(embedded, "_answers", lambda running: False)
     with pytest.raises(EnvironmentFault, match=r"Triton did not come up \(.+\); its log is .*triton\.log"):
         triton.start(tmp_path / "models", ANY, timeout_s=1)
     assert triton.status() is None and triton._processes() == []
@@ -106,7 +122,7 @@ def test_a_recycled_process_number_is_not_mistaken_for_the_server(triton, tmp_pa
     other = subprocess.Popen(["sleep", "60"])
     try:
         triton.state_dir.mkdir(parents=True)
-        record = {"pid": other.pid, "started": 1, "repository": str(tmp_path), "ports": {}}
+        record = {"pid": other.pid, "started": 1, "repository": str(tmp_path), "ports": {}, "server_id": "ctmr-1"}
         triton.record.write_text(json.dumps(record))
         assert triton.status() is None
         assert not triton.stop()

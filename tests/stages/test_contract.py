@@ -98,6 +98,18 @@ def test_a_rerun_names_what_changed_and_restores_the_output(toy, change, because
     assert toy().reused
 
 
+def test_the_bytes_of_a_file_that_the_recipe_names_count_and_it_must_be_there(toy, tmp_path):
+    named = tmp_path / "weights"
+    toy.stage = replace(toy.stage, files=lambda recipe: {"train.weights": str(named)})
+    with pytest.raises(InputError, match=r"train\.weights names .*weights, and there is no such file"):
+        toy()
+    named.write_text("one")
+    toy()
+    assert toy().reused
+    named.write_text("two")
+    assert toy().because == "file train.weights changed"
+
+
 def test_several_reasons_are_all_named(toy):
     toy()
     (toy.data / "x.txt").write_text("two")

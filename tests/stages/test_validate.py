@@ -137,3 +137,17 @@ def test_great_expectations_itself_finds_a_wrong_manifest(column, value, failed)
     assert not found["success"]
     assert failed in found["failed"]
     assert found["evaluated"] - found["met"] == len(found["failed"])
+
+
+def test_pictures_that_look_alike_share_a_split_that_is_made_here_and_none_is_lost(validate):
+    """The first four CTs look alike, and so do the next four; drawn one by one, neighbours would be dropped."""
+    other = np.random.default_rng(1).integers(0, 2**63, 8, dtype=np.uint64)
+    hashes = [*(f"{0xF0F0 + (1 << k % 4):016x}" for k in range(4)), *(f"{0xF0F0 << 32:016x}" for k in range(4)),
+              *(f"{h:016x}" for h in other)]  # fmt: skip
+    changes = [(k, {"depth": 1, "split_given": "", "perceptual_hash": hashes[k]}) for k in range(16)]
+    for seed in range(4):
+        result = validate(changes, [("data.split_seed", seed), ("data.test_fraction", 0.5)])
+        assert (result.summary["dropped"], result.summary["used"]) == (0, 16)
+        split = manifest_of(result).set_index("image")["split"]
+        first, second = split["s00":"s03"], split["s04":"s07"]
+        assert first.nunique() == second.nunique() == 1 and first["s00"] != second["s04"]

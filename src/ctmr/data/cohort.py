@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.manifest import Split
+from ctmr.manifest import PHANTOM_PREFIX, Split
 from ctmr.volume import Modality, Unit, Volume
 
 
@@ -95,7 +95,7 @@ def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, moda
     from ctmr.io.dicom import seeded_uid
 
     head = make_head(seed, shape=plan.shape, spacing_mm=plan.spacing_mm)
-    subject = f"phantom-{seed}"
+    subject = f"{PHANTOM_PREFIX}{seed}"
     affine = affine_of(plan.shape, plan.spacing_mm)
     study, frame = (seeded_uid(f"{subject} {what}") for what in ("study", "frame of reference"))
     written = 0

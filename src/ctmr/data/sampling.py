@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctmr.data.augment import augment
+from ctmr.data.augment import Augmentation, augment, scale_intensity
 from ctmr.data.shards import Shard
 from ctmr.errors import InputError
 from ctmr.normaliser import Normaliser, normaliser_for
 from ctmr.recipe import Normalise
-from ctmr.volume import Modality
+from ctmr.volume import Modality, Unit
+
+_SAME_LEVEL = 0.5
 
 DEPTH_MIDDLE_PX = 6.0
 """Depth under the skin that becomes 0; the skin is -1, twice this depth and deeper is 1."""
@@ -57,6 +59,8 @@ class Domain:
         Of each volume.
     outlines
         ``[N, P]`` float32 on the CPU: head mask at a quarter of the resolution, divided by its norm; ``None``: unknown.
+    absolute
+        Whether values mean something by themselves (HU), so that intensity is not augmented.
     """
 
     images: Tensor
@@ -66,6 +70,21 @@ class Domain:
     subjects: tuple[str, ...]
     uids: tuple[str, ...]
     outlines: Tensor | None = None
+    absolute: bool = False
+
+    def subset(self, count: int, seed: int) -> Domain:
+        """Return `count` slices (all, where there are no more), drawn by seed alone, in their order."""
+        rng = torch.Generator().manual_seed(seed)
+        kept = torch.randperm(len(self.images), generator=rng)[:count].sort().values
+        place = kept.to(self.images.device)
+        return replace(
+            self,
+            images=self.images[place],
+            depth=None if self.depth is None else self.depth[place],
+            levels=None if self.levels is None else self.levels[kept],
+            volume=self.volume[kept],
+            outlines=None if self.outlines is None else self.outlines[kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,10 @@ class TrainingData:
         """True when both modalities are volumes, so that slices can be matched by level."""
         return self.mr.levels is not None and self.ct.levels is not None
 
+    def subset(self, count: int, seed: int) -> TrainingData:
+        """Return `count` slices of each modality, drawn by seed alone."""
+        return TrainingData(self.mr.subset(count, seed), self.ct.subset(count, seed))
+
     def examples(self, count: int) -> Batch:
         """Return `count` fixed slices of each modality, spread evenly over all."""
         mr, ct = (torch.linspace(0, len(d.images) - 1, count + 2)[1:-1].round().long() for d in (self.mr, self.ct))
@@ -142,21 +165,22 @@ class Sampler:
         Both modalities.
     batch
         Slices of each modality a batch.
-    flip, shift
-        See `ctmr.data.augment.augment`; drawn independently for the two modalities.
+    augmentation
+        Drawn independently for the two modalities.
     level_slack
         When given, each CT slice is drawn from another subject than the MR slice, at most this many slices away in
-        level (the nearest level there is, where none is as close), and both are flipped and shifted alike. ``None``
-        draws it freely.
+        level (the nearest level there is, where none is as close), and both are moved alike. ``None`` draws it freely.
     matches
         With `level_slack`: the CT is drawn among this many slices whose head outline is most like the MR's.
+    paired
+        Draws the CT and MR slice of one subject at one level, and moves both alike.
     rng
         CPU source of all randomness.
 
     Raises
     ------
     InputError
-        When levels are asked for and some MR subject has no other subject's CT.
+        When levels are asked for and some MR subject has no other subject's CT, or pairs and there are none.
     """
 
     def __init__(
@@ -164,19 +188,19 @@ class Sampler:
         data: TrainingData,
         *,
         batch: int,
-        flip: bool,
-        shift: int,
+        augmentation: Augmentation,
         level_slack: int | None,
         matches: int = 1_000_000,
+        paired: bool = False,
         rng: torch.Generator,
     ) -> None:
         self._data = data
         self._matches = matches
         self._batch = batch
-        self._flip = flip
-        self._shift = shift
+        self._augmentation = augmentation
         self._slack = level_slack
         self._rng = rng
+        self._pairs = _pairs(data) if paired else None
         if level_slack is not None:
             if not data.has_levels:
                 raise ValueError("pictures have no levels to match")
@@ -195,6 +219,9 @@ class Sampler:
 
     def draw(self) -> Batch:
         """Return the next batch."""
+        if self._pairs is not None:
+            drawn = self._pairs[torch.randint(len(self._pairs), (self._batch,), generator=self._rng)]
+            return self._taken(drawn[:, 0], drawn[:, 1])
         mr = torch.randint(len(self._data.mr.images), (self._batch,), generator=self._rng)
         if self._slack is None:
             ct = torch.randint(len(self._data.ct.images), (self._batch,), generator=self._rng)
@@ -220,17 +247,24 @@ class Sampler:
         """Augment both modalities: alike where the slices were matched, independently where they were not."""
         mr_stack, ct_stack = self._stack(self._data.mr, mr), self._stack(self._data.ct, ct)
         split = mr_stack.shape[1]
-        if self._slack is None:
+        if self._slack is None and self._pairs is None:
             mr_stack, ct_stack = self._augment(mr_stack), self._augment(ct_stack)
         else:
             both = self._augment(torch.cat([mr_stack, ct_stack], dim=1))
             mr_stack, ct_stack = both[:, :split], both[:, split:]
-        if self._data.mr.depth is None or self._data.ct.depth is None:
-            return Batch(mr_stack, ct_stack)
-        return Batch(mr_stack[:, :-1], ct_stack[:, :-1], mr_stack[:, -1:], ct_stack[:, -1:])
+        mr, mr_depth = self._parted(self._data.mr, mr_stack)
+        ct, ct_depth = self._parted(self._data.ct, ct_stack)
+        return Batch(mr, ct, mr_depth, ct_depth)
 
     def _augment(self, images: Tensor) -> Tensor:
-        return augment(images, flip=self._flip, shift=self._shift, rng=self._rng)
+        return augment(images, self._augmentation, self._rng)
+
+    def _parted(self, domain: Domain, stack: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return images, their intensity augmented where it has no meaning of its own, and depth maps."""
+        images, depth = (stack, None) if domain.depth is None else (stack[:, :-1], stack[:, -1:])
+        if self._augmentation.intensity and not domain.absolute:
+            images = scale_intensity(images, self._augmentation.intensity, self._rng)
+        return images, depth
 
     @staticmethod
     def _stack(domain: Domain, index: Tensor) -> Tensor:
@@ -302,6 +336,7 @@ def _domain(
         levels=None if any(v.affine is None for v in shard.volumes) else levels[usable],
         volume=owner[usable],
         outlines=_outlines(shard.head[usable.numpy()]),
+        absolute=shard.unit is Unit.HU,
         subjects=tuple(v.subject for v in shard.volumes),
         uids=tuple(v.uid or v.image for v in shard.volumes),
     )
@@ -320,6 +355,21 @@ def _normalise(normaliser: Normaliser, volume: Tensor) -> Tensor:
 
 def _tensor(volume: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
+
+
+def _pairs(data: TrainingData) -> Tensor:
+    """Return ``[P, 2]`` int64: MR and CT slices of one subject at one level; of pictures, of one subject."""
+    mr_subject, ct_subject = _subject_codes(data.mr, data.ct)
+    same = mr_subject[:, None] == ct_subject[None, :]
+    if data.mr.levels is not None and data.ct.levels is not None:
+        same &= (data.mr.levels[:, None] - data.ct.levels[None, :]).abs() < _SAME_LEVEL
+    found = same.nonzero()
+    if not len(found):
+        raise InputError(
+            "loss.supervised needs CT and MR slices of one subject at one level, and training has none; set "
+            "data.disjoint_training to false, or loss.supervised.pairs to random"
+        )
+    return found
 
 
 def _subject_codes(*domains: Domain) -> list[Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 from ctmr.manifest import Split
-from ctmr.normaliser import STORAGE_DTYPE
+from ctmr.stored import STORAGE_DTYPE
 from ctmr.volume import Modality, Unit
 
 
@@ -35,6 +36,8 @@ class ShardVolume:
         4×4 RAS affine of the volume on the model's grid; ``None`` for pictures.
     level
         Position of the first slice along D relative to the volume's centre, in slices: aligns different heads.
+    alignment
+        4×4, RAS mm of the same subject's other image to RAS mm of this one, when it was registered to that image.
     """
 
     image: str
@@ -46,6 +49,7 @@ class ShardVolume:
     sequences: tuple[str, ...] = ()
     affine: tuple[tuple[float, ...], ...] | None = None
     level: float = 0.0
+    alignment: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,35 +86,153 @@ class Shard:
         return self.head[v.first : v.first + v.count]
 
 
+class ShardWriter:
+    """Writes a shard volume by volume, so that memory does not grow with the number of images.
+
+    ``<folder>/<split>/<modality>.npy`` holds the slices, ``.head.npy`` the bit-packed head masks, ``.json`` the rest;
+    the bytes are those that numpy would write of the whole arrays. Use it as a context manager: an error inside leaves
+    no shard.
+
+    Parameters
+    ----------
+    folder
+        Folder of all shards.
+    split, modality, unit
+        What every volume of the shard has in common.
+    extra
+        Plain JSON types for the description.
+    """
+
+    def __init__(
+        self, folder: Path, split: Split, modality: Modality, unit: Unit, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        self.modality, self.unit, self.extra = modality, unit, dict(extra or {})
+        self.volumes: list[ShardVolume] = []
+        self._target = folder / split.value
+        self._target.mkdir(parents=True, exist_ok=True)
+        self._slices = _GrowingArray(self._target / f"{modality}.npy", STORAGE_DTYPE[unit])
+        self._heads = _GrowingArray(self._target / f"{modality}.head.npy", np.dtype(np.uint8))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._slices.discard()
+            self._heads.discard()
+
+    @property
+    def count(self) -> int:
+        """Slices so far."""
+        return self._slices.count
+
+    def add(self, volume: ShardVolume, slices: NDArray[Any], head: NDArray[np.uint8]) -> None:
+        """Append one volume.
+
+        Parameters
+        ----------
+        volume
+            Its `first` is set to the slices so far.
+        slices
+            ``[N, C, H, W]`` in the storage type of the unit.
+        head
+            ``[N, H, ceil(W / 8)]``, from `pack_head`.
+        """
+        if slices.dtype != STORAGE_DTYPE[self.unit]:
+            raise ValueError(f"unit {self.unit} is stored as {STORAGE_DTYPE[self.unit]}, not {slices.dtype}")
+        self.volumes.append(replace(volume, first=self.count))
+        self._slices.append(slices)
+        self._heads.append(head)
+
+    def close(self) -> None:
+        """Finish the arrays and write what describes them; nothing is left of a shard without volumes."""
+        if not self.volumes:
+            self._slices.discard()
+            self._heads.discard()
+            return
+        meta = {
+            "unit": self.unit.value,
+            "modality": self.modality.value,
+            "shape": list(self._slices.close()),
+            "volumes": [asdict(v) for v in self.volumes],
+            "extra": self.extra,
+        }
+        self._heads.close()
+        text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
+        (self._target / f"{self.modality}.json").write_text(text)
+
+
+class _GrowingArray:
+    """A ``.npy`` file that grows along its first axis; numpy leaves room in the header for its length."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self.dtype, self.count = path, dtype, 0
+        self._item: tuple[int, ...] = ()
+        self._stream = path.open("wb")
+
+    def append(self, array: NDArray[Any]) -> None:
+        if self.count == 0:
+            self._item = array.shape[1:]
+            self._head()
+        elif array.shape[1:] != self._item:
+            raise ValueError(f"{self.path.name} holds items of shape {self._item}, not {array.shape[1:]}")
+        self._stream.write(np.ascontiguousarray(array, dtype=self.dtype).data)
+        self.count += len(array)
+
+    def close(self) -> tuple[int, ...]:
+        self._stream.seek(0)
+        self._head()
+        self._stream.close()
+        return (self.count, *self._item)
+
+    def discard(self) -> None:
+        self._stream.close()
+        self.path.unlink(missing_ok=True)
+
+    def _head(self) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._stream, {**header, "shape": (self.count, *self._item)})
+
+
+def pack_head(head: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return a head mask ``[N, H, W]`` as shards hold it: eight pixels a byte along W."""
+    return np.packbits(head, axis=-1)
+
+
 def write_shard(folder: Path, split: Split, shard: Shard) -> None:
-    """Write ``<folder>/<split>/<modality>.npy``, ``.head.npy`` (bit-packed) and ``.json``."""
-    if shard.slices.dtype != STORAGE_DTYPE[shard.unit]:
-        raise ValueError(f"unit {shard.unit} is stored as {STORAGE_DTYPE[shard.unit]}, not {shard.slices.dtype}")
-    target = folder / split.value
-    target.mkdir(parents=True, exist_ok=True)
-    np.save(target / f"{shard.modality}.npy", shard.slices, allow_pickle=False)
-    np.save(target / f"{shard.modality}.head.npy", np.packbits(shard.head, axis=-1), allow_pickle=False)
-    meta = {
-        "unit": shard.unit.value,
-        "modality": shard.modality.value,
-        "shape": list(shard.slices.shape),
-        "volumes": [asdict(v) for v in shard.volumes],
-        "extra": shard.extra,
-    }
-    (target / f"{shard.modality}.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    """Write a whole shard at once, as `ShardWriter` does."""
+    with ShardWriter(folder, split, shard.modality, shard.unit, shard.extra) as writer:
+        for volume in shard.volumes:
+            part = slice(volume.first, volume.first + volume.count)
+            writer.add(volume, shard.slices[part], pack_head(shard.head[part]))
 
 
-def read_shard(folder: Path, split: Split, modality: Modality) -> Shard:
-    """Read a shard, memory-mapped; InputError when it is not there."""
+def read_shard(folder: Path, split: Split, modality: Modality, *, heads: bool = True) -> Shard:
+    """Read a shard, memory-mapped; InputError when it is not there.
+
+    Without `heads` the masks stay on disk, where they take an eighth of their size in memory: `Shard.head` is empty,
+    and `read_head` reads one slice's.
+    """
     meta_path = folder / split.value / f"{modality}.json"
     if not meta_path.is_file():
         raise InputError(f"there is no {modality} shard for split {split} in {folder}; run `ctmr preprocess` first")
     meta = json.loads(meta_path.read_text())
     slices = np.load(meta_path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-    packed = np.load(meta_path.with_name(f"{modality}.head.npy"), allow_pickle=False)
-    head = np.unpackbits(packed, axis=-1, count=slices.shape[-1]).astype(bool)
+    head = np.zeros((0, *slices.shape[2:]), dtype=bool)
+    if heads:
+        packed = np.load(meta_path.with_name(f"{modality}.head.npy"), allow_pickle=False)
+        head = np.unpackbits(packed, axis=-1, count=slices.shape[-1]).astype(bool)
     volumes = tuple(_volume(v) for v in meta["volumes"])
     return Shard(slices, head, volumes, Unit(meta["unit"]), Modality(meta["modality"]), meta["extra"])
+
+
+def read_head(folder: Path, split: Split, shard: Shard, index: int) -> NDArray[np.bool_]:
+    """Read the head mask of one slice of a shard, ``[H, W]`` bool."""
+    path = folder / split.value / f"{shard.modality}.head.npy"
+    row = np.load(path, mmap_mode="r", allow_pickle=False)[index]
+    return np.unpackbits(row, axis=-1, count=shard.slices.shape[-1]).astype(bool)
 
 
 def has_shard(folder: Path, split: Split, modality: Modality) -> bool:
@@ -138,12 +260,11 @@ def _same_affine(a: ShardVolume, b: ShardVolume) -> bool:
 
 
 def _volume(tree: dict[str, Any]) -> ShardVolume:
-    affine = tree.pop("affine")
     paths: Sequence[str] = tree.pop("paths")
     sequences: Sequence[str] = tree.pop("sequences")
-    return ShardVolume(
-        **tree,
-        paths=tuple(paths),
-        sequences=tuple(sequences),
-        affine=None if affine is None else tuple(tuple(float(x) for x in row) for row in affine),
-    )
+    affine, alignment = _matrix(tree.pop("affine")), _matrix(tree.pop("alignment"))
+    return ShardVolume(**tree, paths=tuple(paths), sequences=tuple(sequences), affine=affine, alignment=alignment)
+
+
+def _matrix(rows: Sequence[Sequence[float]] | None) -> tuple[tuple[float, ...], ...] | None:
+    return None if rows is None else tuple(tuple(float(x) for x in row) for row in rows)

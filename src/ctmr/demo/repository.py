@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from ctmr.data.cohort import CohortPlan, write_cohort
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.datasets.repository import DataRepository
+from ctmr.errors import InputError
 from ctmr.home import Home
+from ctmr.storage.commands import TRANSFER_LIMIT_S, dvc
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "ctmr demo",
@@ -25,7 +26,6 @@ _AUTHOR = {
     "GIT_CONFIG_SYSTEM": os.devnull,
 }
 """A fixed author and date: equal data gives an equal revision on every machine."""
-
 
 DATASET = "phantom"
 """Name of the tracked folder, and so of the dataset."""
@@ -41,8 +41,6 @@ def demo_repository(home: Home) -> Path:
 
 def make_demo_dataset(home: Home, plan: CohortPlan, report: Callable[[str, float], None]) -> bool:
     """Make the phantom cohort and its repository, unless the same plan is there already; True when it was made."""
-    import json
-
     mark = home.demo / "plan.json"
     wanted = json.dumps(asdict(plan), sort_keys=True)
     folder = home.demo / "repository"
@@ -74,32 +72,8 @@ def track(data: Path, repository: Path, remote: Path, *, name: str, message: str
         git or DVC fail.
     """
     shutil.rmtree(repository, ignore_errors=True)
-    repository.mkdir(parents=True)
     remote.mkdir(parents=True, exist_ok=True)
-    shutil.move(str(data), str(repository / name))
-    _run(repository, "git", "init", "--quiet", "--initial-branch=main")
-    _dvc(repository, "init", "--quiet")
-    _dvc(repository, "config", "core.analytics", "false")
-    _dvc(repository, "config", "core.autostage", "false")
-    _dvc(repository, "remote", "add", "--quiet", "--default", "local", os.path.relpath(remote, repository))
-    _dvc(repository, "add", "--quiet", name)
-    _dvc(repository, "push", "--quiet")
-    _run(repository, "git", "add", "--all")
-    _run(repository, "git", "commit", "--quiet", "--no-gpg-sign", "--message", message)
-
-
-def _dvc(repository: Path, *words: str) -> None:
-    _run(repository, sys.executable, "-m", "dvc", *words)
-
-
-def _run(folder: Path, *command: str) -> None:
-    environment = {**os.environ, **_AUTHOR}
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        environment.pop(name, None)
-    try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentFault(f"{Path(command[0]).name} could not run in {folder}: {error}") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise EnvironmentFault(f"{' '.join(command[-4:])} failed in {folder}: {last}")
+    made = DataRepository.make(repository, str(remote), author=_AUTHOR)
+    with made.locked():
+        made.commit(name, data, {}, message)
+    dvc(repository, "push", "--quiet", f"{name}.dvc", limit_s=TRANSFER_LIMIT_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -31,12 +31,19 @@ class StepEvent:
         Of ``generator`` and ``discriminator`` at the last of these steps.
     seconds_per_step
         Wall time, without what the receiver of events did meanwhile.
+    accuracy
+        Share of scores on the right side, by discriminator (``ct``, ``mr``); 0.5 is guessing. Empty where scores have
+        no threshold.
+    named
+        The recipe's own names of losses (``loss.log_as``).
     """
 
     step: int
     losses: Mapping[str, float]
     learning_rates: Mapping[str, float]
     seconds_per_step: float
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    named: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

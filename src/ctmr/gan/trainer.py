@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Sampler, TrainingData
-from ctmr.errors import CtmrError
+from ctmr.errors import CtmrError, InputError
 from ctmr.gan import checkpoint
+from ctmr.gan.cyclegan import CycleGan
 from ctmr.gan.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, SampleEvent, StepEvent
 from ctmr.gan.losses import learning_rate_factor, warmup_weight
 from ctmr.gan.pool import ImagePool
-from ctmr.gan.step import CycleGan, CycleGanStep
-from ctmr.recipe import Loss, Network, Train
+from ctmr.gan.step import ACCURACY, CycleGanStep
+from ctmr.recipe import Loss, Network, Pairs, Term, Train
 from ctmr.volume import Direction, Modality
 
 _NEVER = torch.iinfo(torch.int64).max
@@ -71,23 +73,26 @@ class Trainer:
             size=data.size,
             rng=self._rng,
         ).to(self._device)
+        self._notices += self._networks.notices
         self._average = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
-        self._step_function = CycleGanStep(self._networks, loss, train.precision)
+        self._step_function = CycleGanStep(self._networks, loss, train.precision, self._rng)
+        self._judges = self._step_function.judges
+        if not self._judges and train.generator_every > 1:
+            raise InputError(
+                f"without discriminators train.generator_every {train.generator_every} leaves steps that train "
+                "nothing; set it to 1, or loss.adversarial_weight above 0"
+            )
+        self._notices += self._step_function.notices
         self._warmup = loss.warmup.weight
         if self._warmup and not data.has_levels:
             self._warmup = 0.0
             self._notices.append(
                 "the training images are pictures, which have no level to match, so loss.warmup is not used"
             )
-        self._sampler = Sampler(
-            data,
-            batch=train.batch,
-            flip=train.flip,
-            shift=train.shift,
-            level_slack=loss.warmup.level_slack if self._warmup else None,
-            matches=loss.warmup.matches,
-            rng=self._rng,
-        )
+        self._sampler = self._make_sampler(data)
+        self._first_sampler = self._sampler
+        if train.subset_images:
+            self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed))
         self._pools = {m: ImagePool(train.pool, self._rng) for m in Modality}
         betas = (train.beta1, train.beta2)
         self._optimisers = {
@@ -197,6 +202,21 @@ class Trainer:
     def _exported(self) -> nn.ModuleDict:
         return self._networks.generators if self._average is None else self._average
 
+    def _make_sampler(self, data: TrainingData) -> Sampler:
+        return Sampler(
+            data,
+            batch=self._train.batch,
+            augmentation=Augmentation.of(self._train),
+            level_slack=self._loss.warmup.level_slack if self._warmup else None,
+            matches=self._loss.warmup.matches,
+            paired=self._loss.supervised.weight > 0 and self._loss.supervised.pairs is Pairs.SUBJECT,
+            rng=self._rng,
+        )
+
+    def _due(self, name: str, every: int) -> torch.optim.Optimizer | None:
+        """Return the optimiser when this step updates its networks."""
+        return self._optimisers[name] if (self.step + 1) % every == 0 else None
+
     def _one_step(self) -> None:
         train = self._train
         factor = learning_rate_factor(self.step, train.steps, train.constant_fraction)
@@ -208,20 +228,21 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rates[name]
         self._rates = rates
-        losses = self._step_function(
-            self._sampler.draw(),
+        sampler = self._first_sampler if self.step < train.subset_fraction * train.steps else self._sampler
+        measures = self._step_function(
+            sampler.draw(),
             warmup=warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, train.steps),
-            generator_optimiser=self._optimisers["generator"],
-            discriminator_optimiser=self._optimisers["discriminator"],
+            generator_optimiser=self._due("generator", train.generator_every),
+            discriminator_optimiser=self._due("discriminator", train.discriminator_every) if self._judges else None,
             ct_pool=self._pools[Modality.CT].query,
             mr_pool=self._pools[Modality.MR].query,
         )
         self._update_average()
         self.step += 1
-        for name, value in losses.items():
+        for name, value in measures.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
-        total = losses["generator"] + losses["discriminator"]
+        total = torch.stack([measures[name] for name in self._optimisers if name in measures]).sum()
         # Kept on the device: a question a step would make the host wait for every step.
         self._first_bad = torch.where(total.isfinite(), self._first_bad, self._first_bad.clamp(max=self.step))
 
@@ -233,6 +254,9 @@ class Trainer:
         decay = min(self._train.ema, (self.step + 1) / (self.step + 10))
         for mean, weight in zip(self._average.parameters(), self._networks.generators.parameters(), strict=True):
             mean.lerp_(weight, 1.0 - decay)
+        # Statistics of batch norm are averages already.
+        for kept, statistic in zip(self._average.buffers(), self._networks.generators.buffers(), strict=True):
+            kept.copy_(statistic)
 
     def _require_finite(self) -> None:
         first = int(self._first_bad)
@@ -245,8 +269,16 @@ class Trainer:
         )
 
     def _report(self) -> StepEvent:
-        losses = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        event = StepEvent(self.step, losses, self._rates, self._seconds / max(self._counts.values()))
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        seconds = self._seconds / max(self._counts.values())
+        losses = {name: value for name, value in means.items() if name in set(Term)}
+        accuracy = {name.removeprefix(ACCURACY): value for name, value in means.items() if name.startswith(ACCURACY)}
+        named = {
+            name: sum(losses[term] for term in terms)
+            for name, terms in self._loss.log_as.items()
+            if all(term in losses for term in terms)
+        }
+        event = StepEvent(self.step, losses, self._rates, seconds, accuracy, named)
         self._reset_report()
         return event
 
@@ -256,10 +288,11 @@ class Trainer:
     @torch.no_grad()
     def _sample(self) -> SampleEvent:
         batch = self._data.examples(self._samples)
-        networks = self._exported()
+        networks = self._exported().eval()
         to_ct, to_mr = networks[Direction.MR2CT.value], networks[Direction.CT2MR.value]
         fake_ct, fake_mr = to_ct(batch.mr), to_mr(batch.ct)
         images = (batch.mr, fake_ct, to_mr(fake_ct), batch.ct, fake_mr, to_ct(fake_mr))
+        networks.train()
         return SampleEvent(self.step, *(image.float().cpu() for image in images))
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -58,8 +58,8 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
     volume
         Any orientation, oblique included: axes are permuted and flipped to the nearest ones and the affine is kept.
     grid
-        Its steps are applied in order. They are composed first, so voxels are interpolated once, linearly, and only
-        along axes whose spacing changes; the field of view stays centred.
+        Its geometry is applied in order. The steps are composed first, so voxels are interpolated once, as the grid
+        says, and only along axes whose spacing changes; the field of view stays centred.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
     """
     plan = _Plan(volume.array.shape, volume.affine)
     anti_alias_above = ANTI_ALIAS_ABOVE
-    for step in grid.steps:
+    for step in grid.geometry:
         match step:
             case ServeStep.REORIENT:
                 plan.reorient(grid.orientation, volume)
@@ -89,7 +89,8 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
     placement = Placement(_shape(volume.array.shape), plan.shape, rows)
     if placement.is_identity:
         return volume, placement
-    array = _sample(volume.array, plan.matrix, plan.shape, 1, OUTSIDE_VALUE[volume.unit], anti_alias_above)
+    order = grid.interpolation.order
+    array = _sample(volume.array, plan.matrix, plan.shape, order, OUTSIDE_VALUE[volume.unit], anti_alias_above)
     affine = None if volume.affine is None else volume.affine @ plan.matrix
     return volume.with_array(array, affine), placement
 
@@ -165,7 +166,7 @@ class _Plan:
 
     def reorient(self, target: str, volume: Volume) -> None:
         volume.require_affine()
-        _refuse_shear(self.affine, volume)
+        refuse_shear(self.affine, volume)
         letters = orientation_of(self.affine)
         source_axis = {_PATIENT_AXIS[letter]: axis for axis, letter in enumerate(letters)}
         step = np.zeros((4, 4))
@@ -181,7 +182,7 @@ class _Plan:
 
     def resample(self, grid: Grid, volume: Volume) -> None:
         volume.require_affine()
-        _refuse_shear(self.affine, volume)
+        refuse_shear(self.affine, volume)
         current = np.linalg.norm(self.affine[:3, :3], axis=0)
         wanted = (grid.slice_spacing_mm, *(grid.spacing_mm or (None, None)))
         step, shape = np.eye(4), list(self.shape)
@@ -220,7 +221,8 @@ def _scale(step: Affine, axis: int, factor: float, before: int, after: int) -> N
     step[axis, 3] = (before - 1) / 2 - factor * (after - 1) / 2
 
 
-def _refuse_shear(affine: Affine, volume: Volume) -> None:
+def refuse_shear(affine: Affine, volume: Volume) -> None:
+    """Raise InputError when the axes of an affine are not at right angles; `volume` is named."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
     if cosine > SHEAR_TOLERANCE:

@@ -1,22 +1,28 @@
 """The path around a served model: native images to the array it takes, and its answer back onto the native voxels.
 
-Preprocessing, evaluation and the Triton client all use these two functions, so that they cannot drift apart.
+Preprocessing, evaluation and the Triton client all use these functions, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.grid import OUTSIDE_VALUE, Grid
+from ctmr.grid import OUTSIDE_VALUE, Grid, ImageStep
 from ctmr.imaging.resample import Placement, from_grid, to_grid
-from ctmr.normaliser import to_storage
+from ctmr.imaging.steps import Reference, no_reference, run_steps
+from ctmr.stored import to_storage
 from ctmr.volume import Modality, Unit, Volume
+
+if TYPE_CHECKING:
+    from ctmr.imaging.alignment import Alignment
+
+Watch = Callable[[ImageStep, Volume], None]
 
 SAME_PLACE_MM = 1e-3
 """Affines of the channels of one subject may differ by rounding of file headers, not by more."""
@@ -49,6 +55,28 @@ class ServedPlacement:
         return affine
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """One subject's channels on the grid.
+
+    Attributes
+    ----------
+    array
+        ``[C, D, H, W]`` in the storage type of the unit.
+    placement
+        The way back: to native voxels or, after a registration, to those of its reference.
+    ran
+        The image steps that ran, in order.
+    alignment
+        What a registration to another image found; ``None`` without one.
+    """
+
+    array: NDArray[Any]
+    placement: ServedPlacement
+    ran: tuple[ImageStep, ...]
+    alignment: Alignment | None
+
+
 def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], ServedPlacement]:
     """Bring the channels of one subject onto a model's grid, as the model takes them.
 
@@ -57,7 +85,7 @@ def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], Served
     volumes
         One volume a channel, in the model's order, all of one unit and on the same voxels.
     grid
-        The model's grid.
+        The model's grid; its served steps run, training-only ones do not.
 
     Returns
     -------
@@ -68,8 +96,30 @@ def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], Served
     ------
     InputError
         No volume, channels of unlike unit or geometry, values that are not finite, or an image that does not fit the
-        grid.
+        grid or one of its steps.
     """
+    prepared = _prepare(volumes, grid, [s for s in grid.image_steps if s.served])
+    return prepared.array, prepared.placement
+
+
+def prepare_as_trained(
+    volumes: Sequence[Volume], grid: Grid, reference: Reference = no_reference, watch: Watch | None = None
+) -> Prepared:
+    """Bring channels onto the grid through every step, training-only ones included.
+
+    Parameters and errors as in `prepare`; `reference` finds the images that registrations and masks refer to, `watch`
+    sees the first channel after each step.
+    """
+    return _prepare(volumes, grid, grid.image_steps, reference, watch)
+
+
+def _prepare(
+    volumes: Sequence[Volume],
+    grid: Grid,
+    steps: Sequence[ImageStep],
+    reference: Reference = no_reference,
+    watch: Watch | None = None,
+) -> Prepared:
     if not volumes:
         raise InputError("no volume was given; a model needs one volume a channel")
     first = volumes[0]
@@ -81,12 +131,26 @@ def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], Served
                 f"channel {number} (shape {other.array.shape}) does not lie on the voxels of channel 1 "
                 f"(shape {first.array.shape}); resample the sequences onto one grid first"
             )
+    for volume in volumes if steps else ():
+        # A filter would spread one such value over the image before anything else could name it.
+        if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+            raise InputError(
+                f"image {volume.uid or volume.subject!r} holds values that are not finite; all must be numbers"
+            )
+    now, ran, alignment = list(volumes), [], None
+    for done in run_steps(volumes, steps, reference, grid.interpolation):
+        now = done.volumes
+        ran.append(done.step)
+        alignment = done.alignment or alignment
+        if watch is not None:
+            watch(done.step, now[0])
     channels, placements = [], []
-    for volume in volumes:
+    for volume in now:
         on_grid, placement = to_grid(volume, grid)
         channels.append(to_storage(on_grid.array, volume.unit))
         placements.append(placement)
-    return np.stack(channels), ServedPlacement(placements[0], first.affine, first.subject)
+    served = ServedPlacement(placements[0], now[0].affine, first.subject)
+    return Prepared(np.stack(channels), served, tuple(ran), alignment)
 
 
 def finish(array: NDArray[Any], placement: ServedPlacement, *, modality: Modality, unit: Unit, uid: str = "") -> Volume:

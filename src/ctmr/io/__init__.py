@@ -6,28 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctmr.errors import InputError
+from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.volume import Modality, Unit, Volume
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "dicom": (".dcm", ".dicom", ".ima"),
+    "dicom": DICOM_SUFFIXES,
     "nifti": (".nii", ".nii.gz"),
     "raster": (".png", ".jpg", ".jpeg"),
 }
-"""Format → suffixes of its files. A folder is a DICOM series; so is a file with the DICOM prefix, whatever its name."""
+"""Format → suffixes of its files. A folder is a DICOM series; so is a file that begins as one, whatever its name."""
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format of a folder or file by its name, or by the DICOM prefix; ``None`` when it is none."""
+    """Return the format of a folder or file by its name, or by how it begins; ``None`` when it is none."""
     if path.is_dir():
         return "dicom"
     for name, suffixes in FORMATS.items():
         if path.name.lower().endswith(suffixes):
             return name
-    if path.is_file():
-        with path.open("rb") as stream:
-            if stream.read(132)[128:] == b"DICM":
-                return "dicom"
-    return None
+    return "dicom" if path.is_file() and is_dicom(path) else None
 
 
 def read_image(path: Path, *, modality: Modality | None = None, unit: Unit | None = None, subject: str = "") -> Volume:
@@ -40,7 +37,8 @@ def read_image(path: Path, *, modality: Modality | None = None, unit: Unit | Non
     modality
         Needed for NIfTI and pictures, whose headers do not tell; for DICOM, refuses any other.
     unit
-        Unit of a NIfTI file; by default HU for CT and arbitrary for MR. Where given, other formats must agree.
+        Unit of a NIfTI file; ``None``: HU for a CT that shows air in Hounsfield units, else arbitrary. Where given,
+        other formats must agree.
     subject
         Pseudonym; empty keeps what a DICOM header says.
 
@@ -65,8 +63,7 @@ def read_image(path: Path, *, modality: Modality | None = None, unit: Unit | Non
     elif kind == "nifti":
         from ctmr.io import nifti
 
-        implied = Unit.HU if modality is Modality.CT else Unit.ARBITRARY
-        volume = nifti.read(path, modality=modality, unit=unit or implied, subject=subject)
+        volume = nifti.read(path, modality=modality, unit=unit, subject=subject)
     else:
         from ctmr.io import raster
 

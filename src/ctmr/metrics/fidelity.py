@@ -1,132 +1,26 @@
-"""Fidelity: MAE, RMSE, PSNR and the one SSIM of the project (torch, differentiable), taken under a protocol."""
+"""Fidelity: MAE, RMSE, PSNR, SSIM, tissue errors and flicker of a prediction, taken under exactly one protocol."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
+from ctmr.metrics.similarity import masked_ssim, ms_ssim, ssim, ssim_map
 from ctmr.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, Protocol, SsimWindow
 from ctmr.volume import HOUNSFIELD_FLOOR_HU
 
-K1 = 0.01
-K2 = 0.03
-GAUSSIAN_SIGMA_PX = 1.5
-GAUSSIAN_RADIUS_PX = 5
-UNIFORM_RADIUS_PX = 3
-SYNTHRAD_BORDER_VOXELS = 3
+__all__ = [
+    "dice", "mae", "measure_cycle", "measure_paired", "measure_unpaired_pixels", "ms_ssim", "mse", "psnr", "rmse",
+    "ssim", "ssim_map", "through_plane_flicker",
+]  # fmt: skip
 
 BONE_ABOVE_HU = 250.0
 AIR_BELOW_HU = -200.0
-
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-MS_SSIM_MIN_SIDE = 97
-
-_MAE_IS_NOT_CLIPPED = frozenset({"synthrad2023", "synthrad2025", "synthrad2025_metrics"})
-
-
-def ssim_map(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> Tensor:
-    """Return the local structural similarity at every pixel or voxel.
-
-    Parameters
-    ----------
-    x, y
-        ``[..., H, W]`` for the 2-D Gaussian window, ``[..., D, H, W]`` for the 3-D uniform one; floating point,
-        one shape. Leading axes are a batch. Values should be non-negative: the luminance term means nothing else.
-    data_range
-        L, the span of possible values.
-    window
-        ``GAUSSIAN_11_2D``: 11 × 11, σ 1.5, population covariance (Wang et al. 2004; scikit-image with
-        ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``).
-        ``UNIFORM_7_3D``: 7³, sample covariance, n / (n - 1) (scikit-image's default, SynthRAD's).
-
-    Returns
-    -------
-    Tensor
-        Same shape, in [-1, 1]; 1 where equal. At the border the image is mirrored, edge included, as scipy's
-        ``reflect``. Differentiable in both arguments.
-
-    Raises
-    ------
-    ValueError
-        When shapes differ or the window does not fit into the image.
-
-    References
-    ----------
-    Wang, Bovik, Sheikh, Simoncelli: Image quality assessment: from error visibility to structural similarity, 2004.
-    """
-    mean_x, mean_y, var_x, var_y, covariance = _moments(x, y, window)
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
-
-
-def ssim(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> Tensor:
-    """Mean of `ssim_map` without the border where the window leaves the image: scikit-image's number.
-
-    See `ssim_map` for the parameters. Returns ``[...]``, one number an image of the batch.
-    """
-    radius, axes = _radius(window), _axes(window)
-    inner = ssim_map(x, y, data_range=data_range, window=window)
-    for axis in axes:
-        inner = inner.narrow(axis, radius, inner.shape[axis] - 2 * radius)
-    return inner.mean(dim=axes)
-
-
-def ms_ssim(x: Tensor, y: Tensor, mask: Tensor, *, data_range: float) -> Tensor:
-    """Multi-scale SSIM of volumes, masked at each of five scales, as SynthRAD2025's public code computes it.
-
-    Parameters
-    ----------
-    x, y
-        ``[D, H, W]`` non-negative.
-    mask
-        ``[D, H, W]`` bool.
-    data_range
-        L.
-
-    Returns
-    -------
-    Tensor
-        Scalar: the product over scales of the mean over the mask of (l·c·s) to the power of the scale's weight.
-
-    Notes
-    -----
-    Differs from Wang, Simoncelli, Bovik (2003) in ways kept on purpose: luminance enters at every scale, not only
-    at the coarsest; powers are taken before the mean; volumes are padded with their edge to 97 voxels a side;
-    downsampling averages voxels 2k - 1 and 2k with zero outside; a 3-voxel border is left out at each scale.
-
-    Raises
-    ------
-    ValueError
-        When the mask is empty at a scale.
-    """
-    pads = [max(0, MS_SSIM_MIN_SIDE - n) for n in x.shape]
-    margins = [m for p in reversed(pads) for m in (p // 2, p - p // 2)]
-    x, y, inside = (F.pad(t[None, None], margins, mode="replicate")[0, 0] for t in (x, y, mask.to(x.dtype)))
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    c3 = c2 / 2
-    result = torch.ones((), dtype=x.dtype, device=x.device)
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        mean_x, mean_y, var_x, var_y, covariance = _moments(x, y, SsimWindow.UNIFORM_7_3D)
-        deviations = var_x.clamp(min=0).sqrt() * var_y.clamp(min=0).sqrt()
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-        contrast = (2 * deviations + c2) / (var_x + var_y + c2)
-        structure = (covariance + c3) / (deviations + c3)
-        powers = [t.clamp(min=0) ** weight for t in (luminance, contrast, structure)]
-        local = _without_border(powers[0] * powers[1] * powers[2])
-        chosen = local[_without_border(inside) > 0.5]
-        if chosen.numel() == 0:
-            raise ValueError(f"the mask is empty at scale {scale + 1} of MS-SSIM; it needs voxels away from the border")
-        result = result * chosen.mean().clamp(0, 1)
-        x, y = (F.avg_pool3d(F.pad(t[None, None], (1, 0, 1, 0, 1, 0)), 2)[0, 0] for t in (x, y))
-        inside = inside[::2, ::2, ::2]
-    return result
 
 
 def mae(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> float:
@@ -155,6 +49,48 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return 2.0 * int((a & b).sum()) / total if total else math.nan
 
 
+def through_plane_flicker(
+    prediction: NDArray[Any], truth: NDArray[Any], mask: NDArray[np.bool_], *, axis: int,
+    clip: tuple[float, float] | None = None,
+) -> float | None:  # fmt: skip
+    """How much a prediction jumps from slice to slice, relative to the truth.
+
+    The mean of ``|v[k] - (v[k-1] + v[k+1]) / 2|`` of the prediction over that of the truth, taken where a voxel and
+    both neighbours lie in the mask. A steady change along the axis counts nothing; slices that were translated one by
+    one and do not fit together count fully.
+
+    Parameters
+    ----------
+    prediction, truth, mask
+        ``[D, H, W]`` on one grid, one unit.
+    axis
+        Along which slices are stacked.
+    clip
+        Values are clipped to this range first.
+
+    Returns
+    -------
+    float or None
+        1: as smooth as the truth. Above: flicker, or noise. Below: smoother than the truth, as blur is. ``None``
+        where the mask is less than three slices thick, or the truth does not change.
+    """
+    before, here, after = (
+        tuple(slice(k, k - 2 or None) if a == axis else slice(None) for a in range(3)) for k in range(3)
+    )
+    where = mask[before] & mask[here] & mask[after]
+    if not where.any():
+        return None
+
+    def jump(v: NDArray[Any]) -> float:
+        first, middle, last = (v[k][where].astype(np.float64) for k in (before, here, after))
+        if clip is not None:
+            first, middle, last = (np.clip(a, *clip) for a in (first, middle, last))
+        return float(np.abs(middle - 0.5 * (first + last)).mean())
+
+    true = jump(truth)
+    return jump(prediction) / true if true > 0 else None
+
+
 def measure_paired(
     prediction: NDArray[Any],
     truth: NDArray[Any],
@@ -163,6 +99,7 @@ def measure_paired(
     *,
     case: str,
     subject: str,
+    slice_axis: int | None = None,
 ) -> CaseMetrics:
     """Measure a prediction against the same patient's truth.
 
@@ -172,18 +109,21 @@ def measure_paired(
         ``[D, H, W]`` on one grid in the protocol's unit (HU or 8-bit grey levels). Slice protocols take one slice,
         ``[1, H, W]``: the mean of slices' PSNRs has no RMSE.
     mask
-        ``[D, H, W]`` bool, the mask that the protocol names; ignored where it names none.
+        ``[D, H, W]`` bool, the mask that the protocol names, for SynthRAD the dataset's own; ignored where it names
+        none.
     protocol
         One of the paired protocols of `ctmr.protocol.PROTOCOLS`.
     case, subject
         Identifiers of the case and its patient.
+    slice_axis
+        Axis along which the model's slices are stacked, for `through_plane_flicker`; ``None``: not measured.
 
     Returns
     -------
     CaseMetrics
         mae, mse, rmse, psnr; ssim or ms_ssim where the protocol has one; for HU mae_bone (truth above 250 HU),
-        mae_soft, mae_air (truth below -200 HU) and dice_bone. A tissue that the truth lacks gives no number.
-        PSNR is infinite for equal images.
+        mae_soft, mae_air (truth below -200 HU), dice_bone and, with `slice_axis`, flicker. A tissue that the truth
+        lacks gives no number. PSNR is infinite for equal images. Everything is computed in float64.
 
     Raises
     ------
@@ -194,25 +134,25 @@ def measure_paired(
     if protocol.pairing is not Pairing.PAIRED or protocol.data_range is None:
         raise ValueError(f"case {case}: protocol {protocol.name} does not compare a prediction with its truth")
     inside = _checked(prediction, truth, mask, protocol, case)
-    raw_p, raw_t = prediction.astype(np.float64), truth.astype(np.float64)
-    p, t = raw_p, raw_t
-    if protocol.clip is not None:
-        p, t = np.clip(raw_p, *protocol.clip), np.clip(raw_t, *protocol.clip)
-    error = (p - t)[inside]
-    squared = float(np.square(error).mean())
-    absolute = np.abs((raw_p - raw_t) if protocol.name in _MAE_IS_NOT_CLIPPED else (p - t))
+    raw_p, raw_t = (a[inside].astype(np.float64) for a in (prediction, truth))
+    p, t = (_clipped(a, protocol) for a in (raw_p, raw_t))
+    squared = float(np.square(p - t).mean())
+    absolute = np.abs(p - t) if protocol.mae_clipped else np.abs(raw_p - raw_t)
     values = {
-        Metric.MAE.value: float(absolute[inside].mean()),
+        Metric.MAE.value: float(absolute.mean()),
         Metric.MSE.value: squared,
         Metric.RMSE.value: math.sqrt(squared),
         Metric.PSNR.value: _decibel(math.sqrt(squared), protocol.data_range),
     }
     try:
-        values |= _similarity(p, t, inside, protocol)
-    except ValueError as error_:
-        raise ValueError(f"case {case} under {protocol.name}: {error_}") from None
+        values |= _similarity(prediction, truth, inside, protocol)
+    except ValueError as error:
+        raise ValueError(f"case {case} under {protocol.name}: {error}") from None
     if protocol.unit == "HU":
-        values |= _by_tissue(absolute, p, t, inside)
+        values |= _by_tissue(absolute, p, t)
+    if protocol.unit == "HU" and slice_axis is not None:
+        flicker = through_plane_flicker(prediction, truth, inside, axis=slice_axis, clip=protocol.clip)
+        values |= {} if flicker is None else {Metric.FLICKER.value: flicker}
     return CaseMetrics(case, subject, protocol, values)
 
 
@@ -234,52 +174,88 @@ def measure_cycle(image: NDArray[Any], reconstruction: NDArray[Any], *, case: st
     protocol = PROTOCOLS["cycle_slice"]
     image, reconstruction = np.atleast_3d(image.T).T, np.atleast_3d(reconstruction.T).T
     inside = _checked(reconstruction, image, None, protocol, case, slices=image.shape[0])
-    y, x = (np.clip(a.astype(np.float64), -1.0, 1.0) for a in (reconstruction, image))
     assert protocol.data_range is not None
-    squared = mse(y, x, inside)
+    y, x = (_clipped(a.astype(np.float64), protocol) for a in (reconstruction, image))
     try:
-        similarity = ssim(_tensor(x + 1), _tensor(y + 1), data_range=2.0, window=protocol.ssim_window).mean()
+        similarity = masked_ssim(
+            y + 1, x + 1, inside, data_range=protocol.data_range, window=protocol.ssim_window,
+            border=protocol.ssim_border,
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"case {case} under {protocol.name}: {error}") from None
-    values = {
-        Metric.MAE.value: mae(y, x, inside),
-        Metric.MSE.value: squared,
-        Metric.RMSE.value: math.sqrt(squared),
-        Metric.PSNR.value: _decibel(math.sqrt(squared), protocol.data_range),
-        Metric.SSIM.value: float(similarity),
-    }
+    values = _plain(y, x, protocol.data_range) | {Metric.SSIM.value: similarity}
     return CaseMetrics(case, subject, protocol, values)
 
 
+def measure_unpaired_pixels(
+    translation: NDArray[Any], other: NDArray[Any], *, data_range: float, paper: str, case: str
+) -> CaseMetrics:
+    """Measure a translation against some *other* patient's image, only to rebuild a paper's table.
+
+    Parameters
+    ----------
+    translation, other
+        One shape, in the values that the paper measured.
+    data_range
+        MAX of the paper's PSNR.
+    paper
+        Whose table; the protocol's variant.
+    case
+        Name of the pair; it has no patient.
+
+    Returns
+    -------
+    CaseMetrics
+        mae, mse, rmse, psnr. They say nothing about fidelity and can never be in a gate.
+
+    Raises
+    ------
+    ValueError
+        When shapes differ or a value is not finite.
+    """
+    if translation.shape != other.shape:
+        raise ValueError(f"case {case}: translation {translation.shape} and image {other.shape} must share one shape")
+    if not (np.isfinite(translation).all() and np.isfinite(other).all()):
+        raise ValueError(f"case {case}: translation or image holds values that are not finite; all must be numbers")
+    how = replace(PROTOCOLS["unpaired_pixels"], data_range=data_range, variant=paper)
+    return CaseMetrics(case, "", how, _plain(translation, other, data_range))
+
+
+def _plain(x: NDArray[Any], y: NDArray[Any], data_range: float) -> dict[str, float]:
+    squared = mse(x, y)
+    return {
+        Metric.MAE.value: mae(x, y),
+        Metric.MSE.value: squared,
+        Metric.RMSE.value: math.sqrt(squared),
+        Metric.PSNR.value: _decibel(math.sqrt(squared), data_range),
+    }
+
+
 def _similarity(
-    p: NDArray[np.float64], t: NDArray[np.float64], inside: NDArray[np.bool_], protocol: Protocol
+    prediction: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_], protocol: Protocol
 ) -> dict[str, float]:
     data_range, window = protocol.data_range, protocol.ssim_window
     if window is SsimWindow.NONE or data_range is None:
         return {}
-    if protocol.unit == "HU":
-        floor = HOUNSFIELD_FLOOR_HU
-        p, t = (np.where(inside, a, floor) - floor for a in (p, t))
-    x, y, m = _tensor(p), _tensor(t), torch.from_numpy(np.ascontiguousarray(inside))
+
+    def prepare(a: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+        a = _clipped(a, protocol)
+        return np.where(where, a, HOUNSFIELD_FLOOR_HU) - HOUNSFIELD_FLOOR_HU if protocol.unit == "HU" else a
+
+    border = protocol.ssim_border
     if window is SsimWindow.MS_SSIM_5:
-        return {Metric.MS_SSIM.value: float(ms_ssim(x, y, m, data_range=data_range))}
-    if protocol.mask is Mask.NONE:
-        return {Metric.SSIM.value: float(ssim(x, y, data_range=data_range, window=window).mean())}
-    local = ssim_map(x, y, data_range=data_range, window=window)
-    if protocol.name == "synthrad2023":
-        local, m = _without_border(local), _without_border(m)
-        if not bool(m.any()):
-            raise ValueError("the mask is empty without the 3-voxel border that SSIM leaves out")
-    return {Metric.SSIM.value: float(local[m].mean())}
+        whole = [prepare(a.astype(np.float64), inside) for a in (prediction, truth)]
+        x, y, m = (torch.from_numpy(np.ascontiguousarray(a)) for a in (*whole, inside))
+        return {Metric.MS_SSIM.value: float(ms_ssim(x, y, m, data_range=data_range, border=border))}
+    found = masked_ssim(prediction, truth, inside, data_range=data_range, window=window, border=border, prepare=prepare)
+    return {Metric.SSIM.value: found}
 
 
-def _by_tissue(
-    absolute: NDArray[np.float64], p: NDArray[np.float64], t: NDArray[np.float64], inside: NDArray[np.bool_]
-) -> dict[str, float]:
-    bone, air = inside & (t > BONE_ABOVE_HU), inside & (t < AIR_BELOW_HU)
-    classes = {Metric.MAE_BONE: bone, Metric.MAE_SOFT: inside & ~bone & ~air, Metric.MAE_AIR: air}
+def _by_tissue(absolute: NDArray[np.float64], p: NDArray[np.float64], t: NDArray[np.float64]) -> dict[str, float]:
+    bone, air = t > BONE_ABOVE_HU, t < AIR_BELOW_HU
+    classes = {Metric.MAE_BONE: bone, Metric.MAE_SOFT: ~bone & ~air, Metric.MAE_AIR: air}
     values = {name.value: float(absolute[where].mean()) for name, where in classes.items() if where.any()}
-    overlap = dice(inside & (p > BONE_ABOVE_HU), bone)
+    overlap = dice(p > BONE_ABOVE_HU, bone)
     return values | ({} if math.isnan(overlap) else {Metric.DICE_BONE.value: overlap})
 
 
@@ -311,6 +287,10 @@ def _checked(
     return inside
 
 
+def _clipped(a: NDArray[np.float64], protocol: Protocol) -> NDArray[np.float64]:
+    return a if protocol.clip is None else np.clip(a, *protocol.clip)
+
+
 def _errors(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.float64]:
     difference: NDArray[np.float64] = x.astype(np.float64) - y.astype(np.float64)
     return difference if mask is None else difference[mask]
@@ -318,56 +298,3 @@ def _errors(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_] | None) ->
 
 def _decibel(error: float, data_range: float) -> float:
     return 20.0 * math.log10(data_range / error) if error > 0 else math.inf
-
-
-def _tensor(array: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _axes(window: SsimWindow) -> tuple[int, ...]:
-    return (-2, -1) if window is SsimWindow.GAUSSIAN_11_2D else (-3, -2, -1)
-
-
-def _radius(window: SsimWindow) -> int:
-    return GAUSSIAN_RADIUS_PX if window is SsimWindow.GAUSSIAN_11_2D else UNIFORM_RADIUS_PX
-
-
-def _taps(window: SsimWindow) -> list[float]:
-    radius = _radius(window)
-    if window is SsimWindow.UNIFORM_7_3D:
-        return [1.0 / (2 * radius + 1)] * (2 * radius + 1)
-    taps = [math.exp(-0.5 * (i / GAUSSIAN_SIGMA_PX) ** 2) for i in range(-radius, radius + 1)]
-    return [t / sum(taps) for t in taps]
-
-
-def _moments(x: Tensor, y: Tensor, window: SsimWindow) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Local means, variances and covariance."""
-    if window not in (SsimWindow.GAUSSIAN_11_2D, SsimWindow.UNIFORM_7_3D):
-        raise ValueError(f"window {window} has no map; use {SsimWindow.GAUSSIAN_11_2D} or {SsimWindow.UNIFORM_7_3D}")
-    axes, taps = _axes(window), _taps(window)
-    if x.shape != y.shape or x.ndim < len(axes):
-        raise ValueError(f"images {tuple(x.shape)} and {tuple(y.shape)} must share a shape of {len(axes)} axes or more")
-    if min(x.shape[a] for a in axes) < len(taps):
-        size = tuple(x.shape[a] for a in axes)
-        raise ValueError(f"an image of {size} is smaller than the SSIM window, which needs {len(taps)} along each axis")
-    mean_x, mean_y, xx, yy, xy = (_filter(t, taps, axes) for t in (x, y, x * x, y * y, x * y))
-    count = len(taps) ** len(axes)
-    norm = count / (count - 1) if window is SsimWindow.UNIFORM_7_3D else 1.0
-    return mean_x, mean_y, norm * (xx - mean_x**2), norm * (yy - mean_y**2), norm * (xy - mean_x * mean_y)
-
-
-def _filter(x: Tensor, taps: list[float], axes: tuple[int, ...]) -> Tensor:
-    """Separable symmetric filter, mirrored at the border. Sums of shifted views beat a convolution in float64."""
-    radius = len(taps) // 2
-    for axis in axes:
-        n = x.shape[axis]
-        index = torch.arange(-radius, n + radius, device=x.device)
-        index = torch.where(index < 0, -1 - index, torch.where(index >= n, 2 * n - 1 - index, index))
-        padded = x.index_select(axis, index)
-        x = sum((t * padded.narrow(axis, k, n) for k, t in enumerate(taps)), start=torch.zeros_like(x))
-    return x
-
-
-def _without_border(t: Tensor) -> Tensor:
-    b = SYNTHRAD_BORDER_VOXELS
-    return t[b:-b, b:-b, b:-b]

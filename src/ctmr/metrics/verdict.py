@@ -16,7 +16,7 @@ REQUIRED_WITHOUT_PAIRS = ("cycle_slice", "structure", "unpaired_distribution")
 PROTOCOL_UNIT = {Unit.HU: "HU", Unit.GREY8: "grey levels"}
 """What paired protocols call the unit of the images they compare."""
 
-_HIGHER_IS_BETTER = {Metric.PSNR: True, Metric.SSIM: True, Metric.MS_SSIM: True, Metric.MAE: False, Metric.KID: False}
+_SENTENCES = ("reasons", "not_applied", "information")
 _DECIDING = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM)
 
 
@@ -68,6 +68,8 @@ class Verdict:
         Passed, and not worse than the champion under the deciding metric; True when there is no champion.
     champion
         The comparison with the champion in a sentence; empty when there is none.
+    information
+        Sentences about what was measured besides and decides nothing.
     """
 
     passed: bool
@@ -78,11 +80,12 @@ class Verdict:
     not_applied: tuple[str, ...]
     replaces_champion: bool
     champion: str
+    information: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types without time or host; an infinite number is ``null`` beside ``"infinite": true``."""
         tree = asdict(self)
-        for name in ("reasons", "not_applied"):
+        for name in _SENTENCES:
             tree[name] = list(tree[name])
         tree["checks"] = [
             asdict(c) | {"found": finite_or_none(c.found), "infinite": c.found is not None and math.isinf(c.found)}
@@ -99,7 +102,7 @@ class Verdict:
             if fields.pop("infinite"):
                 fields["found"] = math.inf
             checks.append(Check(**fields))
-        fields = dict(tree) | {k: tuple(tree[k]) for k in ("reasons", "not_applied")} | {"checks": tuple(checks)}
+        fields = dict(tree) | {k: tuple(tree[k]) for k in _SENTENCES} | {"checks": tuple(checks)}
         return cls(**fields)
 
 
@@ -113,6 +116,7 @@ def judge(
     alarms: Sequence[str] = (),
     champion: Mapping[str, Summary] | None = None,
     champion_name: str = "the champion",
+    information: Sequence[str] = (),
 ) -> Verdict:
     """Judge a model.
 
@@ -134,13 +138,16 @@ def judge(
         The present champion's summaries on the same test.
     champion_name
         How to call it.
+    information
+        Sentences for `Verdict.information`.
 
     Returns
     -------
     Verdict
         With pairs only paired limits apply, a missing measurement fails, and the model must beat the best trivial
         translator in MAE, PSNR and SSIM. Without pairs, limits and measurements of ``cycle_slice``, ``structure`` and
-        ``unpaired_distribution`` are required and the statement says that fidelity was not measured.
+        ``unpaired_distribution`` are required and the statement says that fidelity was not measured. Limits of
+        ``lesions`` apply in both cases and are never enough.
 
     Raises
     ------
@@ -150,10 +157,11 @@ def judge(
     applied, not_applied = _applicable(gate, has_pairs, unit)
     checks = [c for name, metrics in applied.items() for c in _limits(name, metrics, summaries.get(name))]
     problems = []
-    if not checks:
+    if not any(PROTOCOLS[c.protocol].pairing is not Pairing.LESION for c in checks):
         problems.append(f"no limit of the gate applies to a test {'with' if has_pairs else 'without'} pairs; set one")
     if has_pairs:
-        paired = [n for n in applied if n in summaries] or _paired_protocols(summaries, unit)
+        gated = [n for n in applied if n in summaries and PROTOCOLS[n].measures_fidelity]
+        paired = gated or _paired_protocols(summaries, unit)
         rivals, problem = _against_trivial(summaries, trivial or {}, paired)
         checks += rivals
         problems += problem
@@ -174,6 +182,7 @@ def judge(
         not_applied=tuple(not_applied),
         replaces_champion=passed and better,
         champion=words,
+        information=tuple(information),
     )
 
 
@@ -181,7 +190,9 @@ def _applicable(gate: Gate, has_pairs: bool, unit: Unit) -> tuple[Gate, list[str
     applied, skipped = {}, []
     for name in sorted(gate):
         p = PROTOCOLS[name]
-        if p.measures_fidelity and not has_pairs:
+        if p.pairing is Pairing.LESION:
+            applied[name] = gate[name]
+        elif p.measures_fidelity and not has_pairs:
             skipped.append(f"{name} does not apply: the test holds no pairs")
         elif p.measures_fidelity and p.unit != PROTOCOL_UNIT.get(unit):
             skipped.append(f"{name} does not apply: it is in {p.unit}, the test's pairs are in {unit}")
@@ -229,7 +240,7 @@ def _against_trivial(
             measured = {t: m for t, s in rivals.items() if (m := s.mean(metric)) is not None and not math.isnan(m)}
             if not measured:
                 continue
-            higher = _HIGHER_IS_BETTER[metric]
+            higher = bool(metric.higher_is_better)
             best = (max if higher else min)(sorted(measured), key=lambda t: measured[t])
             limit = f"{'above' if higher else 'below'} {measured[best]:.4g} ({best})"
             own = summaries[name].mean(metric)

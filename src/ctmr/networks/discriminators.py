@@ -1,26 +1,25 @@
-"""Discriminators: PatchGAN, and a wrapper that also shows it where it is in the head."""
+"""Discriminators: PatchGAN, two that judge an image as a whole, and wrappers that show them more than the image."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ctmr.networks.blocks import convolutions, initialise, norm
-from ctmr.recipe import Discriminator, DiscriminatorKind
+from ctmr.errors import InputError
+from ctmr.networks.blocks import LEAK, WIDEST, convolutions, initialise, norm, require_room, triple
+from ctmr.networks.resnet18 import ResNet18
+from ctmr.recipe import Discriminator, DiscriminatorKind, LayerNorm
 
 POSITION_CHANNELS = 3
 """Row, |column| and depth under the skin."""
 
-_WIDEST = 8
-_LEAK = 0.2
+_LAST_KERNEL = 4
 
 
 class PatchGan(nn.Module):
     """Fully convolutional classifier of overlapping patches.
 
-    Source: Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.2, with instance norm as in CycleGAN.
+    Source: Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.2, who have batch norm; CycleGAN has instance norm.
 
     Parameters
     ----------
@@ -30,22 +29,26 @@ class PatchGan(nn.Module):
         Channels of the first layer (ndf).
     layers
         Strided layers; receptive fields are 16, 34, 70, 142 and 286 pixels for 1 to 5.
+    kind
+        Norm.
     """
 
-    def __init__(self, in_channels: int, width: int = 64, layers: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, width: int = 64, layers: int = 3, kind: LayerNorm = LayerNorm.INSTANCE
+    ) -> None:
         super().__init__()
         body: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 4, stride=2, padding=1),
-            nn.LeakyReLU(_LEAK, inplace=True),
+            nn.LeakyReLU(LEAK, inplace=True),
         ]
         channels = width
         for layer in range(1, layers + 1):
-            wider = width * min(2**layer, _WIDEST)
+            wider = width * min(2**layer, WIDEST)
             stride = 2 if layer < layers else 1
             body += [
                 nn.Conv2d(channels, wider, 4, stride=stride, padding=1),
-                norm(wider),
-                nn.LeakyReLU(_LEAK, inplace=True),
+                norm(wider, kind),
+                nn.LeakyReLU(LEAK, inplace=True),
             ]
             channels = wider
         body.append(nn.Conv2d(channels, 1, 4, padding=1))
@@ -54,6 +57,80 @@ class PatchGan(nn.Module):
     def forward(self, x: Tensor, depth: Tensor | None = None) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, 1, h, w]`` scores without a sigmoid; `depth` is not looked at."""
         out: Tensor = self.body(x)
+        return out
+
+
+class Convolutional(nn.Module):
+    """Fully convolutional classifier of whole images (Radford et al. 2016, arXiv:1511.06434, section 3).
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the image, position channels included.
+    width
+        Channels of the first layer; each further layer has twice as many.
+    layers
+        4×4 convolutions of stride 2; 4 bring 64 pixels to 4, which the last, 4×4, turns into one number.
+    kind
+        Norm; the paper's is batch norm.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int = 64, layers: int = 4, kind: LayerNorm = LayerNorm.BATCH
+    ) -> None:
+        super().__init__()
+        body: list[nn.Module] = []
+        taken = in_channels
+        for layer in range(layers):
+            given = width * min(2**layer, WIDEST)
+            body.append(nn.Conv2d(taken, given, 4, stride=2, padding=1))
+            body += [norm(given, kind)] if layer else []
+            body.append(nn.LeakyReLU(LEAK, inplace=True))
+            taken = given
+        body.append(nn.Conv2d(taken, 1, _LAST_KERNEL))
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor, depth: Tensor | None = None) -> Tensor:
+        """``[N, in_channels, H, W]`` → ``[N, 1, 1, 1]`` scores without a sigmoid; larger images get the mean score."""
+        out: Tensor = self.body(x).mean(dim=(2, 3), keepdim=True)
+        return out
+
+
+class ResNet18Classifier(nn.Module):
+    """ResNet-18 with one output.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the image, position channels included.
+    width, stages
+        Of `ctmr.networks.resnet18.ResNet18`; 64 and 4 are the paper's.
+    kind
+        Norm; the paper's is batch norm.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int = 64, stages: int = 4, kind: LayerNorm = LayerNorm.BATCH
+    ) -> None:
+        super().__init__()
+        self.resnet = ResNet18(in_channels, width, stages, kind, classes=1)
+
+    def forward(self, x: Tensor, depth: Tensor | None = None) -> Tensor:
+        """``[N, in_channels, H, W]`` → ``[N, 1, 1, 1]`` scores without a sigmoid; `depth` is not looked at."""
+        out: Tensor = self.resnet(x)[:, :, None, None]
+        return out
+
+
+class GreyAsRgb(nn.Module):
+    """Shows a discriminator each grey channel as three equal ones."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Score ``[N, C, H, W]`` as the inner discriminator does."""
+        out: Tensor = self.inner(triple(x), depth)
         return out
 
 
@@ -98,27 +175,61 @@ class PositionAware(nn.Module):
         return out
 
 
-_BUILDERS: dict[DiscriminatorKind, Callable[[int, int, int], nn.Module]] = {DiscriminatorKind.PATCHGAN: PatchGan}
+Builder = type[PatchGan] | type[Convolutional] | type[ResNet18Classifier]
+
+_BUILDERS: dict[DiscriminatorKind, Builder] = {
+    DiscriminatorKind.PATCHGAN: PatchGan,
+    DiscriminatorKind.CONVOLUTIONAL: Convolutional,
+    DiscriminatorKind.RESNET18: ResNet18Classifier,
+}
 
 
-def build_discriminator(config: Discriminator, in_channels: int, *, rng: torch.Generator | None = None) -> nn.Module:
-    """Return the initialised discriminator that a recipe names; called as ``module(image, depth)``.
+def build_discriminator(
+    config: Discriminator,
+    in_channels: int,
+    *,
+    size: tuple[int, int] | None = None,
+    rng: torch.Generator | None = None,
+) -> nn.Module:
+    """Return the discriminator that a recipe names, with random weights; called as ``module(image, depth)``.
 
     Parameters
     ----------
     config
-        Section ``network.discriminator``; `position` wraps it in `PositionAware`.
+        Section ``network.discriminator``; `weights` is not looked at, see `ctmr.networks.resnet18.load_imagenet`.
     in_channels
         Channels of the image.
+    size
+        Slices (H, W) it will see, checked now instead of at the first forward pass.
     rng
         CPU source of the initial weights; ``None`` uses PyTorch's global one.
+
+    Raises
+    ------
+    InputError
+        When slices of `size` are too small for the network.
     """
-    channels = in_channels + (POSITION_CHANNELS if config.position else 0)
-    module = _BUILDERS[config.kind](channels, config.width, config.layers)
+    if size is not None:
+        _require_size(config, size)
+    channels = in_channels * (3 if config.rgb else 1) + (POSITION_CHANNELS if config.position else 0)
+    module: nn.Module = _BUILDERS[config.kind](channels, config.width, config.layers, config.norm)
     if config.position:
         module = PositionAware(module)
+    if config.rgb:
+        module = GreyAsRgb(module)
     initialise(module, rng)
     return module
+
+
+def _require_size(config: Discriminator, size: tuple[int, int]) -> None:
+    key, least = "network.discriminator.layers", _LAST_KERNEL * 2**config.layers
+    if config.kind is DiscriminatorKind.RESNET18:
+        require_room(size, 2 ** (config.layers + 1), "a ResNet-18 discriminator", key)
+    elif config.kind is DiscriminatorKind.CONVOLUTIONAL and min(size) < least:
+        raise InputError(
+            f"a convolutional discriminator of {config.layers} layers needs slices of at least {least} pixels, found "
+            f"{size[0]}×{size[1]}; enlarge preprocess.size or lower {key}"
+        )
 
 
 def receptive_field(module: nn.Module) -> int:

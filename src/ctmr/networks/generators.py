@@ -1,22 +1,29 @@
-"""Generators: ResNet (CycleGAN) and U-Net (pix2pix), from [-1, 1] to [-1, 1]."""
+"""Generators: ResNet, two U-Nets and an encoder-decoder without skips, from [-1, 1] to [-1, 1]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ctmr.networks.blocks import ResidualBlock, initialise, norm, require_divisible
-from ctmr.recipe import Generator, GeneratorKind
-
-_RESNET_DIVISOR = 4
-_WIDEST = 8
-_LEAK = 0.2
+from ctmr.networks.blocks import (
+    LEAK,
+    WIDEST,
+    ResidualBlock,
+    initialise,
+    norm,
+    require_divisible,
+    require_room,
+    triple,
+    upsampling,
+)
+from ctmr.networks.resnet18 import ResNet18
+from ctmr.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
 
 
 class ResNetGenerator(nn.Module):
-    """Two strided convolutions, residual blocks, two transposed convolutions.
+    """Two strided convolutions, residual blocks, two up-sampling layers.
 
     Source: Zhu et al. 2017 (arXiv:1703.10593), appendix 7.2, after Johnson et al. 2016 (arXiv:1603.08155).
 
@@ -28,27 +35,35 @@ class ResNetGenerator(nn.Module):
         Channels of the first layer (ngf).
     blocks
         Residual blocks; 9 is the paper's for 256 pixels, 6 for 128.
+    kind, up
+        Norm, and how the size is doubled; the paper's are instance norm and transposed convolutions.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 64, blocks: int = 9) -> None:
+    what = "the ResNet generator"
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 64, blocks: int = 9,
+        kind: LayerNorm = LayerNorm.INSTANCE, up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.divisor = 4
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3),
             nn.Conv2d(in_channels, width, 7),
-            norm(width),
+            norm(width, kind),
             nn.ReLU(inplace=True),
         ]
         for channels in (width, 2 * width):
             layers += [
                 nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
-                norm(2 * channels),
+                norm(2 * channels, kind),
                 nn.ReLU(inplace=True),
             ]
-        layers += [ResidualBlock(4 * width) for _ in range(blocks)]
+        layers += [ResidualBlock(4 * width, kind) for _ in range(blocks)]
         for channels in (4 * width, 2 * width):
             layers += [
-                nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1),
-                norm(channels // 2),
+                *upsampling(up, channels, channels // 2),
+                norm(channels // 2, kind),
                 nn.ReLU(inplace=True),
             ]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
@@ -56,7 +71,7 @@ class ResNetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H and W divisible by 4, else InputError."""
-        require_divisible((x.shape[-2], x.shape[-1]), _RESNET_DIVISOR, "the ResNet generator")
+        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
         out: Tensor = self.layers(x)
         return out
 
@@ -73,23 +88,29 @@ class UNetGenerator(nn.Module):
     width
         Channels of the first layer; deeper levels have up to 8 times as many.
     levels
-        How often the slice is halved; 8 is the paper's for 256 pixels.
+        How often the slice is halved; 8 is the paper's for 256 pixels, 6 fits 64.
+    kind, up
+        Norm, and how the size is doubled; CycleGAN's are instance norm and transposed convolutions.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 64, levels: int = 8) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 64, levels: int = 8,
+        kind: LayerNorm = LayerNorm.INSTANCE, up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.levels = levels
-        channels = [width * min(2**level, _WIDEST) for level in range(levels)]
+        self.divisor = 2**levels
+        self.what = f"a U-Net of {levels} levels"
+        channels = [width * min(2**level, WIDEST) for level in range(levels)]
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for level, out in enumerate(channels):
             encoder: list[nn.Module] = []
             if level > 0:
-                encoder.append(nn.LeakyReLU(_LEAK))
+                encoder.append(nn.LeakyReLU(LEAK))
             encoder.append(nn.Conv2d(in_channels if level == 0 else channels[level - 1], out, 4, stride=2, padding=1))
             # The innermost level may be one pixel, which has no variance to normalise by.
             if 0 < level < levels - 1:
-                encoder.append(norm(out))
+                encoder.append(norm(out, kind))
             self.down.append(nn.Sequential(*encoder))
         for level in reversed(range(levels)):
             # Every level but the innermost also receives the encoder's output of its size.
@@ -98,14 +119,14 @@ class UNetGenerator(nn.Module):
             self.up.append(
                 nn.Sequential(
                     nn.ReLU(),
-                    nn.ConvTranspose2d(received, emitted, 4, stride=2, padding=1),
-                    nn.Tanh() if level == 0 else norm(emitted),
+                    *upsampling(up, received, emitted, 4),
+                    nn.Tanh() if level == 0 else norm(emitted, kind),
                 )
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**levels, else InputError."""
-        require_divisible((x.shape[-2], x.shape[-1]), 2**self.levels, f"a U-Net of {self.levels} levels")
+        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
         skips: list[Tensor] = []
         for encode in self.down:
             x = encode(x)
@@ -118,10 +139,117 @@ class UNetGenerator(nn.Module):
         return x
 
 
-_BUILDERS: dict[GeneratorKind, Callable[[int, int, int, int], nn.Module]] = {
+class EncoderDecoder(nn.Module):
+    """Fully convolutional: 4×4 convolutions of stride 2 down, the same up, nothing beside them.
+
+    Mirrors the discriminator of Radford et al. 2016 (arXiv:1511.06434) in front of its generator.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the two modalities.
+    width
+        Channels of the first layer; deeper levels have up to 8 times as many.
+    levels
+        How often the slice is halved; 4 brings 64 pixels to 4, as in that paper.
+    kind, up
+        Norm, and how the size is doubled; the paper's are batch norm and transposed convolutions.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 64, levels: int = 4,
+        kind: LayerNorm = LayerNorm.BATCH, up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.divisor = 2**levels
+        self.what = f"an encoder-decoder of {levels} levels"
+        channels = [in_channels, *(width * min(2**level, WIDEST) for level in range(levels))]
+        layers: list[nn.Module] = []
+        for level, (taken, given) in enumerate(pairwise(channels)):
+            layers.append(nn.Conv2d(taken, given, 4, stride=2, padding=1))
+            # The first layer has no norm, so that the image's own brightness is known (Radford et al., section 3).
+            layers += [norm(given, kind)] if level else []
+            layers.append(nn.ReLU(inplace=True))
+        for taken, given in pairwise(reversed(channels[1:])):
+            layers += [*upsampling(up, taken, given, 4), norm(given, kind), nn.ReLU(inplace=True)]
+        layers += [*upsampling(up, channels[1], out_channels, 4), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**levels, else InputError."""
+        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        out: Tensor = self.layers(x)
+        return out
+
+
+class UNetResNet18(nn.Module):
+    """U-Net whose encoder is a ResNet-18 (Ronneberger et al. 2015; He et al. 2016).
+
+    Every decoder level doubles the size, joins the encoder's output of that size, and convolves once.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the two modalities.
+    width
+        Channels of the encoder's stem; 64 is ResNet-18's.
+    stages
+        Of the encoder, 1 to 4; 4 is ResNet-18.
+    kind, up
+        Norm (ImageNet weights need batch norm), and how the size is doubled.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 64, stages: int = 4,
+        kind: LayerNorm = LayerNorm.BATCH, up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.divisor = 2 ** (stages + 1)
+        self.what = f"a U-Net with a ResNet-18 encoder of {stages} stages"
+        self.encoder = ResNet18(in_channels, width, stages, kind, classes=None)
+        self.up = nn.ModuleList()
+        self.join = nn.ModuleList()
+        for taken, given in pairwise(reversed(self.encoder.channels)):
+            self.up.append(nn.Sequential(*upsampling(up, taken, given, 4), norm(given, kind), nn.ReLU(inplace=True)))
+            self.join.append(
+                nn.Sequential(
+                    nn.Conv2d(2 * given, given, 3, padding=1), norm(given, kind), nn.ReLU(inplace=True)
+                )
+            )
+        self.last = nn.Sequential(*upsampling(up, width, out_channels, 4), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**(stages + 1)."""
+        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        *skips, x = self.encoder.features(x)
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([up(x), skips.pop()], dim=1))
+        out: Tensor = self.last(x)
+        return out
+
+
+class GreyAsRgb(nn.Module):
+    """Shows a generator each grey channel as three equal ones, and averages the three that it paints for each."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` → ``[N, out_channels, H, W]``."""
+        return self.inner(triple(x)).unflatten(1, (-1, 3)).mean(dim=2)  # type: ignore[no-any-return]
+
+
+Builder = type[ResNetGenerator] | type[UNetGenerator] | type[EncoderDecoder] | type[UNetResNet18]
+
+_BUILDERS: dict[GeneratorKind, Builder] = {
     GeneratorKind.RESNET: ResNetGenerator,
     GeneratorKind.UNET: UNetGenerator,
+    GeneratorKind.UNET_RESNET18: UNetResNet18,
+    GeneratorKind.ENCODER_DECODER: EncoderDecoder,
 }
+_NORMALISED_INSIDE = frozenset({GeneratorKind.UNET_RESNET18, GeneratorKind.ENCODER_DECODER})
+"""Kinds whose innermost level is normalised, and so may not be one pixel."""
 
 
 def build_generator(
@@ -132,12 +260,12 @@ def build_generator(
     size: tuple[int, int] | None = None,
     rng: torch.Generator | None = None,
 ) -> nn.Module:
-    """Return the initialised generator that a recipe names.
+    """Return the generator that a recipe names, with random weights.
 
     Parameters
     ----------
     config
-        Section ``network.generator``.
+        Section ``network.generator``; `weights` is not looked at, see `ctmr.networks.resnet18.load_imagenet`.
     in_channels, out_channels
         Channels of the two modalities.
     size
@@ -150,10 +278,14 @@ def build_generator(
     InputError
         When slices of `size` cannot be halved as often as the network needs.
     """
-    if size is not None and config.kind is GeneratorKind.UNET:
-        require_divisible(size, 2**config.blocks, f"a U-Net of {config.blocks} levels")
-    elif size is not None:
-        require_divisible(size, _RESNET_DIVISOR, "the ResNet generator")
-    module = _BUILDERS[config.kind](in_channels, out_channels, config.width, config.blocks)
+    colours = 3 if config.rgb else 1
+    build = _BUILDERS[config.kind]
+    module = build(
+        colours * in_channels, colours * out_channels, config.width, config.blocks, config.norm, config.upsampling
+    )
+    if size is not None:
+        require_divisible(size, module.divisor, module.what)
+        if config.kind in _NORMALISED_INSIDE:
+            require_room(size, module.divisor, module.what, "network.generator.blocks")
     initialise(module, rng)
-    return module
+    return GreyAsRgb(module) if config.rgb else module

@@ -63,9 +63,7 @@ def run_alone(
         _require_compared(folder, where["decision"], recipe, home)
     # Read now: MLflow takes it out of the environment when a run is resumed by its id.
     given = os.environ.get(GIVEN)
-    result = run_stage(
-        spec, inputs=where, recipe=recipe, out=folder / name, home=home, options=options, report=report
-    )
+    result = run_stage(spec, inputs=where, recipe=recipe, out=folder / name, home=home, options=options, report=report)
     if given:
         tracking = Tracking(home)
         tracking.tag(given, {"stage": name, "digest": result.digest, "reused": str(result.reused).lower()})

@@ -42,9 +42,7 @@ DATASET = Parameter(
 REVISION = Parameter(
     "revision", "--revision", "dataset_rev", "Git revision of the DVC repository; default: the current one."
 )
-PATH = Parameter(
-    "path", "--path", "dataset_path", "Path the DVC repository tracks; needed when it tracks several."
-)
+PATH = Parameter("path", "--path", "dataset_path", "Path the DVC repository tracks; needed when it tracks several.")
 RECIPE = Parameter("recipe", "--recipe", "recipe", "Recipe by name, or a YAML file.", DEMO)
 OVERRIDES = Parameter(
     "overrides",

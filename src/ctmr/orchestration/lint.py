@@ -127,9 +127,7 @@ def _executor(name: str, executor: Tree) -> Iterator[Problem]:
     if "importer" in executor:
         uri = str(executor["importer"].get("artifactUri", {}).get("constant", ""))
         if uri.startswith(REMOTE):
-            yield Problem(
-                name, "importer", f"it imports {uri}, which is not downloaded; fetch it in a component"
-            )
+            yield Problem(name, "importer", f"it imports {uri}, which is not downloaded; fetch it in a component")
         return
     container = executor.get("container", {})
     command = " ".join([*container.get("command", []), *container.get("args", [])])

@@ -224,5 +224,3 @@ def _metadata(result: Result) -> dict[str, Any]:
     """Return what Kubeflow shows beside an artifact: its digest and the short facts of its summary."""
     facts = {k: v for k, v in result.summary.items() if isinstance(v, str | int | float | bool) and v != ""}
     return {"digest": result.digest, **facts}
-
-

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ctmr.manifest import Column, Outcome, Split
+from ctmr.manifest import RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.recipe import Validate
 from ctmr.volume import Modality, Unit
 
@@ -25,6 +25,7 @@ _CHUNK = 1024
 class Kind(StrEnum):
     """What a finding does."""
 
+    LEFT_OUT = "left_out"
     DROP = "drop"
     WARN = "warn"
     REFUSE = "refuse"
@@ -37,7 +38,8 @@ class Finding:
     Attributes
     ----------
     kind
-        ``drop``: the images leave the manifest. ``warn``: somebody should look. ``refuse``: nothing is used.
+        ``left_out``: no image, so the manifest does not have it and nothing is lost. ``drop``: the images leave the
+        manifest. ``warn``: somebody should look. ``refuse``: nothing is used.
     rule
         Name of the rule.
     images
@@ -74,30 +76,52 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
     table = _prepared(inventory, splits)
     found: list[Finding] = []
     rules: tuple[Callable[[pd.DataFrame, Validate], list[Finding]], ...] = (
-        _unreadable, _constant, _too_small, _outside_hu, _modality_conflict, _exact_duplicates, _uid_duplicates,
-        _subject_leaks, _near_duplicates, _unit_disagreement, _too_few,
+        _no_image, _unreadable, _reader_notes, _identity, _faces, _constant, _too_small, _outside_hu,
+        _modality_conflict, _exact_duplicates, _uid_duplicates, _subject_leaks, _near_duplicates,
+        _unit_disagreement, _too_few,
     )  # fmt: skip
     for rule in rules:
         new = rule(table, config)
         found += new
-        table = table[~table[Column.IMAGE].isin(dropped_images(new))]
+        table = table[~table[Column.IMAGE].isin(dropped_images(new) | left_out(new))]
     return found
 
 
 def dropped_images(findings: Iterable[Finding]) -> set[str]:
-    """Return the images that leave the manifest."""
-    return {image for f in findings if f.kind is Kind.DROP for image in f.images}
+    """Return the images that leave the manifest because something is wrong with them."""
+    return _images(findings, Kind.DROP)
+
+
+def left_out(findings: Iterable[Finding]) -> set[str]:
+    """Return what the dataset holds beside images."""
+    return _images(findings, Kind.LEFT_OUT)
 
 
 def decide(findings: Sequence[Finding], n: int, max_dropped_fraction: float = 0.25) -> Outcome:
-    """Decide over a dataset of `n` images: refuse, pass with drops or pass.
+    """Decide over an inventory of `n` rows: refuse, pass with drops or pass.
 
-    More dropped than `max_dropped_fraction` refuses: so many faults are a fault of the dataset, not of images.
+    More dropped than `max_dropped_fraction` refuses: so many faults are a fault of the dataset, not of images. What was
+    left out is no image, and counts on neither side.
     """
     dropped = len(dropped_images(findings))
+    n -= len(left_out(findings))
     if any(f.kind is Kind.REFUSE for f in findings) or n == 0 or dropped > max_dropped_fraction * n:
         return Outcome.REFUSE
     return Outcome.PASS_WITH_DROPS if dropped else Outcome.PASS
+
+
+def look_alikes(inventory: pd.DataFrame, config: Validate) -> list[tuple[str, str]]:
+    """Return pairs of pictures of one modality that look alike, which one split should hold.
+
+    Volumes are left alone, as `inspect` leaves them.
+    """
+    pictures = inventory[inventory[Column.DEPTH] == 1]
+    return [
+        (str(known[Column.IMAGE].iloc[i]), str(known[Column.IMAGE].iloc[j]))
+        for modality in sorted(set(pictures[Column.MODALITY]))
+        for known, hashes in [_hashed(pictures[pictures[Column.MODALITY] == modality])]
+        for i, j in near_pairs(hashes, config.near_duplicate_bits)
+    ]
 
 
 def near_pairs(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
@@ -114,7 +138,10 @@ def near_pairs(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
 
 def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame:
     table = inventory.copy()
-    for column in (Column.SUBJECT, Column.SHA256, Column.PERCEPTUAL_HASH, Column.UID, Column.SPLIT_GIVEN, Column.ERROR):
+    for column in (
+        Column.SUBJECT, Column.SHA256, Column.PERCEPTUAL_HASH, Column.UID, Column.SPLIT_GIVEN, Column.ERROR,
+        Column.IDENTITY, Column.NOTES, Column.NO_IMAGE,
+    ):  # fmt: skip
         table[column] = table[column].fillna("").astype(str)
     if splits is None:
         table[Column.SPLIT] = table[Column.SPLIT_GIVEN]
@@ -126,8 +153,20 @@ def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame
     return table.sort_values(["_keep", Column.IMAGE], kind="stable").reset_index(drop=True)
 
 
+def _images(findings: Iterable[Finding], kind: Kind) -> set[str]:
+    return {image for f in findings if f.kind is kind for image in f.images}
+
+
 def _drop(rule: str, images: Iterable[str], sentence: str) -> Finding:
     return Finding(Kind.DROP, rule, tuple(images), sentence)
+
+
+def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    return [
+        Finding(Kind.LEFT_OUT, "no_image", (image,), f"{image} is left out, which is no loss: {reason}")
+        for image, reason in zip(table[Column.IMAGE], table[Column.NO_IMAGE], strict=True)
+        if reason
+    ]
 
 
 def _unreadable(table: pd.DataFrame, config: Validate) -> list[Finding]:
@@ -140,6 +179,39 @@ def _unreadable(table: pd.DataFrame, config: Validate) -> list[Finding]:
     for image in readable[Column.IMAGE].to_numpy()[~finite]:
         found.append(_drop("not_finite", [image], f"{image} holds values that are not numbers; dropped"))
     return found
+
+
+def _identity(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    """A header that names the patient refuses everything: de-identification was forgotten. A picture is dropped."""
+    found, named, attributes = [], [], set[str]()
+    for row in table[table[Column.IDENTITY] != ""].to_dict("records"):
+        image, names = row[Column.IMAGE], set(row[Column.IDENTITY].split(";")) - {RECOGNIZABLE_FACES}
+        if names and row[Column.FORMAT] == "raster":
+            words = f"{image} carries text that may identify a person ({', '.join(sorted(names))})"
+            found.append(_drop("identity", [image], f"{words}; dropped; `ctmr dataset add` removes it"))
+        elif names:
+            named.append(image)
+            attributes |= names
+    if named:
+        words = f"{_list(named)} still identif{'ies' if len(named) == 1 else 'y'} the patient in "
+        words += f"{_list(sorted(attributes))}; only de-identified images are used: `ctmr dataset add` makes them so"
+        found.append(Finding(Kind.REFUSE, "identity", tuple(named), words))
+    return found
+
+
+def _reader_notes(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    return [
+        Finding(Kind.WARN, "reader_notes", (row[Column.IMAGE],), f"{row[Column.IMAGE]}: {row[Column.NOTES]}")
+        for row in table[table[Column.NOTES] != ""].to_dict("records")
+    ]
+
+
+def _faces(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    rows = table[[RECOGNIZABLE_FACES in names.split(";") for names in table[Column.IDENTITY]]]
+    if rows.empty:
+        return []
+    words = f"{_list(list(rows[Column.IMAGE]))} show a face that can be recognised ({RECOGNIZABLE_FACES}); "
+    return [Finding(Kind.WARN, "faces", tuple(rows[Column.IMAGE]), words + "deface before the images are given away")]
 
 
 def _constant(table: pd.DataFrame, config: Validate) -> list[Finding]:
@@ -216,9 +288,7 @@ def _subject_leaks(table: pd.DataFrame, config: Validate) -> list[Finding]:
 def _near_duplicates(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found = []
     for modality in sorted(set(table[Column.MODALITY])):
-        known = table[(table[Column.MODALITY] == modality) & (table[Column.PERCEPTUAL_HASH] != "")]
-        known = known[known[Column.SPLIT] != ""].reset_index(drop=True)
-        hashes = np.array([int(h, 16) for h in known[Column.PERCEPTUAL_HASH]], dtype=np.uint64)
+        known, hashes = _hashed(table[(table[Column.MODALITY] == modality) & (table[Column.SPLIT] != "")])
         split = known[Column.SPLIT].to_numpy()
         gone: set[str] = set()
         for i, j in near_pairs(hashes, config.near_duplicate_bits):
@@ -235,6 +305,12 @@ def _near_duplicates(table: pd.DataFrame, config: Validate) -> list[Finding]:
                 gone.add(image)
                 found.append(_drop("near_duplicate_across_splits", [image], f"{words}; dropped"))
     return found
+
+
+def _hashed(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.uint64]]:
+    """Return the rows that have a perceptual hash, and the hashes."""
+    known = table[table[Column.PERCEPTUAL_HASH].fillna("") != ""]
+    return known, np.array([int(h, 16) for h in known[Column.PERCEPTUAL_HASH]], dtype=np.uint64)
 
 
 def _unit_disagreement(table: pd.DataFrame, config: Validate) -> list[Finding]:

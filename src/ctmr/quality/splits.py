@@ -13,7 +13,7 @@ from ctmr.recipe import Data
 from ctmr.volume import Modality
 
 
-def make_splits(inventory: pd.DataFrame, data: Data) -> pd.Series:
+def make_splits(inventory: pd.DataFrame, data: Data, alike: Sequence[tuple[str, str]] = ()) -> pd.Series:
     """Give every usable image a split.
 
     Parameters
@@ -22,6 +22,9 @@ def make_splits(inventory: pd.DataFrame, data: Data) -> pd.Series:
         Readable images only, columns of `ctmr.manifest.Column`. An image without subject is its own subject.
     data
         Fractions, seed, `disjoint_training` and `max_images`.
+    alike
+        Pairs of images that look alike (`ctmr.quality.findings.look_alikes`). Where a split is drawn here, their
+        subjects stay together, and so do the subjects that theirs are alike with.
 
     Returns
     -------
@@ -38,7 +41,8 @@ def make_splits(inventory: pd.DataFrame, data: Data) -> pd.Series:
     -----
     Splits that a dataset came with are honoured; what it lacks is taken from its train. Otherwise subjects are drawn
     in the order of a hash of seed and name, so that adding a subject moves no other far; apart for subjects with
-    both modalities and with one, so that each split gets its share of pairs.
+    both modalities and with one, so that each split gets its share of pairs. A group of look-alikes is drawn like one
+    subject; one that is larger than a split's share stays in train.
 
     With `disjoint_training`, a subject with CT and MR that falls into train gives only one of them, alternating in
     the drawn order; validation and test keep both, which are their pairs.
@@ -59,7 +63,8 @@ def make_splits(inventory: pd.DataFrame, data: Data) -> pd.Series:
         for s, fraction in ((Split.TEST, data.test_fraction), (Split.VAL, data.val_fraction))
         if s.value not in given
     }
-    moved = _draw(table[table[Column.SPLIT] == Split.TRAIN.value], shares, data.split_seed)
+    train = table[table[Column.SPLIT] == Split.TRAIN.value]
+    moved = _draw(train, shares, data.split_seed, _groups(train, alike))
     in_train = table[Column.SPLIT] == Split.TRAIN.value
     table.loc[in_train, Column.SPLIT] = table.loc[in_train, "_who"].map(moved).fillna(Split.TRAIN.value)
     if data.disjoint_training:
@@ -70,19 +75,44 @@ def make_splits(inventory: pd.DataFrame, data: Data) -> pd.Series:
     return chosen.rename(Column.SPLIT.value)
 
 
-def _draw(train: pd.DataFrame, shares: dict[Split, float], seed: int) -> dict[str, str]:
+def _groups(train: pd.DataFrame, alike: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Subject → the first name of those that it is joined with, by way of any number of look-alikes."""
+    who = dict(zip(train[Column.IMAGE], train["_who"], strict=True))
+    first = {name: name for name in who.values()}
+
+    def root(name: str) -> str:
+        while first[name] != name:
+            first[name] = name = first[first[name]]
+        return name
+
+    for a, b in alike:
+        if a in who and b in who:
+            low, high = sorted((root(who[a]), root(who[b])))
+            first[high] = low
+    return {name: root(name) for name in first}
+
+
+def _draw(train: pd.DataFrame, shares: dict[Split, float], seed: int, groups: dict[str, str]) -> dict[str, str]:
     """Subject → split for those that leave train."""
     moved: dict[str, str] = {}
-    kinds = train.groupby("_who")[Column.MODALITY].agg(lambda m: "+".join(sorted(set(m))))
+    members: dict[str, list[str]] = {}
+    for name, group in sorted(groups.items()):
+        members.setdefault(group, []).append(name)
+    kinds = train.groupby(train["_who"].map(groups))[Column.MODALITY].agg(lambda m: "+".join(sorted(set(m))))
     for kind in sorted(set(kinds)):
-        order = _shuffled(list(kinds[kinds == kind].index), seed)
-        start = 0
+        waiting = _shuffled(list(kinds[kinds == kind].index), seed)
+        total = left = sum(len(members[group]) for group in waiting)
         for split, fraction in shares.items():
             # One subject at least, as long as train keeps one itself.
-            count = max(1, round(fraction * len(order))) if fraction > 0 else 0
-            count = max(0, min(count, len(order) - 1 - start))
-            moved |= dict.fromkeys(order[start : start + count], split.value)
-            start += count
+            room = max(1, round(fraction * total)) if fraction > 0 else 0
+            for group in waiting:
+                size = len(members[group])
+                if size <= min(room, left - 1):
+                    moved |= dict.fromkeys(members[group], split.value)
+                    room, left = room - size, left - size
+                if room == 0:
+                    break
+            waiting = [group for group in waiting if group not in moved]
     return moved
 
 

@@ -1,32 +1,25 @@
-"""Figures: comparisons, loss curves, sample grids, preview sheets and tissue errors, as PNG bytes (matplotlib, Agg)."""
+"""Figures of images: comparisons, lesions, uncertainty, sample grids and preview sheets, as PNG on a light box."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.metrics.tissue import TissueClass, TissueRow
+from ctmr.reports.canvas import BOX, BOX_INK, BOX_MUTED, bare, colour_bar, light_box, marked
+from ctmr.reports.charts import loss_chart
 from ctmr.volume import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-DPI = 110
-INK = "#1f2933"
-MUTED = "#7b8794"
-BLUE = "#2f6f9f"
-ORANGE = "#d9822b"
-PALETTE = (BLUE, ORANGE, "#3f8f5f", "#a4508b", "#b8433f", "#6b7280")
-PHANTOM_NOTE = "PHANTOM: not a patient"
 _AXIAL_LEVELS = (0.3, 0.45, 0.6, 0.75)
+_SHEET_WIDTH_PX = 760
 
 
 @dataclass(frozen=True)
@@ -41,10 +34,41 @@ class GreyWindow:
 BRAIN_WINDOW = GreyWindow("brain window", -40.0, 120.0)
 BONE_WINDOW = GreyWindow("bone window", -700.0, 1700.0)
 DIFFERENCE_LIMIT_HU = 500.0
-_UNIT_WORDS = {Unit.HU: "HU", Unit.GREY8: "grey level", Unit.ARBITRARY: "arbitrary units"}
+LESION_LIMIT_HU = 60.0
+UNIT_WORDS = {Unit.HU: "HU", Unit.GREY8: "grey level", Unit.ARBITRARY: "arbitrary units"}
+_OUTLINE = "#ffd166"
+_KEPT, _LOST = "#7ddba3", "#ff8f87"
 
 
-def comparison_figure(
+@dataclass(frozen=True)
+class Section:
+    """One row of a comparison: where it is, and the height of a voxel over its width."""
+
+    name: str
+    aspect: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a comparison: an image in each section, its window (``None``: a difference) and its unit."""
+
+    name: str
+    images: tuple[NDArray[Any], ...]
+    window: GreyWindow | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Sections of a case: what a comparison shows of whole volumes, and nothing more."""
+
+    sections: tuple[Section, ...]
+    columns: tuple[Column, ...]
+    limit: float
+
+
+def compare(
     source: NDArray[Any],
     synthetic: NDArray[Any],
     truth: NDArray[Any] | None = None,
@@ -53,12 +77,10 @@ def comparison_figure(
     target_unit: Unit,
     source_name: str,
     target_name: str,
-    title: str = "",
-    phantom: bool = False,
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     head: NDArray[np.bool_] | None = None,
-) -> bytes:
-    """Show source, synthetic image, truth and difference at several axial levels and one midline sagittal section.
+) -> Compared:
+    """Take source, synthetic image, truth and difference at several axial levels and in one midline sagittal section.
 
     Parameters
     ----------
@@ -69,85 +91,144 @@ def comparison_figure(
         Units; a target in HU is shown in brain and bone windows.
     source_name, target_name
         ``MR T1``, ``CT``, …; the synthetic image's column says *synthetic*.
-    title
-        Above everything.
-    phantom
-        Marks the figure as not a patient.
     spacing_mm
         Of D, H, W: the sagittal section has right proportions.
     head
         ``[D, H, W]`` bool; outside it the difference is left blank, since the errors there are in no number.
-
-    Returns
-    -------
-    bytes
-        PNG.
     """
+    rows = _sections(source.shape)
     windows = (BRAIN_WINDOW, BONE_WINDOW) if target_unit is Unit.HU else (_own_window(synthetic, truth),)
-    columns: list[tuple[str, NDArray[Any], GreyWindow | None, str]] = [
-        (source_name, source, _own_window(source, None), _UNIT_WORDS[source_unit])
-    ]
+    target = UNIT_WORDS[target_unit]
+    columns = [Column(source_name, _cut(source, rows), _own_window(source, None), UNIT_WORDS[source_unit])]
     for w in windows:
-        columns.append((f"synthetic {target_name}\n{w.name}", synthetic, w, _UNIT_WORDS[target_unit]))
+        columns.append(Column(f"synthetic {target_name}\n{w.name}", _cut(synthetic, rows), w, target))
         if truth is not None:
-            columns.append((f"true {target_name}\n{w.name}", truth, w, _UNIT_WORDS[target_unit]))
+            columns.append(Column(f"true {target_name}\n{w.name}", _cut(truth, rows), w, target))
+    limit = DIFFERENCE_LIMIT_HU
     if truth is not None:
         difference = synthetic.astype(np.float32) - truth.astype(np.float32)
         if head is not None:
             difference = np.where(head, difference, np.nan)
-        columns.append(("difference\nsynthetic - true", difference, None, _UNIT_WORDS[target_unit]))
-    limit = DIFFERENCE_LIMIT_HU if target_unit is Unit.HU else _difference_limit(columns[-1][1])
-    rows = _sections(source.shape)
+        limit = limit if target_unit is Unit.HU else _difference_limit(difference)
+        columns.append(Column("difference\nsynthetic - true", _cut(difference, rows), None, target))
     d_mm, h_mm, w_mm = spacing_mm
     depth, height, width = (n * mm for n, mm in zip(source.shape, spacing_mm, strict=True))
-    heights = [depth / height if axis == 2 else height / width for axis, _ in rows]
-    side = 2.05
-    size = (side * len(columns) + 0.7, side * sum(heights) + 1.55)
-    with _figure(size, len(rows), len(columns), _marked(title, phantom), height_ratios=heights) as (fig, axes, out):
-        for r, (axis, index) in enumerate(rows):
-            for c, (name, volume, window, _) in enumerate(columns):
-                ax = axes[r, c]
-                image = np.flipud(np.take(volume, index, axis=axis)) if axis == 2 else np.take(volume, index, axis=axis)
-                aspect = d_mm / h_mm if axis == 2 else h_mm / w_mm
-                shown = _show(ax, image, window, limit, aspect)
+    sections = [
+        Section(
+            f"sagittal, column {index}" if axis == 2 else f"axial, slice {index}",
+            d_mm / h_mm if axis == 2 else h_mm / w_mm,
+            depth / height if axis == 2 else height / width,
+        )
+        for axis, index in rows
+    ]
+    return Compared(tuple(sections), tuple(columns), limit)
+
+
+def comparison_figure(compared: Compared, *, title: str = "", phantom: bool = False) -> bytes:
+    """Draw a comparison: a section a row, a colour bar with its unit below every column; returns PNG."""
+    heights = [s.height for s in compared.sections]
+    count, side = len(compared.columns), 2.05
+    size = (side * count + 0.5, side * sum(heights) + 1.55)
+    with light_box(size, len(heights), count, title=marked(title, phantom), height_ratios=heights) as drawing:
+        for c, column in enumerate(compared.columns):
+            for r, (section, image) in enumerate(zip(compared.sections, column.images, strict=True)):
+                ax = drawing.axes[r, c]
+                shown = _show(ax, image, column.window, compared.limit, section.aspect)
                 if r == 0:
-                    ax.set_title(name, fontsize=9, color=INK)
+                    ax.set_title(column.name, fontsize=9, color=BOX_INK)
                 if c == 0:
-                    ax.set_ylabel(_section_name(axis, index), fontsize=8, color=MUTED)
-                if r == len(rows) - 1:
-                    bar = fig.colorbar(shown, ax=axes[:, c], location="bottom", fraction=0.035, pad=0.012, aspect=16)
-                    bar.set_label(columns[c][3], fontsize=8, color=MUTED)
-                    bar.ax.tick_params(labelsize=7, colors=MUTED)
-                    bar.outline.set_visible(False)
-    return out.getvalue()
+                    ax.set_ylabel(section.name, fontsize=8, color=BOX_MUTED)
+            colour_bar(drawing.figure, shown, drawing.axes[:, c], column.unit, location="bottom", fraction=0.035,
+                       pad=0.012, aspect=16)  # fmt: skip
+    return drawing.png
+
+
+@dataclass(frozen=True)
+class LesionPanel:
+    """One lesion of a figure; images ``[H, W]``.
+
+    Attributes
+    ----------
+    says
+        Kind, size and outcome in a few words.
+    kept
+        The translation shows it.
+    source, healthy, ill, truth
+        Input with the lesion; translations without and with it; true target with it, where it exists.
+    outline
+        bool, the lesion.
+    """
+
+    says: str
+    kept: bool
+    source: NDArray[Any]
+    healthy: NDArray[Any]
+    ill: NDArray[Any]
+    truth: NDArray[Any] | None
+    outline: NDArray[np.bool_]
+
+
+def lesion_figure(
+    panels: Sequence[LesionPanel], *, source_unit: Unit, unit: Unit, source_name: str, target_name: str,
+    title: str = "", phantom: bool = False,
+) -> bytes:  # fmt: skip
+    """Draw lesions: input, translation without and with the lesion, their difference, and the truth where it exists."""
+    truth = all(p.truth is not None for p in panels)
+    names = [f"{source_name}\nwith lesion", f"synthetic {target_name}\nwithout", f"synthetic {target_name}\nwith",
+             "difference\nwith - without"] + [f"true {target_name}\nwith"] * truth  # fmt: skip
+    shown_target = np.stack([p.ill for p in panels] + [p.healthy for p in panels], dtype=np.float32)
+    window = BRAIN_WINDOW if unit is Unit.HU else _own_window(shown_target, None)
+    changes = np.stack([p.ill.astype(np.float32) - p.healthy.astype(np.float32) for p in panels])
+    limit = LESION_LIMIT_HU if unit is Unit.HU else _difference_limit(changes)
+    side = 1.9
+    size = (side * len(names) + 1.0, (side + 0.32) * len(panels) + 1.35)
+    with light_box(size, len(panels), len(names), title=marked(title, phantom)) as drawing:
+        bars: dict[int, Any] = {}
+        for r, (panel, change) in enumerate(zip(panels, changes, strict=True)):
+            source = BRAIN_WINDOW if source_unit is Unit.HU else _own_window(panel.source, None)
+            images = [(panel.source, source), (panel.healthy, window), (panel.ill, window), (change, None)]
+            if truth and panel.truth is not None:
+                images.append((panel.truth, window if unit is Unit.HU else _own_window(panel.truth, None)))
+            for c, (image, levels) in enumerate(images):
+                ax = drawing.axes[r, c]
+                bars[c] = _show(ax, image, levels, limit, 1.0)
+                if panel.outline.any() and not panel.outline.all():
+                    ax.contour(panel.outline, levels=[0.5], colors=[_OUTLINE], linewidths=0.8)
+                if r == 0:
+                    ax.set_title(names[c], fontsize=9, color=BOX_INK)
+            drawing.axes[r, 0].set_ylabel(panel.says, fontsize=8, color=_KEPT if panel.kept else _LOST)
+        for c, label in ((1, UNIT_WORDS[unit]), (2, UNIT_WORDS[unit]), (3, UNIT_WORDS[unit])):
+            colour_bar(drawing.figure, bars[c], drawing.axes[:, c], label, location="bottom", fraction=0.04, pad=0.015,
+                       aspect=16)  # fmt: skip
+    return drawing.png
+
+
+def uncertainty_figure(
+    source: NDArray[Any], made: NDArray[Any], spread: NDArray[Any], error: NDArray[Any] | None, *, unit: Unit,
+    source_name: str, target_name: str, title: str = "", phantom: bool = False,
+) -> bytes:  # fmt: skip
+    """Draw one slice: input, translation, uncertainty, and the true error where it is known; all ``[H, W]``."""
+    words = UNIT_WORDS[unit]
+    window = BONE_WINDOW if unit is Unit.HU else _own_window(made, None)
+    panels: list[tuple[str, NDArray[Any], GreyWindow, str, str]] = [
+        (source_name, source, _own_window(source, None), "gray", "own range"),
+        (f"synthetic {target_name}", made, window, "gray", words),
+        ("uncertainty", spread, _from_zero(spread), "magma", "times the head's mean"),
+    ]
+    if error is not None:
+        panels.append(("true error", error, _from_zero(error), "magma", words))
+    with light_box((2.5 * len(panels) + 0.2, 3.5), 1, len(panels), title=marked(title, phantom)) as drawing:
+        for ax, (name, image, levels, colours, label) in zip(drawing.axes[0], panels, strict=True):
+            bare(ax)
+            shown = ax.imshow(image, cmap=colours, vmin=levels.low, vmax=levels.high, interpolation="nearest")
+            ax.set_title(name, fontsize=9, color=BOX_INK)
+            colour_bar(drawing.figure, shown, ax, label, location="bottom", fraction=0.05, pad=0.02, aspect=18)
+    return drawing.png
 
 
 def loss_curves(history: Mapping[str, Sequence[float]], steps: Sequence[int], *, title: str = "Losses") -> bytes:
-    """Draw losses over steps, each with its running median over a twentieth of the run.
-
-    Parameters
-    ----------
-    history
-        Name → value at each step of `steps`; adversarial names of one generator pair belong to one call.
-    steps
-        Rising.
-    title
-        Above the plot.
-    """
-    with _figure((7.2, 3.8), 1, 1, title) as (_, axes, out):
-        ax = axes[0, 0]
-        for colour, name in zip(_colours(len(history)), history, strict=True):
-            values = np.asarray(history[name], dtype=np.float64)
-            width = max(1, len(values) // 20)
-            ax.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-            ax.plot(steps, _running_median(values, width), color=colour, linewidth=1.8, label=name)
-        positive = [v for series in history.values() for v in series if v > 0]
-        if positive and max(positive) / min(positive) > 200 and len(positive) == sum(map(len, history.values())):
-            ax.set_yscale("log")
-        _plain(ax, "step", "loss")
-        if history:
-            ax.legend(frameon=False, fontsize=8, ncols=2)
-    return out.getvalue()
+    """Draw losses over steps as PNG; see `ctmr.reports.charts.loss_chart`."""
+    return loss_chart(history, steps, title=title).png
 
 
 def image_grid(images: NDArray[Any], *, columns: Sequence[str] = (), title: str = "", phantom: bool = False) -> bytes:
@@ -168,69 +249,67 @@ def image_grid(images: NDArray[Any], *, columns: Sequence[str] = (), title: str 
     side = 1.7
     size = (side * count_c + 0.2, side * count_r * height / width + 0.75)
     window = GreyWindow("", -1.0, 1.0)
-    with _figure(size, count_r, count_c, _marked(title, phantom)) as (_, axes, out):
+    with light_box(size, count_r, count_c, title=marked(title, phantom)) as drawing:
         for r in range(count_r):
             for c in range(count_c):
-                _show(axes[r, c], images[r, c], window, 1.0, 1.0)
+                _show(drawing.axes[r, c], images[r, c], window, 1.0, 1.0)
                 if r == 0 and columns:
-                    axes[r, c].set_title(columns[c], fontsize=9, color=INK)
+                    drawing.axes[r, c].set_title(columns[c], fontsize=9, color=BOX_INK)
+    return drawing.png
+
+
+def sample_evolution(sheets: Sequence[bytes]) -> bytes:
+    """Put sample sheets of a training beside each other, two a row, in order; takes and returns PNG."""
+    from PIL import Image
+
+    opened = [Image.open(io.BytesIO(s)).convert("RGB") for s in sheets]
+    scaled = [i.resize((_SHEET_WIDTH_PX, round(i.height * _SHEET_WIDTH_PX / i.width)), Image.Resampling.LANCZOS)
+              for i in opened]  # fmt: skip
+    across, gap = min(2, len(scaled)), 12
+    cell = max(i.height for i in scaled)
+    down = math.ceil(len(scaled) / across)
+    board = Image.new("RGB", (across * (_SHEET_WIDTH_PX + gap) - gap, down * (cell + gap) - gap), BOX)
+    for k, image in enumerate(scaled):
+        board.paste(image, ((k % across) * (_SHEET_WIDTH_PX + gap), (k // across) * (cell + gap)))
+    out = io.BytesIO()
+    board.save(out, format="PNG", optimize=True)
     return out.getvalue()
 
 
-def preview_sheet(
-    slices: NDArray[Any], labels: Sequence[str], *, unit: Unit, title: str = "", phantom: bool = False, columns: int = 8
+def way_sheet(
+    ways: Sequence[tuple[str, Sequence[tuple[str, NDArray[Any], tuple[float, float]]]]],
+    *,
+    unit: Unit,
+    title: str = "",
+    phantom: bool = False,
 ) -> bytes:
-    """Draw a contact sheet of shard slices, each with its label.
+    """Draw images before, between and after the steps of preprocessing, one row an image.
 
     Parameters
     ----------
-    slices
-        ``[N, H, W]`` in physical units. HU are shown from -700 to 1700, others each in its own 0–99.5 percentile.
-    labels
-        N captions, such as subject and level.
+    ways
+        For each image its caption and its stations: caption, slice ``[H, W]`` in physical units and spacing (H, W).
+        Images may have unlike stations.
     unit
-        Of the slices.
-    title, phantom, columns
-        Above the sheet; sheets are this many pictures wide.
+        Of the slices. HU are shown from -700 to 1700, others each in its own 0.5–99.5 percentile.
+    title, phantom
+        Above the sheet.
     """
-    if slices.ndim != 3 or len(slices) != len(labels) or not len(slices):
-        raise ValueError(f"a sheet takes slices [N, H, W] and N labels, found {slices.shape} and {len(labels)} labels")
-    columns = min(columns, len(slices))
-    rows = math.ceil(len(slices) / columns)
-    side = 1.45
-    height = side * slices.shape[1] / slices.shape[2] + 0.2
-    with _figure((side * columns + 0.2, height * rows + 0.6), rows, columns, _marked(title, phantom)) as (_, axes, out):
-        for k, ax in enumerate(axes.flat):
-            if k >= len(slices):
+    if not ways or not all(stations for _, stations in ways):
+        raise ValueError("a sheet takes one image at least, and one station at least of each")
+    columns = max(len(stations) for _, stations in ways)
+    side = 2.1
+    size = (max(side * columns + 0.2, 0.075 * len(title)), (side + 0.3) * len(ways) + 0.6)
+    with light_box(size, len(ways), columns, title=marked(title, phantom)) as drawing:
+        for row, (label, stations) in zip(drawing.axes, ways, strict=True):
+            for ax in row[len(stations) :]:
                 ax.set_visible(False)
-                continue
-            window = BONE_WINDOW if unit is Unit.HU else _own_window(slices[k], None)
-            _show(ax, slices[k], window, 1.0, 1.0)
-            ax.set_title(labels[k], fontsize=6.5, color=MUTED, pad=2)
-    return out.getvalue()
-
-
-def tissue_figure(table: Mapping[TissueClass, TissueRow], *, title: str = "", phantom: bool = False) -> bytes:
-    """Draw each tissue's median HU, true and synthetic, the latter with its 10th to 90th percentile."""
-    names = [t for t in TissueClass if t in table]
-    with _figure((7.2, 0.52 * max(1, len(names)) + 1.5), 1, 1, _marked(title, phantom)) as (_, axes, out):
-        ax = axes[0, 0]
-        for y, tissue in enumerate(names):
-            row = table[tissue]
-            ax.plot([row.low, row.high], [y, y], color=ORANGE, alpha=0.35, linewidth=7, solid_capstyle="round")
-            ax.plot([row.truth, row.prediction], [y, y], color=MUTED, linewidth=1)
-            ax.scatter([row.truth], [y], s=64, facecolor="white", edgecolor=BLUE, linewidth=2, zorder=3)
-            ax.scatter([row.prediction], [y], s=46, color=ORANGE, zorder=4)
-            difference = row.prediction - row.truth
-            ax.annotate(f"{difference:+.0f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8,
-                        color=INK)  # fmt: skip
-        ax.scatter([], [], s=64, facecolor="white", edgecolor=BLUE, linewidth=2, label="true median")
-        ax.scatter([], [], s=46, color=ORANGE, label="synthetic median, 10th to 90th percentile")
-        ax.set_yticks(range(len(names)), [t.value for t in names], fontsize=9, color=INK)
-        ax.set_ylim(-0.7, len(names) - 0.3)
-        _plain(ax, "HU (the numbers on the right are synthetic - true)", "")
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
-    return out.getvalue()
+            for k, (ax, (station, values, spacing)) in enumerate(zip(row, stations, strict=False)):
+                window = BONE_WINDOW if unit is Unit.HU else _own_window(values, None)
+                _show(ax, values, window, 1.0, spacing[0] / spacing[1])
+                where = f"{label}\n{station}" if k == 0 else f"\n{station}"
+                ax.set_title(where, fontsize=6.5, color=BOX_MUTED, pad=2, loc="left")
+    return drawing.png
 
 
 def _sections(shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -240,8 +319,10 @@ def _sections(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [*((0, round(level * (shape[0] - 1))) for level in _AXIAL_LEVELS), (2, shape[2] // 2)]
 
 
-def _section_name(axis: int, index: int) -> str:
-    return f"sagittal, column {index}" if axis == 2 else f"axial, slice {index}"
+def _cut(volume: NDArray[Any], rows: Sequence[tuple[int, int]]) -> tuple[NDArray[Any], ...]:
+    """Sections as they are shown, cranial end up; copies, so that the volume can go."""
+    cuts = (np.take(volume, index, axis=axis) for axis, index in rows)
+    return tuple(np.array(np.flipud(cut) if axis == 2 else cut) for cut, (axis, _) in zip(cuts, rows, strict=True))
 
 
 def _own_window(volume: NDArray[Any], other: NDArray[Any] | None) -> GreyWindow:
@@ -250,61 +331,27 @@ def _own_window(volume: NDArray[Any], other: NDArray[Any] | None) -> GreyWindow:
     return GreyWindow("own range", float(low), float(high) if high > low else float(low) + 1.0)
 
 
+def _from_zero(values: NDArray[Any]) -> GreyWindow:
+    known = values[np.isfinite(values)]
+    high = float(np.percentile(known, 99)) if known.size else 1.0
+    return GreyWindow("", 0.0, high if high > 0 else 1.0)
+
+
 def _difference_limit(difference: NDArray[Any]) -> float:
     known = np.abs(difference[np.isfinite(difference)])
     return max(1.0, float(np.percentile(known, 99))) if known.size else 1.0
 
 
 def _show(ax: Axes, image: NDArray[Any], window: GreyWindow | None, limit: float, aspect: float) -> Any:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    bare(ax)
     if window is None:
-        ax.set_facecolor("#eceff2")
-        return ax.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect=aspect, interpolation="nearest")
+        return ax.imshow(image, cmap=_difference_colours(), vmin=-limit, vmax=limit, aspect=aspect,
+                         interpolation="nearest")  # fmt: skip
     return ax.imshow(image, cmap="gray", vmin=window.low, vmax=window.high, aspect=aspect, interpolation="nearest")
 
 
-def _plain(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlabel(x, fontsize=9, color=MUTED)
-    ax.set_ylabel(y, fontsize=9, color=MUTED)
-    ax.tick_params(labelsize=8, colors=MUTED)
-    ax.grid(color="#e4e7eb", linewidth=0.8)
-    ax.set_axisbelow(True)
-    for name, spine in ax.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color("#cbd2d9")
-    for label in ax.get_yticklabels():
-        label.set_color(INK)
+def _difference_colours() -> Any:
+    """Blue through black to red: no error is as dark as the light box, where white would outshine everything."""
+    from matplotlib.colors import LinearSegmentedColormap
 
-
-def _colours(count: int) -> list[str]:
-    return [PALETTE[k % len(PALETTE)] for k in range(count)]
-
-
-def _running_median(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    half = width // 2
-    return np.array([np.median(values[max(0, k - half) : k + half + 1]) for k in range(len(values))])
-
-
-def _marked(title: str, phantom: bool) -> str:
-    return " · ".join(part for part in (PHANTOM_NOTE if phantom else "", title) if part)
-
-
-@contextmanager
-def _figure(
-    size: tuple[float, float], rows: int, columns: int, title: str, height_ratios: Sequence[float] | None = None
-) -> Iterator[tuple[Figure, NDArray[Any], io.BytesIO]]:
-    """A figure without pyplot's global state, saved as PNG on leaving; equal data give equal bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as MatplotlibFigure
-
-    fig = MatplotlibFigure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    FigureCanvasAgg(fig)
-    axes = fig.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
-    if title:
-        fig.suptitle(title, fontsize=11, color=INK, fontweight="bold")
-    out = io.BytesIO()
-    yield fig, axes, out
-    fig.savefig(out, format="png", metadata={"Software": None})
+    return LinearSegmentedColormap.from_list("difference", ["#8ec9ff", "#2a7fd0", "#0d1116", "#d24b3e", "#ffb59e"])

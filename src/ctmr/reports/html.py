@@ -6,14 +6,30 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from ctmr.metrics.stats import MetricSummary, Summary
+from ctmr.metrics.stats import Summary
 from ctmr.metrics.tissue import TissueClass, TissueRow
 from ctmr.metrics.verdict import Verdict
-from ctmr.protocol import Metric
+from ctmr.protocol import CaseMetrics, Metric, Pairing, Protocol, require_same_protocol
+from ctmr.reports.compare import digits, interval_text, number_text, value_text
+from ctmr.volume import Direction, Unit
 
-_DIGITS = {Metric.MAE: 1, Metric.RMSE: 1, Metric.PSNR: 2, Metric.FID: 1,
-           Metric.MAE_BONE: 1, Metric.MAE_SOFT: 1, Metric.MAE_AIR: 1}  # fmt: skip
+MOST_CASES = 200
+_ARROWS = {True: "↑", False: "↓", None: ""}
+_NO_CASE_TABLE = (Pairing.LESION, Pairing.UNPAIRED_DISTRIBUTION)
+_HEADLINE = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM, Metric.NMI, Metric.KID, Metric.DICE_BONE)
+
+
+class Place(StrEnum):
+    """Section of the page that a figure belongs to."""
+
+    IMAGES = "images"
+    TISSUES = "tissues"
+    LESIONS = "lesions"
+    ROBUSTNESS = "robustness"
+    UNCERTAINTY = "uncertainty"
+    TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -26,10 +42,93 @@ class ReportFigure:
         PNG bytes.
     caption
         Below it; also its alternative text.
+    svg
+        Shown instead where given: markup made by `ctmr.reports.canvas`, which follows the page's theme.
+    place
+        Where it stands.
     """
 
     png: bytes
     caption: str
+    svg: str = ""
+    place: Place = Place.IMAGES
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """One lesion of the hallucination test; numbers in the target's unit."""
+
+    case: str
+    kind: str
+    radius_mm: float
+    signal: float
+    expected: float | None
+    cnr: float
+    kept: bool
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the true contrast that the translation shows."""
+        return None if not self.expected else self.signal / self.expected
+
+
+@dataclass(frozen=True)
+class LesionTable:
+    """The hallucination test of one direction.
+
+    Attributes
+    ----------
+    how
+        Where the lesions come from, in a few words.
+    unit
+        Of signals.
+    rows
+        Lesions that were asked for.
+    low, high
+        95 % interval of the share that was kept.
+    invented, false_findings
+        An image; ``None`` where not measured.
+    summary
+        Under protocol ``lesions``.
+    """
+
+    direction: Direction
+    how: str
+    unit: Unit
+    rows: Sequence[LesionRow]
+    low: float
+    high: float
+    invented: float | None
+    false_findings: float | None
+    summary: Summary
+
+    @property
+    def kept(self) -> int:
+        """Lesions that the translations show."""
+        return sum(r.kept for r in self.rows)
+
+
+@dataclass(frozen=True)
+class UncertaintyRow:
+    """One kind of uncertainty against the true error."""
+
+    name: str
+    spearman: float
+    low: float
+    high: float
+    area: float
+
+
+@dataclass(frozen=True)
+class OtherDirection:
+    """The direction that is not gated; `note` says why it was not measured, where it was not."""
+
+    direction: str
+    note: str = ""
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+    tissues: Mapping[TissueClass, TissueRow] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,11 +144,23 @@ class Report:
     summaries
         Protocol name → the model's summary.
     others
-        Name → protocol name → summary of what stands beside the model: trivial translators, warm-up alone, champion.
+        Name → protocol name → summary of what stands beside the model: trivial translators, champion.
+    cases
+        Protocol name → the model's cases.
+    words
+        The result in plain words, a sentence each.
     tissues
-        Pooled tissue table; empty without HU truth.
+        Pooled tissue table; empty without HU.
+    tissue_unit
+        Of its medians.
     warnings
         Sentences that fail nothing.
+    lesions
+        One a direction.
+    uncertainty, random_area
+        Kinds of uncertainty, and the area of one that says nothing.
+    other
+        The direction that is not gated.
     figures
         In order.
     lineage
@@ -62,70 +173,180 @@ class Report:
     verdict: Verdict
     summaries: Mapping[str, Summary]
     others: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
+    cases: Mapping[str, Sequence[CaseMetrics]] = field(default_factory=dict)
+    words: Sequence[str] = ()
     tissues: Mapping[TissueClass, TissueRow] = field(default_factory=dict)
+    tissue_unit: str = "HU"
     warnings: Sequence[str] = ()
+    lesions: Sequence[LesionTable] = ()
+    uncertainty: Sequence[UncertaintyRow] = ()
+    random_area: float = math.nan
+    other: OtherDirection | None = None
     figures: Sequence[ReportFigure] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
     phantom: bool = False
 
 
 @dataclass(frozen=True)
+class _Cell:
+    value: str
+    spread: str
+    interval: str
+    best: bool
+
+
+@dataclass(frozen=True)
 class _Table:
+    name: str
     protocol: str
+    metrics: list[tuple[str, str]]
+    rows: list[tuple[str, list[_Cell], str]]
+
+
+@dataclass(frozen=True)
+class _CaseTable:
+    protocol: str
+    sorted_by: str
     metrics: list[str]
-    rows: list[tuple[str, list[str], list[str], str]]
+    rows: list[tuple[str, str, list[str]]]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    label: str
+    value: str
+    interval: str
+    beside: str
+    protocol: str
 
 
 def render_report(report: Report) -> str:
     """Return the page as HTML; text is escaped, images are embedded, nothing is loaded."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("ctmr.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = _number
+    environment.tests["known"] = _known
+    environment.globals |= {
+        "number": number_text,
+        "known": _known,
+        "base64": lambda png: base64.b64encode(png).decode("ascii"),
+        "svg": Markup,
+        "tables": _tables,
+        "tissue_rows": lambda table: [(t.value, table[t]) for t in TissueClass if t in table],
+    }
+    of_images = {k: v for k, v in report.cases.items() if report.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
+    shown = {place.value: [f for f in report.figures if f.place is place] for place in Place}
     return environment.get_template("report.html.j2").render(
         report=report,
         verdict=report.verdict,
-        tables=[_table(name, report) for name in sorted(report.summaries)],
-        tissues=[(t.value, report.tissues[t]) for t in TissueClass if t in report.tissues],
-        figures=[(base64.b64encode(f.png).decode("ascii"), f.caption) for f in report.figures],
+        tiles=_tiles(report),
+        case_tables=[_case_table(name, rows) for name, rows in sorted(of_images.items()) if rows],
+        figures=shown,
     )
 
 
-def _table(name: str, report: Report) -> _Table:
-    own = report.summaries[name]
-    entries = [("this model", own), *((n, s[name]) for n, s in report.others.items() if name in s)]
+def count_text(mean: float) -> str:
+    """A mean of counts: decimals only where they say something."""
+    return f"{mean:.0f}" if mean >= 10 or mean == round(mean) else f"{mean:.1f}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _tables(summaries: Mapping[str, Summary], others: Mapping[str, Mapping[str, Summary]]) -> list[_Table]:
+    """One a protocol, fidelity first. The hallucination test has a section of its own."""
+    names = [n for n in sorted(summaries) if summaries[n].protocol.pairing is not Pairing.LESION]
+    names.sort(key=lambda n: not summaries[n].protocol.measures_fidelity)
+    return [_table(name, summaries[name], others) for name in names]
+
+
+def _table(name: str, own: Summary, others: Mapping[str, Mapping[str, Summary]]) -> _Table:
+    entries = [("this model", own), *((n, s[name]) for n, s in others.items() if name in s)]
+    protocol = require_same_protocol(s.protocol for _, s in entries)
     # The root says the same in a unit that people read, and the table fits the page.
-    shown = [m.value for m in Metric if m is not Metric.MSE]
-    metrics = [m for m in shown if any(m in s.metrics for _, s in entries)]
+    metrics = [m for m in Metric if m is not Metric.MSE and any(m in s.metrics for _, s in entries)]
+    best = {m: _best(m, [s for _, s in entries]) for m in metrics}
     rows = []
     for who, summary in entries:
-        found = [summary.metrics.get(m) for m in metrics]
-        values = [_value(m, f) for m, f in zip(metrics, found, strict=True)]
-        intervals = [_interval(m, f) for m, f in zip(metrics, found, strict=True)]
-        count = f"{summary.subjects} / {summary.cases}"
-        rows.append((who, values, intervals, count))
-    return _Table(own.protocol.describe(), metrics, rows)
+        cells = []
+        for m in metrics:
+            found = summary.metrics.get(m)
+            interval = "" if found is None else interval_text(m, protocol, found.low, found.high)
+            leads = found is not None and len(entries) > 1 and found.mean == best[m]
+            value, sign, spread = value_text(m, protocol, found).partition(" ± ")
+            cells.append(_Cell(value, f"± {spread}" if sign else "", interval, leads))
+        # A distribution is of all images at once.
+        whole = protocol.pairing is Pairing.UNPAIRED_DISTRIBUTION
+        rows.append((who, cells, "–" if whole else f"{summary.subjects} / {summary.cases}"))
+    return _Table(name, protocol.describe(), [(m.value, _ARROWS[m.higher_is_better]) for m in metrics], rows)
 
 
-def _value(metric: str, found: MetricSummary | None) -> str:
-    if found is None:
-        return "–"
-    digits = _DIGITS.get(Metric(metric), 3)
-    spread = "" if math.isnan(found.sd) else f" ± {_number(found.sd, digits)}"
-    return f"{_number(found.mean, digits)}{spread}"
+def _best(metric: Metric, summaries: Sequence[Summary]) -> float | None:
+    found = [m for s in summaries if (m := s.mean(metric)) is not None and not math.isnan(m)]
+    if not found or metric.higher_is_better is None:
+        return None
+    return max(found) if metric.higher_is_better else min(found)
 
 
-def _interval(metric: str, found: MetricSummary | None) -> str:
-    if found is None or math.isnan(found.low):
-        return ""
-    digits = _DIGITS.get(Metric(metric), 3)
-    return f"{_number(found.low, digits)} to {_number(found.high, digits)}"
+def _case_table(name: str, cases: Sequence[CaseMetrics]) -> _CaseTable:
+    """Cases of one protocol, the worst first."""
+    protocol = cases[0].protocol
+    metrics = [m for m in Metric if m is not Metric.MSE and any(m in c.values for c in cases)]
+    by = next((m for m in metrics if m.higher_is_better is not None), metrics[0])
+    sign = -1.0 if by.higher_is_better else 1.0
+
+    def badness(case: CaseMetrics) -> tuple[float, str]:
+        value = case.values.get(by)
+        return (-math.inf if value is None else sign * value, case.case)
+
+    ordered = sorted(cases, key=badness, reverse=True)
+    rows = [(c.case, c.subject, [_cell(m, protocol, c) for m in metrics]) for c in ordered[:MOST_CASES]]
+    return _CaseTable(
+        protocol.describe(), by.value, [m.value for m in metrics], rows, max(0, len(ordered) - MOST_CASES)
+    )  # fmt: skip
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:,.{digits}f}".replace(",", " ")
+def _cell(metric: Metric, protocol: Protocol, case: CaseMetrics) -> str:
+    return number_text(case.values.get(metric), digits(metric, protocol))
+
+
+def _tiles(report: Report) -> list[_Tile]:
+    """The numbers that people look for first, each with its protocol and the best of what stands beside the model."""
+    tiles: list[_Tile] = []
+    for name in sorted(report.summaries):
+        own = report.summaries[name]
+        for metric in _HEADLINE:
+            found = own.metrics.get(metric)
+            if found is None or any(t.label == metric.value for t in tiles):
+                continue
+            # A cycle's error would be taken for fidelity; its similarity is what gates read.
+            if own.protocol.pairing is Pairing.CYCLE and metric is not Metric.SSIM:
+                continue
+            rivals = {w: m for w, s in report.others.items() if name in s and (m := s[name].mean(metric)) is not None}
+            beside = ""
+            if rivals and metric.higher_is_better is not None:
+                who = (max if metric.higher_is_better else min)(sorted(rivals), key=lambda w: rivals[w])
+                beside = f"{who}: {_plain(metric, own.protocol, rivals[who])}"
+            interval = interval_text(metric, own.protocol, found.low, found.high)
+            unit = {Metric.MAE: f" {own.protocol.unit}", Metric.PSNR: " dB"}.get(metric, "")
+            tiles.append(
+                _Tile(metric.value, _plain(metric, own.protocol, found.mean) + unit, interval, beside, name)
+            )  # fmt: skip
+    tiles = tiles[:5]
+    if report.lesions and report.lesions[0].rows:
+        test = report.lesions[0]
+        counts = ((test.invented, "invented an image"), (test.false_findings, "false findings"))
+        said = ", ".join(f"{count_text(count)} {what}" for count, what in counts if count is not None)
+        interval = f"{100 * test.low:.0f} to {100 * test.high:.0f} %"
+        tiles.append(_Tile("lesions kept", f"{test.kept} of {len(test.rows)}", interval, said, "lesions"))
+    return tiles
+
+
+def _plain(metric: Metric, protocol: Protocol, value: float) -> str:
+    return number_text(value, digits(metric, protocol))

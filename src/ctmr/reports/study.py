@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ctmr.reports.figures import _colours, _figure, _plain
+from ctmr.reports.canvas import chart, colours, legend, plain_axes
 
 
 def trial_curves(curves: Mapping[str, Mapping[int, float]], *, best: str, label: str) -> bytes:
@@ -19,11 +19,11 @@ def trial_curves(curves: Mapping[str, Mapping[int, float]], *, best: str, label:
     label
         What the score is.
     """
-    with _figure((7.2, 3.8), 1, 1, "Tuning") as (_, axes, out):
-        ax = axes[0, 0]
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+    with chart((7.2, 3.8), title="Tuning") as drawing:
+        ax = drawing.axes[0, 0]
+        for colour, (name, points) in zip(colours(len(curves)), curves.items(), strict=True):
             width, text = (2.6, f"{name} (best)") if name == best else (1.3, name)
             ax.plot(list(points), list(points.values()), color=colour, linewidth=width, marker="o", label=text)
-        ax.legend(frameon=False, fontsize=9)
-        _plain(ax, "training step", label)
-    return out.getvalue()
+        legend(ax)
+        plain_axes(ax, "training step", label)
+    return drawing.png

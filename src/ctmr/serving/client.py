@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.imaging.served_path import finish, prepare
-from ctmr.normaliser import STORAGE_DTYPE
 from ctmr.serving.export import ServedSpec
 from ctmr.serving.model_repository import Part
+from ctmr.stored import STORAGE_DTYPE
 from ctmr.volume import Volume
 
 DEADLINE_S = 600.0

@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from ctmr.serving.model_repository import models
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
+PORT_ATTEMPTS = 3
 WHEEL = "nvidia-pytriton==0.7.0"
 
 
@@ -69,12 +71,15 @@ class Running:
         Model repository, absolute.
     ports
         Ports it got.
+    server_id
+        Name under which it answers, unlike any other server's.
     """
 
     pid: int
     started: int
     repository: str
     ports: Ports
+    server_id: str
 
     @property
     def endpoint(self) -> Endpoint:
@@ -122,7 +127,7 @@ class EmbeddedTriton:
         repository = repository.resolve()
         with self._lock():
             running = self.status()
-            if running is not None and _answers(running.ports):
+            if running is not None and _answers(running):
                 if running.repository == str(repository):
                     return running.endpoint
                 raise EnvironmentFault(
@@ -132,17 +137,25 @@ class EmbeddedTriton:
             root = _bundle()
             repository.mkdir(parents=True, exist_ok=True)
             self._assemble_backends(root)
-            chosen = _free_ports(ports or Ports())
-            running = self._spawn(root, repository, chosen)
-            self._write_record(running)
-            self._wait_until_ready(running, timeout_s)
-            return running.endpoint
+            for attempt in range(PORT_ATTEMPTS):
+                running = self._spawn(root, repository, _free_ports(ports or Ports()))
+                self._write_record(running)
+                if self._wait_until_ready(running, timeout_s):
+                    return running.endpoint
+                # Between the look for free ports and the server's own bind another one may have taken them.
+                if attempt + 1 == PORT_ATTEMPTS or not self._found_port_taken():
+                    break
+                self._clear(self.status())
+            last = self._last_log_line()
+            self._clear(self.status())
+            raise EnvironmentFault(f"Triton did not come up ({last}); its log is {self.log}")
 
     def status(self) -> Running | None:
         """Return the server if its process lives, else None."""
         try:
             tree = json.loads(self.record.read_text())
-            running = Running(tree["pid"], tree["started"], tree["repository"], Ports(**tree["ports"]))
+            ports, server_id = Ports(**tree["ports"]), tree["server_id"]
+            running = Running(tree["pid"], tree["started"], tree["repository"], ports, server_id)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         with contextlib.suppress(ChildProcessError):
@@ -201,8 +214,10 @@ class EmbeddedTriton:
 
     def _spawn(self, root: Path, repository: Path, ports: Ports) -> Running:
         server = str(root / "bin" / "tritonserver")
+        server_id = f"ctmr-{secrets.token_hex(8)}"
         argv = [
             server,
+            f"--id={server_id}",
             f"--model-repository={repository}",
             f"--backend-directory={self.backends}",
             "--model-control-mode=explicit",
@@ -242,24 +257,28 @@ class EmbeddedTriton:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
         )
-        return Running(pid, start_time(pid) or 0, str(repository), ports)
+        return Running(pid, start_time(pid) or 0, str(repository), ports, server_id)
 
     def _write_record(self, running: Running) -> None:
         temporary = self.record.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(running), indent=2) + "\n")
         temporary.replace(self.record)
 
-    def _wait_until_ready(self, running: Running, timeout_s: float) -> None:
+    def _wait_until_ready(self, running: Running, timeout_s: float) -> bool:
+        """Wait for the server; False when it has ended, or the time has."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if _answers(running.ports):
-                return
+            if _answers(running):
+                return True
             if self.status() is None:
-                break
+                return False
             time.sleep(0.05)
-        last = self._last_log_line()
-        self._clear(self.status())
-        raise EnvironmentFault(f"Triton did not come up ({last}); its log is {self.log}")
+        return False
+
+    def _found_port_taken(self) -> bool:
+        with contextlib.suppress(OSError):
+            return "already in use" in self.log.read_text(errors="replace")
+        return False
 
     def _last_log_line(self) -> str:
         with contextlib.suppress(OSError):
@@ -311,12 +330,16 @@ def _hold(held: contextlib.ExitStack, port: int, taken: Sequence[int]) -> int:
     raise EnvironmentFault(f"no free port was found on {LOOPBACK} besides {list(taken)}; end some servers")
 
 
-def _answers(ports: Ports) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK, ports.http, timeout=2)
+def _answers(running: Running) -> bool:
+    """True when the server is ready; another one that took its port answers under another name."""
+    connection = http.client.HTTPConnection(LOOPBACK, running.ports.http, timeout=2)
     try:
+        connection.request("GET", "/v2")
+        if json.loads(connection.getresponse().read())["name"] != running.server_id:
+            return False
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False
     finally:
         connection.close()

@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import InputError
-from ctmr.normaliser import STORAGE_DTYPE
 from ctmr.serving.export import MAX_BATCH, ServedSpec
+from ctmr.stored import STORAGE_DTYPE
 from ctmr.volume import Direction, Unit
 
 GENERATOR_QUEUE = 256

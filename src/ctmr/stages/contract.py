@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ctmr.digest import PROVENANCE, content_digest, tree_digest
+from ctmr.digest import PROVENANCE, content_digest, file_digest, tree_digest
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.home import Code, Home
 from ctmr.recipe import Recipe, section_digest
@@ -71,6 +71,10 @@ def _always(context: Context) -> bool:
     return True
 
 
+def _none(recipe: Recipe) -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One of the eight stages.
@@ -92,6 +96,8 @@ class Stage:
         the finished output.
     version
         Raised when the stage's code changes what it would write.
+    files
+        Recipe key → file outside the pipeline that it names. The file's bytes count, not only its name.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Stage:
     side_effects: bool = False
     still_true: Callable[[Context], bool] = _always
     version: int = 1
+    files: Callable[[Recipe], Mapping[str, str]] = _none
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,8 @@ class Place:
     key
         sha256 over `parts`.
     parts
-        What the stage's output depends on: its version, and digests of recipe sections, inputs and options.
+        What the stage's output depends on: its version, and digests of recipe sections, inputs, files that the recipe
+        names, and options.
     work
         Work folder; may not exist yet.
     """
@@ -159,7 +167,7 @@ def locate(
     Raises
     ------
     InputError
-        A missing or unknown input or option.
+        A missing or unknown input or option, or a file that the recipe names and that is not there.
     """
     options = dict(options or {})
     for given, declared, what in ((inputs, stage.takes, "input"), (options, stage.options, "option")):
@@ -174,10 +182,15 @@ def locate(
             raise InputError(
                 f"stage {stage.name}: its input {name} is not at {path}; run the stage that makes it first"
             )
+    files = {key: Path(name) for key, name in sorted(stage.files(recipe).items())}
+    for key, path in files.items():
+        if not path.is_file():
+            raise InputError(f"{key} names {path}, and there is no such file; give the path of a file, or null")
     parts = {
         "version": str(stage.version),
         **{f"recipe.{section}": section_digest(recipe, (section,)) for section in stage.sections},
         **{f"input {name}": content_digest(path) for name, path in sorted(inputs.items())},
+        **{f"file {key}": file_digest(path) for key, path in files.items()},
         **{f"option {name}": value for name, value in sorted(options.items())},
     }
     key = tree_digest({"stage": stage.name, **parts})

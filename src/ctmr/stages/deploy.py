@@ -140,8 +140,9 @@ class _Golden:
                     Column.MODALITY: str(stored["modality"]),
                     Column.SUBJECT: str(stored["subject"]),
                     Column.SEQUENCE: "",
+                    Column.UNEVEN_LIMIT: float(limit),
                 }
-                for p, f in zip(stored["paths"], stored["formats"], strict=True)
+                for p, f, limit in zip(stored["paths"], stored["formats"], stored["uneven_limits"], strict=True)
             ]
             return _Golden(str(stored["case"]), [images.read(raw, row) for row in rows], stored["answer"])
 

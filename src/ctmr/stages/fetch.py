@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ctmr.datasets import naming
+from ctmr.datasets.dicom import not_an_image, quiet_pydicom
+from ctmr.datasets.remaining import remaining
 from ctmr.digest import file_digest
-from ctmr.errors import CtmrError, InputError
+from ctmr.errors import CtmrError, InputError, visible
 from ctmr.manifest import INVENTORY_COLUMNS, Column, Split
 from ctmr.stages import images
 from ctmr.stages.contract import Context, Stage
 from ctmr.storage import Source, materialise
-from ctmr.volume import Unit, Volume
+from ctmr.volume import UNEVEN_LIMIT, Unit, Volume
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -42,15 +47,17 @@ def run(context: Context) -> dict[str, Any]:
         )
     rows = []
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        done = pool.map(describe, [raw] * len(entries), entries, chunksize=max(1, min(32, len(entries) // 8)))
+        look = partial(describe, uneven_limit=context.recipe.fetch.uneven_limit)
+        done = pool.map(look, [raw] * len(entries), entries, chunksize=max(1, min(32, len(entries) // 8)))
         for k, row in enumerate(done):
             rows.append(row)
             if k % 20 == 0 or k + 1 == len(entries):
                 context.report(f"read {k + 1} of {len(entries)} images", 0.2 + 0.8 * (k + 1) / len(entries))
     table = pd.DataFrame(rows, columns=list(INVENTORY_COLUMNS)).sort_values(Column.IMAGE.value, ignore_index=True)
     table.to_parquet(context.out / "inventory.parquet", index=False)
-    unreadable = int((table[Column.ERROR] != "").sum())
-    return {**source.dataset.to_json(), "images": len(table), "unreadable": unreadable}
+    unreadable, left_out = (int((table[c] != "").sum()) for c in (Column.ERROR, Column.NO_IMAGE))
+    counts = {"images": len(table) - left_out, "unreadable": unreadable, "left_out": left_out}
+    return {**source.dataset.to_json(), **counts}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Entry:
     Attributes
     ----------
     path
-        Folder of a DICOM series (``folder#uid`` where a folder holds several), file otherwise.
+        Folder of a DICOM series (``folder#key`` where it holds more than that series), file otherwise; as it stands in
+        the inventory.
     error
         Why it cannot even be opened; empty for all others.
     """
@@ -72,56 +80,88 @@ class Entry:
 
 
 def find_images(raw: Path) -> list[Entry]:
-    """Return every image below `raw`; files that are neither DICOM, NIfTI nor picture are left alone."""
+    """Return every image below `raw`; masks, and files that are neither DICOM, NIfTI nor picture, are left alone."""
     from ctmr.io import FORMATS, dicom
 
     found = []
     for file in sorted(p for p in raw.rglob("*") if p.is_file()):
         for kind in ("raster", "nifti"):
-            if file.name.lower().endswith(FORMATS[kind]):
-                relative = file.relative_to(raw).as_posix()
-                found.append(Entry(relative, kind, (relative,)))
+            if file.name.lower().endswith(FORMATS[kind]) and not naming.is_mask(Path(file.name)):
+                found.append(_entry(raw, file, kind, [file]))
     series = dicom.group_series(raw)
-    folders = Counter(files[0].parent for files in series.values())
-    for uid, files in sorted(series.items()):
-        where = files[0].parent.relative_to(raw).as_posix()
-        path = where if folders[files[0].parent] == 1 else f"{where}#{uid}"
-        found.append(Entry(path, "dicom", tuple(f.relative_to(raw).as_posix() for f in files)))
+    parents = {key: {f.parent for f in files} for key, files in series.items()}
+    # A folder names its series only when nothing else in it is DICOM.
+    used = Counter(folder for folders in parents.values() for folder in folders)
+    used.update(file.parent for file in series.unreadable)
+    for key, files in sorted(series.items()):
+        folder = Path(os.path.commonpath(parents[key]))
+        alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.name
+        found.append(_entry(raw, folder, "dicom", files, key="" if alone else key))
     for file, reason in sorted(series.unreadable.items()):
-        relative = file.relative_to(raw).as_posix()
-        found.append(Entry(relative, "dicom", (relative,), reason))
+        found.append(_entry(raw, file, "dicom", [file], error=reason))
     return found
 
 
-def describe(raw: Path, entry: Entry) -> dict[str, Any]:
-    """Return the inventory row of one image."""
-    path, kind, files = entry.path, entry.format, entry.files
+def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = "", error: str = "") -> Entry:
+    """Return an entry with relative paths; one whose path is not UTF-8 cannot be named in tables, so it is an error."""
+    relative = path.relative_to(raw).as_posix() + (f"#{key}" if key else "")
+    shown = visible(relative)
+    if shown != relative:
+        error = error or f"the name {shown} is not UTF-8, so no table can hold it; rename it"
+    return Entry(shown, kind, tuple(f.relative_to(raw).as_posix() for f in files), error)
+
+
+def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dict[str, Any]:
+    """Return the inventory row of one image; what is wrong with it stands in `Column.ERROR`."""
+    path, kind = entry.path, entry.format
     row: dict[str, Any] = dict.fromkeys(INVENTORY_COLUMNS, "")
     numbers = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM, Column.MINIMUM, Column.MAXIMUM)
     row.update(dict.fromkeys(numbers, float("nan")))
     row.update({Column.DEPTH: 0, Column.HEIGHT: 0, Column.WIDTH: 0})
-    clean = path.partition("#")[0]
-    row.update({Column.IMAGE: path, Column.PATH: path, Column.FORMAT: kind, Column.SHA256: _digest(raw, files)})
-    parts = {w for w in Path(clean).parent.parts if w}
-    row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in parts), "")
+    row.update({Column.IMAGE: path, Column.PATH: path, Column.FORMAT: kind, Column.UNEVEN_LIMIT: uneven_limit})
+    place = Path(path.rpartition("#")[0] if kind == "dicom" and "#" in path else path)
+    folders = place.parts if (raw / place).is_dir() else place.parent.parts
+    row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in folders), "")
     try:
+        row[Column.SHA256] = _digest(raw, entry.files)
         if entry.error:
             raise InputError(entry.error)
         if kind != "dicom":
-            row[Column.MODALITY] = images.modality_of(Path(clean)).value
-            row[Column.SEQUENCE] = images.sequence_of(Path(clean)) or ""
-            row[Column.SUBJECT] = clean if kind == "raster" else _nifti_subject(Path(clean))
+            row[Column.MODALITY] = naming.modality_of(place).value
+            row[Column.SEQUENCE] = naming.sequence_of(place) or ""
+            row[Column.SUBJECT] = naming.subject_of(place, picture=kind == "raster")
+        elif reason := _no_image(raw / entry.files[0]):
+            row[Column.NO_IMAGE] = reason
+            return {str(k): v for k, v in row.items()}
+        row[Column.MASK] = _mask_of(raw, place) if kind != "raster" else ""
+        row[Column.IDENTITY] = ";".join(remaining(kind, [raw / f for f in entry.files]))
         row.update(_measurements(images.read(raw, row), kind))
-    except CtmrError as error:
-        row[Column.ERROR] = str(error).replace(str(raw) + "/", "")
+    except (CtmrError, OSError, MemoryError) as error:
+        # One file that a disk or the memory fails on is as bad as a damaged one, and as little a reason to stop.
+        reason = str(error) if isinstance(error, CtmrError) else f"{path} cannot be read ({error or 'no memory'})"
+        row[Column.ERROR] = reason.replace(str(raw) + "/", "")
     return {str(k): v for k, v in row.items()}
 
 
-def _nifti_subject(relative: Path) -> str:
-    """The folder names the patient when there is one a patient (SynthRAD's layout), else the file does."""
-    folder = relative.parent.name
-    generic = {"ct", "mr", "mri", "t1", "t2", "", *(s.value for s in Split)}
-    return relative.name.split(".")[0] if folder.lower() in generic else folder
+def _no_image(file: Path) -> str:
+    from ctmr.io import dicom
+
+    with quiet_pydicom():
+        return not_an_image(dicom.read_header(file))
+
+
+def _mask_of(raw: Path, place: Path) -> str:
+    """Return the mask beside an image: ``<image>_mask``, else ``mask``, which belongs to every image of its folder."""
+    from ctmr.io import FORMATS
+
+    folder = raw / place.parent
+    suffixes = FORMATS["nifti"]
+    masks = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
+    for name in (place.name.partition(".")[0].lower(), ""):
+        found = [p for p in masks if re.sub(r"[_-]?mask", "", p.name.partition(".")[0].lower()) == name]
+        if len(found) == 1 and visible(found[0].name) == found[0].name:
+            return found[0].relative_to(raw).as_posix()
+    return ""
 
 
 def _measurements(volume: Volume, kind: str) -> dict[str, Any]:
@@ -135,6 +175,7 @@ def _measurements(volume: Volume, kind: str) -> dict[str, Any]:
         Column.MINIMUM: float(volume.array.min()),
         Column.MAXIMUM: float(volume.array.max()),
         Column.PERCEPTUAL_HASH: perceptual_hash(volume),
+        Column.NOTES: "; ".join(volume.notes),
     }
     if kind == "dicom":
         out[Column.SUBJECT] = volume.subject
@@ -164,4 +205,4 @@ def _digest(raw: Path, files: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(sorted(file_digest(raw / f) for f in files)).encode()).hexdigest()
 
 
-STAGE = Stage("fetch", takes={}, options=("dataset",), sections=(), run=run)
+STAGE = Stage("fetch", takes={}, options=("dataset",), sections=("fetch",), run=run, version=3)

@@ -1,106 +1,229 @@
-"""The held-out test: every image of it translated, brought back to its native voxels and measured."""
+"""The held-out test: its images as a client would send them, their truth, and the way back onto native voxels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.data.shards import Shard, pairs, read_shard
-from ctmr.errors import InputError
-from ctmr.grid import OUTSIDE_VALUE, Grid
+from ctmr.data.shards import Shard, pairs, read_head, read_shard
+from ctmr.grid import OUTSIDE_VALUE, Grid, Registration
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to
 from ctmr.imaging.served_path import ServedPlacement, finish, prepare
-from ctmr.manifest import Column, Split
-from ctmr.normaliser import to_storage
-from ctmr.protocol import CaseMetrics, Mask, protocol
-from ctmr.recipe import Recipe
+from ctmr.manifest import PHANTOM_PREFIX, Column, Split
 from ctmr.stages import images
-from ctmr.stages.model_folder import Description, load_generator, load_translator
-from ctmr.stages.scoring import unit_interval
-from ctmr.stages.translation import cycle_slices, translate_array
-from ctmr.volume import Direction, Unit, Volume
+from ctmr.stages.truth import SAME_PLACE_MM, Truth, no_mask, place
+from ctmr.stored import to_storage
+from ctmr.volume import Direction, Modality, Unit, Volume
 
-if TYPE_CHECKING:
-    from ctmr.metrics.tissue import TissueTable
-
-Cases = dict[str, list[CaseMetrics]]
-Tell = Callable[[str, float | None], None]
+PICTURE_FIELD_OF_VIEW_MM = 240.0
+"""Taken for the height of a picture, which has no geometry."""
+READ_CACHE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Golden:
-    """One held-out case with evaluate's own answer.
+class AsTrained:
+    """A held-out source image as preprocessing left it.
 
     Attributes
     ----------
-    answer
-        ``[D, H, W]`` on the native voxels, storage type of the target unit.
-    paths, formats
-        Of each source channel, relative to ``raw/``.
+    array
+        ``[C, D, H, W]``.
+    affine
+        Where it lies; a registration may have moved it. ``None`` for pictures.
+    truth
+        The truth beside it, where there is one that compares.
     """
 
-    case: str
-    subject: str
-    paths: tuple[str, ...]
-    formats: tuple[str, ...]
-    answer: NDArray[Any]
+    array: NDArray[Any]
+    affine: NDArray[np.float64] | None
+    truth: Truth | None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out source image on the grid, and its truth where there is one."""
+    """One held-out source image on the model's grid, by the served path.
+
+    Attributes
+    ----------
+    name, subject
+        Identifiers.
+    volumes
+        Native image of each channel.
+    rows
+        Their rows of the manifest.
+    array
+        ``[C, D, H, W]``, as the model takes it.
+    placement
+        The way back.
+    as_trained
+        The same image with the training-only steps too; ``None`` where none is for this modality.
+    truth
+        The same subject's target image, where there is one that compares.
+    level
+        `ShardVolume.level`.
+    """
 
     name: str
     subject: str
     volumes: list[Volume]
+    rows: list[Mapping[str, Any]]
     array: NDArray[Any]
     placement: ServedPlacement
-    rows: list[Mapping[str, Any]]
-    truth: Volume | None
+    as_trained: AsTrained | None
+    truth: Truth | None
     level: float
+    direction: Direction
+    target_unit: Unit
+    grid: Grid
 
-    @property
+    @cached_property
     def head(self) -> NDArray[np.bool_]:
         """Head mask of the source on the grid, as preprocessing makes it."""
-        find = head_mask_ct if self.volumes[0].unit is Unit.HU else head_mask_grey
-        return find(self.array[0])
+        return self.head_of(self.array)
+
+    def head_of(self, array: NDArray[Any]) -> NDArray[np.bool_]:
+        """Head mask of an image ``[C, D, H, W]`` in the unit of this case's source."""
+        return head_mask_ct(array[0]) if self.volumes[0].unit is Unit.HU else head_mask_grey(array[0])
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the voxels on the grid; a picture's field of view is taken to be 240 mm high."""
+        affine = self.placement.grid_affine
+        if affine is None:
+            edge = PICTURE_FIELD_OF_VIEW_MM / self.array.shape[2]
+            return edge, edge, edge
+        d, h, w = np.linalg.norm(affine[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+    @property
+    def slice_axis(self) -> int | None:
+        """Axis of the truth along which the model's slices are stacked; ``None`` without truth or geometry."""
+        grid = self.placement.grid_affine
+        if self.truth is None or grid is None:
+            return None
+        truth = self.truth.moved.require_affine()[:3, :3]
+        return int(np.abs((truth / np.linalg.norm(truth, axis=0)).T @ grid[:3, 0]).argmax())
+
+    def native(self, made: NDArray[np.float32]) -> Volume:
+        """Round a translation ``[D, H, W]`` as the served model does, then bring it back onto native voxels."""
+        stored = to_storage(made, self.target_unit)
+        return finish(stored, self.placement, modality=self.direction.target, unit=self.target_unit)
+
+    def native_as_trained(self, made: NDArray[np.float32]) -> Volume:
+        """Round the translation of `as_trained`; it stays on the grid where a registration has moved the image."""
+        trained, here = self.as_trained, self.placement.grid_affine
+        assert trained is not None
+        stays = made.shape == self.array.shape[1:]
+        if trained.affine is not None and here is not None:
+            stays = stays and np.allclose(trained.affine, here, atol=SAME_PLACE_MM)
+        if stays:
+            return self.native(made)
+        stored = to_storage(made, self.target_unit)
+        return Volume(stored, trained.affine, self.direction.target, self.target_unit, subject=self.subject)
+
+    def prepared(self, volume: Volume) -> NDArray[Any]:
+        """Bring another image on this case's native voxels onto the grid, ``[D, H, W]``."""
+        array: NDArray[Any] = prepare([volume], self.grid)[0][0]
+        return array
+
+    def on_grid(self, truth: Truth) -> NDArray[Any]:
+        """Bring a truth onto the voxels of `array`, ``[D, H, W]``."""
+        array, placement = prepare([truth.moved], self.grid)
+        there, here = placement.grid_affine, self.placement.grid_affine
+        if there is None or here is None or (
+            array.shape[1:] == self.array.shape[1:] and np.allclose(there, here, atol=SAME_PLACE_MM)
+        ):  # fmt: skip
+            alike: NDArray[Any] = array[0]
+            return alike
+        d, h, w = self.array.shape[1:]
+        on_its_grid = truth.volume.with_array(array[0], there)
+        return resample_to(on_its_grid, here, (d, h, w), outside=OUTSIDE_VALUE[truth.volume.unit])
+
+
+class Reader:
+    """Reads native images; the latest stay in memory, up to a number of bytes that does not grow with the test.
+
+    Parameters
+    ----------
+    raw
+        Folder that paths are relative to.
+    rows
+        Path → row of the manifest.
+    """
+
+    def __init__(self, raw: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        self.raw, self.rows = raw, rows
+        self._kept: dict[str, Volume] = {}
+
+    def __call__(self, path: str) -> Volume:
+        """Read one image."""
+        volume = self._kept.pop(path, None)
+        if volume is None:
+            volume = images.read(self.raw, self.rows[path])
+        self._kept[path] = volume
+        while sum(v.array.nbytes for v in self._kept.values()) > READ_CACHE_BYTES:
+            del self._kept[next(iter(self._kept))]
+        return volume
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test split of one direction."""
+    """The test split of one direction. Only tables and the latest few images are kept in memory.
 
-    raw: Path
-    rows: Mapping[str, Mapping[str, Any]]
+    Attributes
+    ----------
+    pairs
+        Index of a source volume → index of its truth; empty where no protocol compares the target's unit.
+    partners
+        The same, whatever the unit.
+    phantom
+        All subjects are phantoms.
+    placed
+        Where truths lie beside their sources, as far as it was found by registration.
+    """
+
+    read: Reader
     shards: Path
     source: Shard
     target: Shard
     grid: Grid
     direction: Direction
     pairs: Mapping[int, int]
+    partners: Mapping[int, int]
     phantom: bool
+    placed: dict[tuple[int, bool], NDArray[np.float64]] = field(default_factory=dict)
 
     @staticmethod
-    def open(inputs: Mapping[str, Path], recipe: Recipe, grid: Grid, direction: Direction) -> HeldOut:
+    def open(inputs: Mapping[str, Path], grid: Grid, direction: Direction) -> HeldOut:
         """Open the test shards and find the pairs."""
         import pandas as pd
 
         shards = inputs["preprocessed"] / "shards"
-        source, target = (read_shard(shards, Split.TEST, m) for m in (direction.source, direction.target))
+        source, target = (read_shard(shards, Split.TEST, m, heads=False) for m in (direction.source, direction.target))
         rows = {str(r[Column.PATH]): r for r in images.rows(pd.read_parquet(inputs["manifest"]))}
-        found = dict(pairs(source, target)) if target.unit in (Unit.HU, Unit.GREY8) else {}
-        phantom = all(v.subject.startswith("phantom-") for v in source.volumes)
-        return HeldOut(inputs["raw"], rows, shards, source, target, grid, direction, found, phantom)
+        return _held_out(Reader(inputs["raw"], rows), shards, source, target, grid, direction)
+
+    def turned(self, direction: Direction) -> HeldOut:
+        """Return the same test seen from a direction."""
+        if direction is self.direction:
+            return self
+        return _held_out(self.read, self.shards, self.target, self.source, self.grid, direction)
+
+    @property
+    def differs_as_trained(self) -> bool:
+        """True when training images of the source went through steps that a client does not run."""
+        return any(not s.served and s.modality is self.direction.source for s in self.grid.image_steps)
 
     @property
     def has_pairs(self) -> bool:
-        """True when some subject has source and truth on one grid."""
+        """True when some subject has source and truth on one grid, in a unit that a protocol compares."""
         return bool(self.pairs)
 
     @property
@@ -108,217 +231,99 @@ class HeldOut:
         """Unit of the truth."""
         return self.target.unit
 
-    def indices(self, recipe: Recipe) -> list[int]:
-        """Return which source volumes are measured: all pairs, or at most the recipe's number of unpaired ones."""
-        if self.pairs:
-            return sorted(self.pairs)
-        count = min(len(self.source.volumes), recipe.evaluate.max_unpaired_images)
-        return sorted({int(k) for k in np.linspace(0, len(self.source.volumes) - 1, count).round()})
+    def indices(self, most: int) -> list[int]:
+        """Return which source volumes are measured: all pairs, or at most `most` unpaired ones, evenly spaced."""
+        return sorted(self.pairs) if self.pairs else spread(range(len(self.source.volumes)), most)
 
     def case(self, index: int) -> Case:
         """Read a source image, and its truth, from the raw data."""
         entry = self.source.volumes[index]
-        rows = [self.rows[p] for p in entry.paths]
-        volumes = [images.read(self.raw, row) for row in rows]
+        rows = [self.read.rows[p] for p in entry.paths]
+        volumes = [self.read(p) for p in entry.paths]
         array, placement = prepare(volumes, self.grid)
-        truth = None
-        if index in self.pairs:
-            truth = images.read(self.raw, self.rows[self.target.volumes[self.pairs[index]].paths[0]])
-        return Case(entry.image, entry.subject, volumes, array, placement, rows, truth, entry.level)
+        truth = self.truth(index) if index in self.pairs else None
+        level = entry.level if array.shape[1] == entry.count else -(array.shape[1] - 1) / 2
+        return Case(
+            entry.image, entry.subject, volumes, rows, array, placement, self._as_trained(index, truth), truth, level,
+            self.direction, self.target_unit, self.grid,
+        )  # fmt: skip
+
+    def truth(self, index: int) -> Truth:
+        """Read the target image of a source volume's subject from the raw data."""
+        target, source = (self.read(p) for p in self._paths(index))
+        return Truth(target, source, self._placed(index, target, source), partial(self._given_mask, index))
+
+    def require_mask(self, index: int) -> None:
+        """Raise InputError when no mask came with a pair's target, and none with its source."""
+        if not any(self.read.rows[path][Column.MASK] for path in self._paths(index)):
+            raise no_mask(self._paths(index)[0])
+
+    def _given_mask(self, index: int, like: Volume) -> NDArray[np.bool_]:
+        """Read the mask beside the target image, else beside the source image, of a pair."""
+        found = (images.read_mask(self.read.raw, self.read.rows[p], like) for p in self._paths(index))
+        mask = next((m for m in found if m is not None), None)
+        if mask is None:
+            raise no_mask(self._paths(index)[0])
+        return mask
+
+    def _paths(self, index: int) -> tuple[str, str]:
+        """Target and source of a pair."""
+        return self.target.volumes[self.partners[index]].paths[0], self.source.volumes[index].paths[0]
+
+    def _as_trained(self, index: int, truth: Truth | None) -> AsTrained | None:
+        if not self.differs_as_trained:
+            return None
+        entry, array = self.source.volumes[index], self.source.volume(index)
+        if entry.affine is None:
+            return AsTrained(array, None, truth)
+        affine = np.asarray(entry.affine, dtype=np.float64)
+        moved = any(s.modality is self.direction.source for s in self._registrations)
+        if truth is not None and moved:
+            source = Volume(np.array(array[0]), affine, self.direction.source, self.source.unit, subject=entry.subject)
+            truth = replace(truth, placed=self._placed(index, truth.volume, source, trained=True))
+        return AsTrained(array, affine, truth)
+
+    @property
+    def _registrations(self) -> list[Registration]:
+        return [s for s in self.grid.image_steps if isinstance(s, Registration)]
+
+    def _placed(
+        self, index: int, truth: Volume, source: Volume, *, trained: bool = False
+    ) -> NDArray[np.float64] | None:
+        """Where a truth lies beside a source: as the files say, unless preprocessing registers images."""
+        if truth.affine is None or not self._registrations:
+            return truth.affine
+        of_source = self.source.volumes[index].alignment
+        of_target = self.target.volumes[self.partners[index]].alignment
+        if of_target is not None:
+            return _affine(np.linalg.inv(of_target) @ truth.affine)
+        if of_source is not None:
+            return truth.affine if trained else _affine(np.asarray(of_source) @ truth.affine)
+        if (index, trained) not in self.placed:
+            self.placed[index, trained] = place(truth, source, self._registrations[0])
+        return self.placed[index, trained]
+
+    def head_slice(self, index: int, level: int) -> NDArray[np.bool_]:
+        """Read the head mask ``[H, W]`` of one slice of a source volume, as preprocessing found it."""
+        return read_head(self.shards, Split.TEST, self.source, self.source.volumes[index].first + level)
+
+    def training(self, modality: Modality) -> Shard:
+        """Open a training shard."""
+        return read_shard(self.shards, Split.TRAIN, modality)
 
 
-@dataclass
-class Measured:
-    """What one model did on the held-out test."""
-
-    cases: Cases = field(default_factory=dict)
-    tissues: TissueTable = field(default_factory=dict)
-    alarm: str | None = None
-    warnings: tuple[str, ...] = ()
-    golden: Golden = field(default=None)  # type: ignore[assignment]
-    picture: bytes = b""
-    picture_caption: str = ""
-
-    def tissues_as_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        from ctmr.metrics.tissue import table_to_dict
-
-        return table_to_dict(self.tissues)
+def _affine(matrix: NDArray[Any]) -> NDArray[np.float64]:
+    return matrix.astype(np.float64)
 
 
-def measure(held: HeldOut, model: Path, recipe: Recipe, tell: Tell) -> Measured:
-    """Translate and measure the held-out test with the model of a folder."""
-    from ctmr.metrics.tissue import order_alarm, order_warnings, pool_tables, tissue_table
-
-    translator = load_translator(model, held.direction)
-    out = Measured()
-    tables = []
-    indices = held.indices(recipe)
-    for k, index in enumerate(indices):
-        case = held.case(index)
-        made = translate_array(translator, case.array)
-        native = _native(made, case, held)
-        if out.golden is None:
-            out.golden = Golden(
-                case.name,
-                case.subject,
-                tuple(str(r[Column.PATH]) for r in case.rows),
-                tuple(str(r[Column.FORMAT]) for r in case.rows),
-                native.array,
-            )
-        if case.truth is not None:
-            truth, prediction = _on_one_grid(case.truth, native)
-            _paired(out.cases, prediction, truth, case, held, recipe)
-            if held.target_unit is Unit.HU:
-                tables.append(tissue_table(prediction, truth, head_mask_ct(truth)))
-        if not out.picture:
-            out.picture, out.picture_caption = _picture(case, native, held)
-        tell(f"measured {k + 1} of {len(indices)} held-out images", (k + 1) / len(indices))
-    out.tissues = pool_tables(tables)
-    out.alarm = order_alarm(out.tissues) if out.tissues else None
-    out.warnings = order_warnings(out.tissues) if out.tissues else ()
-    if not held.has_pairs:
-        _unpaired(out.cases, held, model, recipe, indices)
-    return out
+def _held_out(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> HeldOut:
+    partners = dict(pairs(source, target))
+    comparable = partners if target.unit in (Unit.HU, Unit.GREY8) else {}
+    phantom = all(v.subject.startswith(PHANTOM_PREFIX) for v in source.volumes)
+    return HeldOut(read, shards, source, target, grid, direction, comparable, partners, phantom)
 
 
-def measure_trivial(held: HeldOut, recipe: Recipe) -> dict[str, Cases]:
-    """Measure every trivial translator that saw no pairs; empty without pairs, where nothing can be compared."""
-    from ctmr.metrics.trivial import fit_trivial
-
-    if not held.has_pairs:
-        return {}
-    source, target = (read_shard(held.shards, Split.TRAIN, m) for m in (held.direction.source, held.direction.target))
-    fitted = fit_trivial(source, target, held.direction)
-    out: dict[str, Cases] = {name: {} for name in fitted}
-    for index in held.indices(recipe):
-        case = held.case(index)
-        assert case.truth is not None
-        for name, translator in fitted.items():
-            native = _native(translator(case.array, case.head, first_level=case.level), case, held)
-            truth, prediction = _on_one_grid(case.truth, native)
-            _paired(out[name], prediction, truth, case, held, recipe)
-    return out
-
-
-def _native(made: NDArray[np.float32], case: Case, held: HeldOut) -> Volume:
-    """Round as the served model does, then go back to the native voxels."""
-    stored = to_storage(made, held.target_unit)
-    return finish(stored, case.placement, modality=held.direction.target, unit=held.target_unit)
-
-
-def _on_one_grid(truth: Volume, made: Volume) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return truth and translation on the truth's voxels."""
-    same = truth.affine is None or (
-        made.affine is not None
-        and truth.array.shape == made.array.shape
-        and np.allclose(truth.affine, made.affine, atol=1e-3)
-    )
-    if same:
-        return truth.array, made.array
-    moved = resample_to(made, truth.require_affine(), truth.array.shape, outside=OUTSIDE_VALUE[made.unit])
-    return truth.array, moved
-
-
-def _paired(
-    cases: Cases, prediction: NDArray[Any], truth: NDArray[Any], case: Case, held: HeldOut, recipe: Recipe
-) -> None:
-    from ctmr.metrics.fidelity import measure_paired
-
-    hu = held.target_unit is Unit.HU
-    names = recipe.evaluate.paired_protocols if hu else recipe.evaluate.paired_grey_protocols
-    for name in names:
-        how = protocol(name)
-        cases.setdefault(name, []).append(
-            measure_paired(prediction, truth, _mask(how.mask, truth, case), how, case=case.name, subject=case.subject)
-        )
-
-
-def _mask(kind: Mask, truth: NDArray[Any], case: Case) -> NDArray[np.bool_] | None:
-    """Return the mask that a protocol names.
-
-    Raises
-    ------
-    InputError
-        The protocol takes a mask that comes with the dataset, and datasets here come without.
-    """
-    if kind is Mask.GIVEN:
-        raise InputError(
-            "a synthrad protocol is measured in the mask that comes with its dataset, and this dataset has none; "
-            "take it out of evaluate.paired_protocols"
-        )
-    if kind is Mask.NONE:
-        return None
-    if kind is Mask.HEAD_FROM_GREY:
-        return head_mask_grey(truth)
-    head = head_mask_ct(truth)
-    return head & head_mask_grey(case.volumes[0].array) if kind is Mask.HEAD_FROM_CT_AND_MR else head
-
-
-def _unpaired(cases: Cases, held: HeldOut, model: Path, recipe: Recipe, indices: list[int]) -> None:
-    """Cycle, structure and distribution: what can be measured where no truth exists."""
-    from ctmr.metrics.distribution import features, load_extractor, measure_distribution
-    from ctmr.metrics.fidelity import measure_cycle
-    from ctmr.metrics.structure import measure_structure
-
-    translator = load_translator(model, held.direction)
-    back = load_generator(model, Direction.CT2MR if held.direction is Direction.MR2CT else Direction.MR2CT)
-    made_slices = []
-    for index in indices:
-        entry, volume = held.source.volumes[index], held.source.volume(index)
-        head = held.source.volume_head(index)
-        made = translate_array(translator, volume)
-        middle = volume.shape[1] // 2
-        made_slices.append(made[middle])
-        trained, again = cycle_slices(translator.source, translator.generator, back, volume[:, middle : middle + 1])
-        cases.setdefault("cycle_slice", []).append(
-            measure_cycle(trained[0], again[0], case=entry.image, subject=entry.subject)
-        )
-        if head[middle].sum() > 64:
-            cases.setdefault("structure", []).append(
-                measure_structure(
-                    volume[0, middle], made[middle], head[middle], case=entry.image, subject=entry.subject
-                )
-            )
-    real_count = min(len(held.target.volumes), recipe.evaluate.max_unpaired_images)
-    chosen = sorted({int(k) for k in np.linspace(0, len(held.target.volumes) - 1, real_count).round()})
-    real = [held.target.volume(i)[0, held.target.volumes[i].count // 2] for i in chosen]
-    side = Description.read(model).sides[held.direction.target].target_range or (0.0, 1.0)
-    extractor = load_extractor()
-    cases["unpaired_distribution"] = [
-        measure_distribution(
-            features(unit_interval(np.stack(real), *side), extractor),
-            features(unit_interval(np.stack(made_slices), *side), extractor),
-            subsets=recipe.evaluate.kid_subsets,
-            subset_size=recipe.evaluate.kid_subset_size,
-            seed=recipe.evaluate.seed,
-            variant=extractor.variant,
-            case=f"test {held.direction}",
-        )
-    ]
-
-
-def _picture(case: Case, made: Volume, held: HeldOut) -> tuple[bytes, str]:
-    from ctmr.reports.figures import comparison_figure
-
-    truth = None
-    if case.truth is not None and case.truth.array.shape == made.array.shape:
-        truth = case.truth.array
-    source = case.volumes[0]
-    png = comparison_figure(
-        source.array,
-        made.array,
-        truth,
-        source_unit=source.unit,
-        target_unit=held.target_unit,
-        source_name=f"{source.sequence or ''} {source.modality}".strip(),
-        target_name=held.direction.target.value,
-        title=f"{case.subject}, held out",
-        phantom=held.phantom,
-        spacing_mm=source.spacing_mm if source.affine is not None else (1.0, 1.0, 1.0),
-        head=None if truth is None or held.target_unit is not Unit.HU else head_mask_ct(truth),
-    )
-    kind = "phantom head" if held.phantom else "image"
-    return png, f"Held-out {kind} {case.subject}: source, synthetic {held.direction.target}" + (
-        ", truth and difference." if truth is not None else "; no truth exists."
-    )
+def spread(among: Sequence[int], most: int) -> list[int]:
+    """Return at most `most` of some numbers, evenly spaced, the first and the last among them."""
+    count = min(len(among), most)
+    return sorted({among[int(k)] for k in np.linspace(0, len(among) - 1, count).round()}) if count else []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 from ctmr.manifest import Column
@@ -13,52 +17,67 @@ from ctmr.volume import Modality, Unit, Volume
 if TYPE_CHECKING:
     import pandas as pd
 
-_MR_WORDS = frozenset({"mr", "mri", "t1", "t2", "t1c", "t1w", "t2w", "flair", "pd"})
-_SEQUENCES = {"t1": "T1", "t1w": "T1", "t2": "T2", "t2w": "T2", "flair": "FLAIR", "pd": "PD", "t1c": "T1C"}
-HU_EVIDENCE = -500
-"""A CT whose lowest value is above this shows no air in Hounsfield units (Cormack units, rescaled pictures)."""
-
-
-def words(relative: Path) -> list[str]:
-    """Return the lower-case words of a path's folders and file name."""
-    text = relative.as_posix().lower()
-    for mark in "/-. ":
-        text = text.replace(mark, "_")
-    return [w for w in text.split("_") if w]
-
-
-def modality_of(relative: Path) -> Modality:
-    """Guess the modality from folder and file names, or raise InputError saying which names are understood."""
-    found = words(relative)
-    is_ct, is_mr = "ct" in found, bool(_MR_WORDS & set(found))
-    if is_ct == is_mr:
-        raise InputError(
-            f"the modality of {relative} cannot be told from its path; put CT images below a folder CT and MR below MR"
-        )
-    return Modality.CT if is_ct else Modality.MR
-
-
-def sequence_of(relative: Path) -> str | None:
-    """Guess the MR sequence from folder and file names."""
-    return next((_SEQUENCES[w] for w in reversed(words(relative)) if w in _SEQUENCES), None)
+    from ctmr.io.dicom import SeriesGroups
 
 
 def read(raw: Path, row: Mapping[str, Any]) -> Volume:
     """Return the volume of an inventory row: its path, format, modality and subject say how to read it."""
     from ctmr.io import dicom, nifti, raster
 
-    folder, _, series = str(row[Column.PATH]).partition("#")
-    path = raw / folder
-    kind = row[Column.FORMAT]
+    path, kind = str(row[Column.PATH]), row[Column.FORMAT]
     if kind == "dicom":
-        return dicom.read_series(dicom.group_series(path)[series] if series else path)
+        folder, mark, series = path.rpartition("#")
+        files = _series_in(raw / folder, raw.stat().st_ino, raw.stat().st_mtime_ns)[series] if mark else raw / path
+        return dicom.read_series(files, uneven_limit=float(row[Column.UNEVEN_LIMIT]))
     modality, subject = Modality(row[Column.MODALITY]), str(row[Column.SUBJECT])
     if kind == "raster":
-        return raster.read(path, modality=modality, subject=subject)
-    volume = nifti.read(path, modality=modality, unit=Unit.ARBITRARY, subject=subject, sequence=row[Column.SEQUENCE])
-    if modality is Modality.CT and float(volume.array.min()) <= HU_EVIDENCE:
-        return Volume(volume.array, volume.affine, modality, Unit.HU, subject, None, volume.uid)
-    return volume
+        return raster.read(raw / path, modality=modality, subject=subject)
+    return nifti.read(raw / path, modality=modality, subject=subject, sequence=row[Column.SEQUENCE] or None)
+
+
+def read_mask(raw: Path, row: Mapping[str, Any], like: Volume) -> NDArray[np.bool_] | None:
+    """Return the mask that came with an inventory row's image, on the voxels of an image of the same subject.
+
+    Parameters
+    ----------
+    like
+        With geometry; a mask on another grid is sampled at the nearest voxel.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        ``[D, H, W]`` of `like`; ``None`` when no mask came along.
+
+    Raises
+    ------
+    InputError
+        A mask that cannot be read, or is empty there.
+    """
+    from ctmr.imaging.resample import resample_to
+    from ctmr.io import nifti
+
+    path = row[Column.MASK]
+    if not isinstance(path, str) or not path:
+        return None
+    mask = nifti.read(raw / path, modality=Modality.MR, unit=Unit.ARBITRARY)
+    inside = mask.with_array((mask.array > 0).astype(np.uint8))
+    found: NDArray[np.bool_] = (
+        resample_to(inside, like.require_affine(), like.array.shape, order=0, outside=0) > 0
+    )
+    if not found.any():
+        raise InputError(f"the mask {path} marks no voxel of {row[Column.IMAGE]}; mend it, or remove it")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _series_in(folder: Path, raw: int, changed_ns: int) -> SeriesGroups:
+    """Return the series of a folder; of a folder with many they are asked for one by one, and sorting reads them all.
+
+    Fetch exchanges ``raw/`` as a whole, so its inode and time say whether it is still the same.
+    """
+    from ctmr.io import dicom
+
+    return dicom.group_series(folder)
 
 
 def rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:

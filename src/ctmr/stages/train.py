@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ctmr.digest import content_digest
-from ctmr.recipe import Recipe, override
+from ctmr.recipe import Recipe, Term, override
 from ctmr.stages import model_folder
 from ctmr.stages.contract import Context, Stage, read_record
 from ctmr.volume import Direction
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 RUN_RECORD = "provenance/run.json"
 """Names the MLflow run of a trained model."""
 
+_TOTALS = (Term.GENERATOR, Term.DISCRIMINATOR)
+_NAMED = "paper."
+"""Before the names that ``loss.log_as`` gives, so that they never meet a loss of that name."""
+
 
 def run(context: Context) -> dict[str, Any]:
-    """Write the model folder, ``curves.csv``, sample grids (provenance) and, per direction, the ONNX graphs."""
+    """Write the model folder, curves and measures, sample grids (provenance) and, per direction, the ONNX graphs."""
     from ctmr.gan import events
     from ctmr.gan.trainer import Trainer
     from ctmr.reports.figures import loss_curves
@@ -37,7 +41,10 @@ def run(context: Context) -> dict[str, Any]:
     data = training_data(preprocessed / "shards", recipe)
     trainer = Trainer(
         recipe.network, recipe.loss, recipe.train, data, checkpoints=context.work / "checkpoints",
-        report_every=max(1, min(50, recipe.train.steps // 20)),
+        # No shorter than the rarest update, so that every report holds every loss.
+        report_every=max(
+            recipe.train.generator_every, recipe.train.discriminator_every, min(50, recipe.train.steps // 20)
+        ),
     )  # fmt: skip
     tracking = Tracking(context.home)
     provenance = context.out / "provenance"
@@ -48,13 +55,13 @@ def run(context: Context) -> dict[str, Any]:
         context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
     for event in trainer.run():
         if isinstance(event, events.StepEvent):
-            curves.add(event.step, event.losses)
-            tracking.metrics(run_id, {f"train.{k}": v for k, v in event.losses.items()}, event.step)
-            losses = event.losses
+            measures = {**event.losses, **{f"accuracy_{k}": v for k, v in event.accuracy.items()}}
+            curves.add(event.step, {**measures, **{f"{_NAMED}{k}": v for k, v in event.named.items()}})
+            tracking.metrics(run_id, {f"train.{k}": v for k, v in measures.items()}, event.step)
+            tracking.metrics(run_id, {f"{_NAMED}{k}": v for k, v in event.named.items()}, event.step)
+            totals = ", ".join(f"{k} {event.losses[k]:.2f}" for k in _TOTALS if k in event.losses)
             context.report(
-                f"step {event.step} of {recipe.train.steps}: generator {losses['generator']:.2f}, "
-                f"discriminator {losses['discriminator']:.2f}",
-                event.step / recipe.train.steps,
+                f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps
             )
         elif isinstance(event, events.SampleEvent):
             path = provenance / "samples" / f"step_{event.step:07d}.png"
@@ -70,6 +77,7 @@ def run(context: Context) -> dict[str, Any]:
         (provenance / "samples", "samples"),
         (provenance / "losses.png", "figures"),
         (context.out / "curves.csv", ""),
+        (context.out / "measures.csv", ""),
     ):
         tracking.artifact(run_id, path, folder)
     tracking.metrics(run_id, {f"export.{k}_onnx_difference": v for k, v in differences.items()})
@@ -113,7 +121,7 @@ class _Curves:
 
     def __init__(self, context: Context) -> None:
         self.path = context.work / "curves.json"
-        self.out = context.out / "curves.csv"
+        self.out = context.out
         self.rows: dict[int, dict[str, float]] = {}
         if self.path.is_file():
             self.rows = {int(k): v for k, v in json.loads(self.path.read_text()).items()}
@@ -126,12 +134,18 @@ class _Curves:
         return sorted(self.rows)
 
     def history(self) -> dict[str, list[float]]:
-        names = sorted({n for row in self.rows.values() for n in row if n not in ("generator", "discriminator")})
+        """Return the terms by name, without the totals."""
+        names = sorted({n for row in self.rows.values() for n in row} & set(Term) - set(_TOTALS))
         return {n: [self.rows[s].get(n, 0.0) for s in self.steps()] for n in names}
 
     def write(self) -> None:
-        names = sorted({n for row in self.rows.values() for n in row})
-        with self.out.open("w", newline="") as stream:
+        """Write the losses, and beside them what is no loss of its own: accuracies and the papers' names."""
+        names = {n for row in self.rows.values() for n in row}
+        self._table("curves.csv", sorted(names & set(Term)))
+        self._table("measures.csv", sorted(names - set(Term)))
+
+    def _table(self, file: str, names: list[str]) -> None:
+        with (self.out / file).open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["step", *names])
             writer.writerows([s, *(f"{self.rows[s].get(n, float('nan')):.6g}" for n in names)] for s in self.steps())
@@ -182,4 +196,5 @@ STAGE = Stage(
     takes={"preprocessed": "preprocess", "best": "tune/best.yaml"},
     sections=("directions", "preprocess", "normalise", "network", "loss", "train"),
     run=run,
+    version=2,
 )

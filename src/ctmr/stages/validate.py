@@ -33,10 +33,13 @@ def run(context: Context) -> dict[str, Any]:
     inventory = pd.read_parquet(context.inputs["inventory"])
     context.report(f"looking at {len(inventory)} images", 0.1)
     early = quality.inspect(inventory, section)
-    usable = inventory[~inventory[Column.IMAGE].isin(quality.dropped_images(early))]
-    splits = make_splits(usable, context.recipe.data)
+    others = quality.left_out(early)
+    usable = inventory[~inventory[Column.IMAGE].isin(quality.dropped_images(early) | others)]
+    splits = make_splits(usable, context.recipe.data, quality.look_alikes(usable, section))
     # Once splits are made, what fell out before them is no longer looked at: its findings are kept.
-    found = [f for f in early if f.kind is quality.Kind.DROP] + quality.inspect(usable, section, splits)
+    gone = (quality.Kind.LEFT_OUT, quality.Kind.DROP)
+    found = [f for f in early if f.kind in gone] + quality.inspect(usable, section, splits)
+    images = len(inventory) - len(others)
     dropped = quality.dropped_images(found)
     manifest = inventory[inventory[Column.IMAGE].isin(splits.index) & ~inventory[Column.IMAGE].isin(dropped)].copy()
     manifest[Column.SPLIT.value] = manifest[Column.IMAGE].map(splits)
@@ -44,7 +47,7 @@ def run(context: Context) -> dict[str, Any]:
     outcome = quality.decide(found, len(inventory), section.max_dropped_fraction)
     context.report("Great Expectations", 0.4)
     expectations = expect(manifest, section)
-    reason = _reason(found, outcome, len(inventory))
+    reason = _reason(found, outcome, images)
     if not expectations["success"] and outcome is not Outcome.REFUSE:
         outcome = Outcome.REFUSE
         reason = f"Great Expectations: {', '.join(expectations['failed'])}"
@@ -61,7 +64,8 @@ def run(context: Context) -> dict[str, Any]:
     summary = {
         "outcome": outcome.value,
         "reason": reason,
-        "images": len(inventory),
+        "images": images,
+        "left_out": len(others),
         "used": len(manifest),
         "dropped": len(dropped),
         "warnings": sum(f.kind is quality.Kind.WARN for f in found),
@@ -159,4 +163,10 @@ def _reason(found: list[Finding], outcome: Outcome, total: int) -> str:
     return words
 
 
-STAGE = Stage("validate", takes={"inventory": "fetch/inventory.parquet"}, sections=("data", "validation"), run=run)
+STAGE = Stage(
+    "validate",
+    takes={"inventory": "fetch/inventory.parquet"},
+    sections=("data", "validation"),
+    run=run,
+    version=2,
+)

@@ -87,7 +87,7 @@ def make_head(
     ValueError
         If an argument is outside its range.
     """
-    _check(seed, shape, spacing_mm)
+    check_arguments(seed, shape, spacing_mm)
     anatomy_rng, scanner_rng = np.random.default_rng(seed).spawn(2)
     anatomy = build_anatomy(shape, spacing_mm, lesion, anatomy_rng)
     scans = acquire(anatomy.canvas, grid_axes(shape, spacing_mm), scanner_rng)
@@ -96,7 +96,8 @@ def make_head(
     )
 
 
-def _check(seed: int, shape: tuple[int, int, int], spacing_mm: float) -> None:
+def check_arguments(seed: int, shape: tuple[int, int, int], spacing_mm: float) -> None:
+    """Raise ValueError when no head can be made of these."""
     if seed < 0:
         raise ValueError(f"seed is {seed}, allowed are integers from 0")
     if len(shape) != 3 or any(count < 1 for count in shape):

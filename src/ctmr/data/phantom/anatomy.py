@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, label
 
 from .canvas import Canvas
-from .cerebrum import paint_cerebrum, paint_dural_folds
+from .cerebrum import Cerebrum, paint_cerebrum, paint_dural_folds
 from .face import paint_face, paint_orbits
 from .geometry import Space, Volume, wave_noise
 from .hindbrain import paint_hindbrain
@@ -32,11 +32,12 @@ _WARP_MM = (2.0, 2.3, 2.0)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A painted subject: its layers, the voxels inside its skin, its lesion if it has one."""
+    """A painted subject: its layers, the voxels inside its skin, its lesion if it has one, and its cerebrum."""
 
     canvas: Canvas
     head: NDArray[np.bool_]
     lesion: Lesion | None
+    cerebrum: Cerebrum
 
 
 def grid_axes(shape: tuple[int, int, int], spacing_mm: float) -> list[NDArray[np.float64]]:
@@ -70,7 +71,7 @@ def build_anatomy(
 
     has_lesion = lesion_rng.random() < LESION_RATE
     found = paint_lesion(canvas, cerebrum, lesion_rng) if (has_lesion if lesion is None else lesion) else None
-    return Anatomy(canvas, _head_mask(np.maximum(surfaces.skin, surfaces.ears) > 0, canvas.labels), found)
+    return Anatomy(canvas, _head_mask(np.maximum(surfaces.skin, surfaces.ears) > 0, canvas.labels), found, cerebrum)
 
 
 def _posed_space(shape: tuple[int, int, int], spacing_mm: float, rng: np.random.Generator) -> Space:

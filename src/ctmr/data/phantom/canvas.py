@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,14 @@ class Canvas:
         self._layers: list[Layer] = []
         self._index = np.arange(self.labels.size, dtype=np.int32).reshape(shape)
         self._majority = np.ones(self.labels.size, np.float32)
+
+    def duplicate(self) -> Canvas:
+        """Return a canvas with the same layers, on which painting leaves this one alone."""
+        other = copy(self)
+        other.labels = self.labels.copy()
+        other._layers = list(self._layers)
+        other._majority = self._majority.copy()
+        return other
 
     def paint(self, space: Space, tissue: Tissue, share: Volume, texture: Volume | None = None) -> None:
         """Cover `share` of each voxel of `space` with a tissue, whose values vary by ``1 + texture``."""

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from ctmr.errors import InputError
+from ctmr.io.dicom.frames import frames_of, is_enhanced
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
-from ctmr.io.dicom.reading import is_dicom, read_header
+from ctmr.io.dicom.headers import read_header
 from ctmr.io.dicom.writing import (
     MANUFACTURER,
     MrParameters,
@@ -26,6 +27,7 @@ from ctmr.io.dicom.writing import (
     stored_values,
     write_images,
 )
+from ctmr.io.signature import is_dicom
 from ctmr.volume import Direction, Volume
 
 PRIVATE_GROUP = 0x0099
@@ -232,23 +234,25 @@ def _set_private_block(series: pydicom.Dataset, provenance: SyntheticProvenance)
 def _with_sources(
     images: list[pydicom.Dataset], planes: list[SlicePlane], headers: list[pydicom.Dataset]
 ) -> list[pydicom.Dataset]:
-    """Add to each image the source slices it lies nearest to; all of them when the planes differ in direction."""
-    positions = np.array([[float(x) for x in h.ImagePositionPatient] for h in headers])
-    axes = np.array([float(x) for x in headers[0].ImageOrientationPatient])
-    source_normal = np.cross(axes[:3], axes[3:])
-    parallel = abs(float(source_normal @ planes[0].normal)) > 1 - 1e-3
-    along: NDArray[np.float64] = positions @ planes[0].normal
+    """Add to each image the source slice it lies nearest to; all source images when the planes differ in direction."""
+    sources = [(h, f) for h in headers for f in frames_of(h, f"source {h.get('SOPInstanceUID', '')}")]
+    parallel = abs(float(sources[0][1].plane.normal @ planes[0].normal)) > 1 - 1e-3
+    along: NDArray[np.float64] = np.array([f.plane.position for _, f in sources]) @ planes[0].normal
     for image, plane in zip(images, planes, strict=True):
-        nearest = headers
         if parallel:
-            nearest = [headers[int(np.argmin(np.abs(along - plane.position @ plane.normal)))]]
-        image.SourceImageSequence = [_reference(h) for h in nearest]
+            header, frame = sources[int(np.argmin(np.abs(along - plane.position @ plane.normal)))]
+            image.SourceImageSequence = [_reference(header, frame.index + 1 if is_enhanced(header) else None)]
+        else:
+            image.SourceImageSequence = [_reference(h) for h in headers]
     return images
 
 
-def _reference(header: pydicom.Dataset) -> pydicom.Dataset:
+def _reference(header: pydicom.Dataset, frame: int | None = None) -> pydicom.Dataset:
+    """Return the reference to an image, or to one frame of it, counted from 1."""
     item = pydicom.Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
     item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
     return item

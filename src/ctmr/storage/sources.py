@@ -1,22 +1,18 @@
-"""Datasets: where images come from (a DVC repository or a plain folder), pinned to a revision and an md5."""
+"""A dataset pinned to one state, and how to get it: resolve finds the pin, materialise copies and checks."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import stat
-import zipfile
-import zlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
-
-MAX_ARCHIVE_BYTES = 64 * 1024**3
-MAX_ARCHIVE_RATIO = 200
+from ctmr.storage.archives import unpack
+from ctmr.storage.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git
+from ctmr.storage.folders import copy_folder, file_md5, folder_md5
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,11 @@ def resolve(address: str, *, path: str = "", revision: str = "") -> Source:
         Nothing there, or path or revision unknown.
     """
     local = Path(address)
-    is_url = "://" in address or address.startswith("git@")
+    is_url = _is_url(address)
+    if re.match(r"https?://[^/]*@", address):
+        raise InputError(
+            "the dataset's address holds a user name or token; give it without, and let git's credential helper log in"
+        )
     if not is_url and not local.exists():
         raise InputError(f"there is no dataset at {address}; give a folder of images or a git + DVC repository")
     if not is_url and not local.is_dir():
@@ -122,7 +122,7 @@ def materialise(source: Source, target: Path, report: Callable[[str, float | Non
                 f"dataset {source.address} holds the folder {target.parent.name} that ctmr writes to; "
                 "give the folder of images alone, or put ctmr's state elsewhere with CTMR_HOME or --out"
             )
-        shutil.copytree(source.address, target)
+        copy_folder(Path(source.address), target)
     found = folder_md5(target)
     if found != source.dataset.md5:
         damaged = _damaged(source, target) if source.dataset.kind == "dvc" else ""
@@ -142,56 +142,8 @@ def materialise(source: Source, target: Path, report: Callable[[str, float | Non
         report(f"unpacked {archive.relative_to(target)}", (k + 1) / len(archives))
 
 
-def folder_md5(folder: Path) -> str:
-    """Return the md5 that DVC gives a folder: over the sorted JSON list of its files' md5s."""
-    entries = []
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        entries.append({"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()})
-    entries.sort(key=lambda e: e["relpath"])
-    text = json.dumps(entries, sort_keys=True)
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack a zip archive of plain files, or raise InputError when it would leave its folder or explode.
-
-    Refused: absolute paths, ``..``, links, more than `MAX_ARCHIVE_BYTES`, a ratio above `MAX_ARCHIVE_RATIO`.
-    """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if not m.is_dir()]
-            total = sum(m.file_size for m in members)
-            packed = max(1, archive.stat().st_size)
-            if total > MAX_ARCHIVE_BYTES or total / packed > MAX_ARCHIVE_RATIO:
-                raise InputError(
-                    f"archive {archive.name} unpacks to {total} bytes from {packed}; at most {MAX_ARCHIVE_BYTES} bytes "
-                    f"and {MAX_ARCHIVE_RATIO} times its size are allowed"
-                )
-            for member in members:
-                parts = PurePosixPath(member.filename).parts
-                if PurePosixPath(member.filename).is_absolute() or ".." in parts or "\\" in member.filename:
-                    raise InputError(f"archive {archive.name} holds {member.filename!r}, which leaves its folder")
-                if stat.S_ISLNK(member.external_attr >> 16):
-                    raise InputError(
-                        f"archive {archive.name} holds the link {member.filename!r}; only plain files may be in it"
-                    )
-            names = [PurePosixPath(m.filename) for m in members]
-            files = set(names)
-            clash = next((n for n in names if files.intersection(n.parents)), None)
-            if clash is None and len(files) < len(names):
-                clash = next(n for k, n in enumerate(names) if n in names[:k])
-            if clash is not None:
-                raise InputError(f"archive {archive.name} holds {str(clash)!r} twice, or below a file; pack it again")
-            for member in members:
-                destination = target.joinpath(*PurePosixPath(member.filename).parts)
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as stream, destination.open("wb") as out:
-                    shutil.copyfileobj(stream, out)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise InputError(f"archive {archive.name} is damaged ({error}); fetch it again") from None
-    except (RuntimeError, NotImplementedError) as error:
-        # zipfile says so of encrypted members and of methods it does not know.
-        raise InputError(f"archive {archive.name} cannot be unpacked ({error}); pack it as a plain zip") from None
+def _is_url(address: str) -> bool:
+    return "://" in address or address.startswith("git@")
 
 
 def _short_name(name: str) -> str:
@@ -200,24 +152,28 @@ def _short_name(name: str) -> str:
 
 
 def _resolve_dvc(address: str, path: str, revision: str) -> Source:
-    repo, errors = _open_dvc(address, revision)
+    if _is_url(address):
+        try:
+            git(Path.cwd(), "ls-remote", "--quiet", address, "HEAD")
+        except CommandFailed as error:
+            raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {error.reason}") from None
+    repo, errors = _open_dvc(address, revision or ("" if _is_url(address) else "HEAD"))
     try:
         with repo:
             outputs = {str(out.fs.relpath(out.fs_path, repo.root_dir)): out for out in repo.index.outs if out.hash_info}
             if not path and len(outputs) == 1:
                 path = next(iter(outputs))
             if path.rstrip("/") not in outputs:
-                raise InputError(
-                    f"DVC repository {address} does not track {path or 'no path'!r}; it tracks {sorted(outputs)}: "
-                    "choose one with --path"
-                )
+                tracked = ", ".join(sorted(outputs)) or "nothing"
+                wrong = f"does not track {path!r}" if path else "tracks no single dataset"
+                raise InputError(f"DVC repository {address} {wrong}; it tracks {tracked}: choose with --path")
             out = outputs[path.rstrip("/")]
-            rev = repo.get_rev() if revision else repo.scm.get_rev()
+            rev = repo.get_rev()
             return Source(
                 Dataset(_short_name(Path(path).name), "dvc", str(rev), str(out.hash_info.value)), address, path
             )
     except errors as error:
-        raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {_first_line(error)}") from None
+        raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {first_line(error)}") from None
 
 
 def _open_dvc(address: str, revision: str) -> tuple[Any, tuple[type[Exception], ...]]:
@@ -229,21 +185,40 @@ def _open_dvc(address: str, revision: str) -> tuple[Any, tuple[type[Exception], 
     try:
         return Repo.open(address, rev=revision or None), errors
     except errors as error:
-        raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {_first_line(error)}") from None
+        raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {first_line(error)}") from None
 
 
 def _pull(source: Source, target: Path) -> None:
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from scmrepo.exceptions import SCMError
+    from ctmr.storage.remotes import preflight_of
 
+    target.parent.mkdir(parents=True, exist_ok=True)
+    words = ("get", source.address, source.path, "--rev", source.dataset.revision, "--out", str(target.absolute()))
     try:
-        Repo.get(source.address, source.path, out=str(target), rev=source.dataset.revision)
-    except (DvcException, SCMError, OSError) as error:
-        raise EnvironmentFault(
-            f"dataset {source.dataset.name} at revision {source.dataset.revision[:12]} could not be fetched from "
-            f"{source.address}: {_first_line(error)}"
-        ) from None
+        dvc(target.parent, *words, "--quiet", limit_s=TRANSFER_LIMIT_S)
+    except CommandFailed as error:
+        what = f"dataset {source.dataset.name} at revision {source.dataset.revision[:12]} could not be fetched"
+        try:
+            preflight_of(source.address, write=False)
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(f"{what}: {fault}") from None
+        lacking = _lacking(source)
+        if lacking:
+            raise EnvironmentFault(f"{what}: {lacking}; push it again from a copy that is whole") from None
+        raise EnvironmentFault(f"{what} from {source.address}: {error.reason}") from None
+
+
+def _lacking(source: Source) -> str:
+    """Return which object of a local repository is neither in its cache nor in its remote, empty when none is."""
+    from ctmr.storage.objects import Objects, Pinned, Where, sentence
+
+    md5 = source.dataset.md5
+    if not Path(source.address, ".dvc").is_dir() or not md5.endswith(".dir"):
+        return ""
+    objects = Objects(Path(source.address), Pinned(md5, 0, 0))
+    cache, remote = (objects.check(where, lambda message, fraction: None, content=False) for where in Where)
+    listing_is_gone = any(f.path == "." for f in cache)
+    faults = [f for f in remote if listing_is_gone or f.path in {c.path for c in cache}]
+    return sentence(source.dataset.name, faults) if faults else ""
 
 
 def _damaged(source: Source, target: Path) -> str:
@@ -254,15 +229,6 @@ def _damaged(source: Source, target: Path) -> str:
     for path, info in sorted(pinned.items()):
         relative = PurePosixPath(path).relative_to(source.path)
         file = target / relative
-        if not file.is_file() or _md5(file) != info["dvc_info"]["md5"]:
+        if not file.is_file() or file_md5(file) != info["dvc_info"]["md5"]:
             return relative.as_posix()
     return ""
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,257 @@
+"""A source becomes a dataset: every image de-identified, named by pseudonym, packed into archives, and counted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from ctmr.datasets import cleaning, dicom, naming
+from ctmr.datasets.dicom import METHOD, Cleaner
+from ctmr.datasets.identities import Key, Originals
+from ctmr.datasets.importers import Found, Plan
+from ctmr.datasets.names import Dates
+from ctmr.errors import InputError
+from ctmr.storage import pack
+from ctmr.volume import Modality
+
+PICTURES_PER_ARCHIVE = 1000
+NOT_STATED = "not stated"
+_FEW = 8
+"""Up to this many images are made in this process: starting others takes longer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make.
+
+    Attributes
+    ----------
+    name
+        Path in the dataset, without suffix.
+    """
+
+    found: Found
+    name: str
+    folder: Path
+    key: Key
+    dates: Dates
+
+
+@dataclass
+class Made:
+    """What became of a job.
+
+    Attributes
+    ----------
+    refused
+        Why the image was not taken in; empty when it was.
+    uids
+        New → original.
+    faces, burned_in
+        RecognizableVisualFeatures of the result (`NOT_STATED` of a NIfTI file), BurnedInAnnotation of the source; empty
+        where there is no header.
+    """
+
+    refused: str = ""
+    uids: dict[str, str] = field(default_factory=dict)
+    faces: str = ""
+    burned_in: str = ""
+
+
+@dataclass
+class Built:
+    """A finished dataset.
+
+    Attributes
+    ----------
+    index
+        What it holds, where from and how it was de-identified: plain JSON types without anything that identifies.
+    originals
+        For the identity file.
+    """
+
+    index: dict[str, Any]
+    originals: Originals
+
+
+def build(
+    plan: Plan,
+    folder: Path,
+    *,
+    name: str,
+    key: Key,
+    dates: Dates,
+    skip_refused: bool,
+    report: Callable[[str, float | None], None],
+) -> Built:
+    """Write a plan's images below a folder.
+
+    One layout for all sources: ``[<split>/]sub-<pseudonym>/<modality>[_<sequence>][-<n>]``, a DICOM series as zip
+    archive, a volume as ``.nii.gz``; pictures are packed by the thousand into ``[<split>/]pictures-<n>.zip``.
+
+    Raises
+    ------
+    InputError
+        An image that cannot be de-identified, unless `skip_refused` leaves it out.
+    """
+    # Headers stay here: a worker reads the files itself.
+    light = [replace(found, item=replace(found.item, header=None)) for found in plan.images]
+    jobs = [Job(found, path, folder, key, dates) for found, path in _named(light, key)]
+    originals, counts = Originals(), Counter(plan.left_out)
+    taken: list[Found] = []
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for k, (job, made) in enumerate(zip(jobs, _run(jobs), strict=True)):
+        report(f"de-identified {k + 1} of {len(jobs)} images", 0.9 * (k + 1) / len(jobs))
+        if made.refused:
+            if not skip_refused:
+                raise InputError(f"{made.refused}; nothing was added; with --skip-refused such images are left out")
+            counts["refused"] += 1
+            continue
+        taken.append(job.found)
+        originals.subjects[key.pseudonym(job.found.subject)] = job.found.subject
+        originals.uids |= made.uids
+        originals.files[f"{name}/{job.name}"] = str(job.found.item.relative)
+        for what, value in (("faces", made.faces), ("burned_in", made.burned_in)):
+            if value:
+                seen[what][value] += 1
+    if not any(f.modality for f in taken):
+        raise InputError("no image of the source could be de-identified; nothing was added")
+    _pack_pictures(folder)
+    index = {
+        "name": name,
+        "layout": plan.layout.value,
+        **_counts(taken),
+        "left_out": dict(sorted(counts.items())),
+        "deidentification": {
+            "method": METHOD,
+            "dates": {"remove": "removed", "shift": "shifted by a secret number of days per patient"}[dates.value],
+            "burned_in_annotation": dict(sorted(seen["burned_in"].items())),
+            "recognizable_visual_features": dict(sorted(seen["faces"].items())),
+            "pixels": "not looked at: faces were not removed and text in pixels was not searched",
+        },
+    }
+    return Built(index, originals)
+
+
+def _named(images: Sequence[Found], key: Key) -> Iterator[tuple[Found, str]]:
+    """Yield every image with its path in the dataset; several of a kind are numbered in an order that tells nothing."""
+    groups: dict[str, list[Found]] = defaultdict(list)
+    for found in images:
+        what = "mask" if found.modality is None else found.modality.value.lower()
+        stem = what + (f"_{found.sequence}" if found.sequence else "")
+        subject = f"{naming.SUBJECT_PREFIX}{key.pseudonym(found.subject)}"
+        groups["/".join(w for w in (found.split, subject, stem) if w)].append(found)
+    for path in sorted(groups):
+        ordered = sorted(groups[path], key=lambda f: key.order(f.item.uid or str(f.item.relative)))
+        for k, found in enumerate(ordered):
+            yield found, path if len(ordered) == 1 else f"{path}-{k + 1}"
+
+
+def _run(jobs: list[Job]) -> Iterator[Made]:
+    if len(jobs) <= _FEW:
+        yield from map(make, jobs)
+        return
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // 8)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def make(job: Job) -> Made:
+    """Write one de-identified image; a `Made` that says why when that is impossible."""
+    item = job.found.item
+    target = job.folder / job.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if item.kind == "dicom":
+            return _make_series(job, target.with_name(target.name + ".zip"))
+        if item.kind == "nifti":
+            target.with_name(target.name + ".nii.gz").write_bytes(cleaning.clean_nifti(item.files[0]))
+            # A head in NIfTI may have a face as well, but no header to say so.
+            return Made(faces=NOT_STATED if job.found.modality else "")
+        else:
+            cleaning.clean_picture(item.files[0], target.with_name(target.name + ".png"))
+    except InputError as error:
+        return Made(refused=f"{item.relative} {error}")
+    return Made()
+
+
+def _make_series(job: Job, archive: Path) -> Made:
+    item, made = job.found.item, Made()
+    cleaner = Cleaner(job.key, job.found.subject, item.uid, job.found.sequence, job.dates)
+    scratch = archive.with_name(f".{archive.name}.partial")
+    scratch.mkdir()
+    try:
+        members = []
+        for k, file in enumerate(_in_order(item.files), start=1):
+            image, uids = cleaner.clean(file, k)
+            made.uids |= uids
+            made.faces = image.RecognizableVisualFeatures
+            made.burned_in = str(image.get("BurnedInAnnotation", NOT_STATED))
+            name = f"IM_{k:04d}.dcm"
+            pydicom.dcmwrite(scratch / name, image, enforce_file_format=True)
+            members.append((name, scratch / name))
+        pack(archive, members)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return made
+
+
+def _in_order(files: Sequence[Path]) -> list[Path]:
+    """Return the files of a series by InstanceNumber."""
+
+    def number(file: Path) -> tuple[int, str]:
+        with dicom.quiet_pydicom():
+            try:
+                header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["InstanceNumber"])
+                return int(header.get("InstanceNumber") or 0), str(file)
+            except Exception:
+                # Damaged files are named when they are read in full.
+                return 0, str(file)
+
+    return sorted(files, key=number)
+
+
+def _pack_pictures(folder: Path) -> None:
+    """Put the pictures of each split into archives: DVC is slow with many small files."""
+    pictures: dict[Path, list[Path]] = defaultdict(list)
+    for file in sorted(folder.rglob("*.png")):
+        pictures[file.parent.parent].append(file)
+    for split, files in pictures.items():
+        for k in range(0, len(files), PICTURES_PER_ARCHIVE):
+            some = files[k : k + PICTURES_PER_ARCHIVE]
+            archive = split / f"pictures-{k // PICTURES_PER_ARCHIVE:03d}.zip"
+            pack(archive, [(f.relative_to(split).as_posix(), f) for f in some])
+            for file in some:
+                file.unlink()
+                if not any(file.parent.iterdir()):
+                    file.parent.rmdir()
+
+
+def _counts(taken: Sequence[Found]) -> dict[str, Any]:
+    subjects: dict[str, set[Modality]] = defaultdict(set)
+    rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for found in taken:
+        if found.modality is not None:
+            subjects[found.subject].add(found.modality)
+            rows[found.split, found.modality.value, found.sequence].append(found.subject)
+    return {
+        "images": sum(len(r) for r in rows.values()),
+        "subjects": len(subjects),
+        "pairs": sum(len(m) == len(Modality) for m in subjects.values()),
+        "masks": sum(f.modality is None for f in taken),
+        "counts": [
+            {"split": s, "modality": m, "sequence": q, "images": len(who), "subjects": len(set(who))}
+            for (s, m, q), who in sorted(rows.items())
+        ],
+    }

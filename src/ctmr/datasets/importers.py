@@ -1,0 +1,271 @@
+"""Importers: which layout a source has, and subject, modality, sequence, split and pair of each of its images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from ctmr.datasets import naming
+from ctmr.datasets.dicom import IMAGES, not_an_image, quiet_pydicom
+from ctmr.datasets.names import Layout
+from ctmr.datasets.scanning import Item, Scan
+from ctmr.errors import InputError
+from ctmr.volume import Modality
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image and what its place in the source says.
+
+    Attributes
+    ----------
+    subject
+        Identifier of the subject, unique among all sources; it never leaves the identity file.
+    modality
+        ``None`` for a mask that came with an image.
+    sequence
+        MR sequence, empty when unknown or none.
+    split
+        ``train``, ``val``, ``test`` or empty.
+    """
+
+    item: Item
+    subject: str
+    modality: Modality | None
+    sequence: str = ""
+    split: str = ""
+
+
+@dataclass
+class Plan:
+    """A source that was understood.
+
+    Attributes
+    ----------
+    left_out
+        Reason → number of series or files that are not taken in.
+    """
+
+    layout: Layout
+    images: list[Found] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+_Place = Callable[[Item], "Found | str"]
+_HEADS = ("brain", "hn")
+_REGIONS = (*_HEADS, "pelvis", "ab", "th")
+_CQ500 = re.compile(r"CQ500[-_ ]?CT[-_ ]?(\d+).*", re.IGNORECASE)
+_ADNI = re.compile(r"\d{3}_S_\d{4,5}")
+_ADNI_T1 = re.compile(r"MP[-_ ]?R|SPGR", re.IGNORECASE)
+"""ADNI's T1 protocols: MP-RAGE, MPRAGE, IR-SPGR, and what is computed from them, such as MPR__GradWarp."""
+_IXI = re.compile(r"(IXI\d{3})-[A-Za-z]+-\d+-([A-Za-z0-9]+)(?:-\d+)?\.nii(?:\.gz)?")
+_IXI_SEQUENCES = ("T1", "T2", "PD")
+_KAGGLE_AB = re.compile(r"(train|test|val)([AB])")
+_SIDES = {"ct": Modality.CT, "mr": Modality.MR, "mri": Modality.MR}
+
+
+def plan(scan: Scan, layout: Layout, *, first: Modality | None = None) -> Plan:
+    """Place every item of a scan.
+
+    Parameters
+    ----------
+    scan
+        What the source holds.
+    layout
+        ``auto`` looks for the published layouts, and takes the source as plain when it is none.
+    first
+        With ``paired`` and folders A and B: the modality of A.
+
+    Raises
+    ------
+    InputError
+        Several layouts, a layout that the source does not have, an image whose modality nothing tells, or no image.
+    """
+    if not scan.items:
+        raise InputError("the source holds no image; DICOM, NIfTI and MetaImage files, PNG and JPEG are taken in")
+    chosen = _guess(scan) if layout is Layout.AUTO else layout
+    place = _paired(first) if chosen is Layout.PAIRED else _PLACES[chosen]
+    made = Plan(chosen)
+    for item in scan.items:
+        header = item.header
+        reason = not_an_image(header) if header is not None else ""
+        found = reason or place(item)
+        if isinstance(found, str):
+            made.left_out[found] += 1
+        else:
+            made.images.append(found)
+    if not any(f.modality for f in made.images):
+        reasons = "; ".join(f"{n} × {r}" for r, n in made.left_out.most_common(3))
+        raise InputError(f"the source holds no image of layout {chosen} ({reasons}); try another --layout")
+    if chosen is Layout.PAIRED:
+        _require_pairs(made)
+    return made
+
+
+def _guess(scan: Scan) -> Layout:
+    paths = [i.relative for i in scan.items]
+    kinds = {
+        Layout.CQ500: any(_in_folders(_CQ500, p) for p in paths),
+        Layout.ADNI: any(_in_folders(_ADNI, p) for p in paths),
+        Layout.IXI: any(_IXI.fullmatch(p.name) for p in paths),
+        Layout.SYNTHRAD: any(_is_synthrad(p) for p in paths),
+        Layout.KAGGLE: {k[1] for i in scan.items if i.kind == "raster" and (k := _kaggle(i))} == set(Modality),
+    }
+    found = [layout for layout, there in kinds.items() if there]
+    if len(found) > 1:
+        raise InputError(f"the source looks like {' and '.join(found)}; add them one by one, or choose one --layout")
+    sides: dict[str, set[str]] = {"ct": set(), "mr": set()}
+    for item in scan.items:
+        parts = [p.lower() for p in item.relative.parent.parts]
+        side = next((p for p in parts if p in sides), "")
+        if side and item.kind == "raster" and not any(p.startswith(naming.SUBJECT_PREFIX) for p in parts):
+            sides[side].add(item.relative.stem)
+    shared = sides["ct"] & sides["mr"]
+    if not found and shared:
+        raise InputError(
+            f"{len(shared)} pictures have one name below CT and below MR; say --layout paired if these are one "
+            "subject's, or --layout plain if they are not"
+        )
+    return found[0] if found else Layout.PLAIN
+
+
+def _dicom(item: Item, subject: str, split: str = "") -> Found:
+    from ctmr.io.dicom import guess_sequence
+
+    with quiet_pydicom():
+        modality = IMAGES[item.header.SOPClassUID]
+        sequence = guess_sequence(item.header) if modality is Modality.MR else None
+    return Found(item, subject, modality, sequence or "", split)
+
+
+def _plain(item: Item) -> Found | str:
+    split = naming.split_of(item.relative)
+    if item.kind == "dicom":
+        patient = str(item.header.get("PatientID", "") or "").strip()
+        subject = f"patient {patient}" if patient else f"study {item.header.get('StudyInstanceUID', '')}"
+        return _dicom(item, subject, split)
+    who = naming.subject_of(item.relative, picture=item.kind == "raster")
+    subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
+    if item.kind == "nifti" and naming.is_mask(item.relative):
+        return Found(item, subject, None, split=split)
+    modality = naming.modality_of(item.relative)
+    sequence = naming.sequence_of(item.relative) if modality is Modality.MR else None
+    return Found(item, subject, modality, sequence or "", split)
+
+
+def _kaggle(item: Item) -> tuple[str, Modality] | None:
+    """Return split and modality of a Kaggle picture."""
+    parts = item.relative.parent.parts
+    for part in parts:
+        if match := _KAGGLE_AB.fullmatch(part):
+            return match[1], Modality.CT if match[2] == "A" else Modality.MR
+    if len(parts) > 1 and parts[-2] in ("train", "test", "val") and parts[-1] in ("CT", "MRI"):
+        return parts[-2], _SIDES[parts[-1].lower()]
+    return None
+
+
+def _place_kaggle(item: Item) -> Found | str:
+    where = _kaggle(item) if item.kind == "raster" else None
+    if where is None:
+        return "not in train or test, CT or MRI"
+    return Found(item, f"kaggle {item.relative}", where[1], split=where[0])
+
+
+def _place_cq500(item: Item) -> Found | str:
+    match = _in_folders(_CQ500, item.relative)
+    if match is None or item.kind != "dicom":
+        return "not below a CQ500CT folder"
+    return _dicom(item, f"cq500 {int(match[1])}")
+
+
+def _place_ixi(item: Item) -> Found | str:
+    match = _IXI.fullmatch(item.relative.name)
+    if match is None:
+        return "not an IXI file"
+    if match[2] not in _IXI_SEQUENCES:
+        return f"IXI sequence other than {', '.join(_IXI_SEQUENCES)}"
+    return Found(item, f"ixi {match[1]}", Modality.MR, match[2])
+
+
+def _place_synthrad(item: Item) -> Found | str:
+    if not _is_synthrad(item.relative):
+        return "not a SynthRAD volume"
+    *_, region, case, name = item.relative.parts
+    if region.lower() not in _HEADS:
+        return "region that is not the head"
+    what = name.lower().split(".")[0]
+    if what not in ("ct", "mr", "mask"):
+        return what.upper()
+    modality = None if what == "mask" else _SIDES[what]
+    return Found(item, f"synthrad {case}", modality, split=naming.split_of(item.relative))
+
+
+def _place_adni(item: Item) -> Found | str:
+    match = _in_folders(_ADNI, item.relative)
+    if match is None:
+        return "not below an ADNI subject"
+    subject, parts = f"adni {match[0]}", item.relative.parts
+    name = parts[parts.index(match[0]) + 1]
+    named = "T1" if _ADNI_T1.search(name) else naming.sequence_of(PurePosixPath(name)) or ""
+    if item.kind == "dicom":
+        found = _dicom(item, subject)
+        return replace(found, sequence=found.sequence or named)
+    if item.kind != "nifti" or naming.is_mask(item.relative):
+        return "not a volume"
+    return Found(item, subject, Modality.MR, named)
+
+
+def _paired(first: Modality | None) -> _Place:
+    sides = dict(_SIDES)
+    if first is not None:
+        sides |= {"a": first, "b": Modality.MR if first is Modality.CT else Modality.CT}
+
+    def place(item: Item) -> Found | str:
+        parts = item.relative.parts
+        for k, part in enumerate(parts[:-1]):
+            match = re.fullmatch(r"(?:(train|val|test)[-_]?)?(a|b|ct|mr|mri)", part.lower())
+            if match is None:
+                continue
+            if match[2] not in sides:
+                raise InputError(f"folder {part} does not say its modality; say with --first what A holds, CT or MR")
+            split = match[1] or naming.split_of(PurePosixPath(*parts[: k + 1]))
+            pair = re.sub(r"\.(nii\.gz|[^.]+)$", "", parts[k + 1])
+            modality = sides[match[2]]
+            sequence = naming.sequence_of(PurePosixPath(*parts[k:])) if modality is Modality.MR else None
+            return Found(item, f"paired {split}/{pair}", modality, sequence or "", split)
+        return "not below CT, MR, A or B"
+
+    return place
+
+
+def _require_pairs(made: Plan) -> None:
+    sides = {m: {f.subject for f in made.images if f.modality is m} for m in Modality}
+    both = sides[Modality.CT] & sides[Modality.MR]
+    alone = len(sides[Modality.CT] ^ sides[Modality.MR])
+    if not both or alone:
+        raise InputError(
+            f"{len(both)} names are in both folders and {alone} in one only; with --layout paired every image needs a "
+            "partner of the same name"
+        )
+
+
+def _in_folders(pattern: re.Pattern[str], path: PurePosixPath) -> re.Match[str] | None:
+    return next((m for part in path.parent.parts if (m := pattern.fullmatch(part))), None)
+
+
+def _is_synthrad(path: PurePosixPath) -> bool:
+    known = path.name.lower().split(".")[0] in ("ct", "mr", "cbct", "mask")
+    return known and len(path.parts) > 2 and path.parts[-3].lower() in _REGIONS
+
+
+_PLACES: dict[Layout, _Place] = {
+    Layout.PLAIN: _plain,
+    Layout.KAGGLE: _place_kaggle,
+    Layout.CQ500: _place_cq500,
+    Layout.IXI: _place_ixi,
+    Layout.SYNTHRAD: _place_synthrad,
+    Layout.ADNI: _place_adni,
+}

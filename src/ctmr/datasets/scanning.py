@@ -1,0 +1,125 @@
+"""What lies in a source folder: DICOM series, NIfTI files and pictures, archives opened for the time of the scan."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ctmr.datasets.dicom import quiet_pydicom
+from ctmr.errors import EnvironmentFault, InputError
+
+VOLUMES = (".nii", ".nii.gz", ".mha")
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A series or file of the source.
+
+    Attributes
+    ----------
+    relative
+        Path in the source, of a series its first file; archives count as folders.
+    kind
+        ``dicom``, ``nifti`` or ``raster``.
+    header
+        First header of a DICOM series, without pixels.
+    uid
+        SeriesInstanceUID.
+    """
+
+    relative: PurePosixPath
+    kind: str
+    files: tuple[Path, ...]
+    header: Any = None
+    uid: str = ""
+
+
+@dataclass
+class Scan:
+    """Everything that was found.
+
+    Attributes
+    ----------
+    unreadable
+        DICOM files that are damaged.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    unreadable: list[PurePosixPath] = field(default_factory=list)
+
+
+@contextmanager
+def scanned(source: Path, private: Path) -> Iterator[Scan]:
+    """Yield what lies below a folder.
+
+    Parameters
+    ----------
+    source
+        Folder of images; zip archives in it are unpacked, and removed again at the end.
+    private
+        Folder beside which archives are unpacked, mode 0700: they are not de-identified yet.
+
+    Raises
+    ------
+    InputError
+        Linked folders, which would be taken in twice or not at all, or a damaged archive.
+    """
+    linked = next((Path(d, n) for d, names, _ in os.walk(source) for n in names if Path(d, n).is_symlink()), None)
+    if linked is not None:
+        raise InputError(f"{linked} is a link to a folder; give that folder itself, or copy it")
+    scratch = private.with_name(f"{private.name}.{os.getpid()}.unpacked")
+    _clear_up(private)
+    try:
+        try:
+            scan = _scan(source, scratch)
+        except OSError as error:
+            raise EnvironmentFault(f"{source} cannot be read: {error.strerror} ({error.filename})") from None
+        yield scan
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_up(private: Path) -> None:
+    """Remove what killed commands left unpacked."""
+    for left in private.parent.glob(f"{private.name}.*.unpacked"):
+        pid = left.name.removesuffix(".unpacked").rpartition(".")[2]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _scan(source: Path, scratch: Path) -> Scan:
+    from ctmr.storage import unpack
+
+    roots = [source]
+    archives = sorted(p for p in source.rglob("*") if p.suffix.lower() == ".zip" and p.is_file())
+    if archives:
+        scratch.mkdir(mode=0o700, parents=True)
+        roots.append(scratch)
+    for archive in archives:
+        unpack(archive, scratch / archive.relative_to(source).with_suffix(""))
+    scan = Scan()
+    for root in roots:
+        _scan_root(root, scan)
+    scan.items.sort(key=lambda i: (i.relative, i.uid))
+    return scan
+
+
+def _scan_root(root: Path, scan: Scan) -> None:
+    from ctmr.io import dicom
+
+    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+        for kind, suffixes in (("nifti", VOLUMES), ("raster", PICTURES)):
+            if file.name.lower().endswith(suffixes):
+                scan.items.append(Item(PurePosixPath(file.relative_to(root)), kind, (file,)))
+    with quiet_pydicom():
+        groups = dicom.group_series(root)
+        for uid, files in sorted(groups.items()):
+            relative = PurePosixPath(files[0].relative_to(root))
+            scan.items.append(Item(relative, "dicom", tuple(files), dicom.read_header(files[0]), uid))
+    scan.unreadable += [PurePosixPath(f.relative_to(root)) for f in sorted(groups.unreadable)]

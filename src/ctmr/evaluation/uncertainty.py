@@ -1,0 +1,213 @@
+"""Uncertainty by voxel, from mirrored inputs and from the cycle, and how well it tells where the true error is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ctmr.evaluation.candidates import Model
+from ctmr.evaluation.robustness import CLIP_HU, head_levels
+from ctmr.metrics.stats import bootstrap_interval, finite_or_none
+from ctmr.recipe import Recipe
+from ctmr.stages.heldout import HeldOut, spread
+from ctmr.volume import Unit
+
+FLIP, CYCLE, BOTH = "mirrored input", "cycle error", "both"
+COVERAGES = tuple(float(c) for c in np.round(np.linspace(1.0, 0.1, 10), 2))
+MOST_VOXELS = 50_000
+"""Voxels an image that ranks are taken of."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of uncertainty against the true error.
+
+    Attributes
+    ----------
+    name
+        Which.
+    spearman, low, high
+        Mean over images of the rank correlation with the absolute error, and its bootstrap 95 % interval.
+    curve
+        Mean absolute error of the voxels that remain at each of `COVERAGES`, when the least certain ones are left out.
+    area
+        Area between this curve and that of the true error itself, over the error of all voxels: 0 is perfect, and what
+        random numbers give is `Uncertainty.random_area`.
+    """
+
+    name: str
+    spearman: float
+    low: float
+    high: float
+    curve: tuple[float, ...]
+    area: float
+
+
+@dataclass(frozen=True)
+class UncertaintyMap:
+    """One slice for a figure; every image is ``[H, W]``, NaN outside the head in the last two."""
+
+    case: str
+    source: NDArray[Any]
+    made: NDArray[np.float32]
+    uncertainty: NDArray[np.float32]
+    error: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Uncertainty on the held-out test.
+
+    Attributes
+    ----------
+    unit
+        Of translations and errors.
+    cases
+        Images.
+    measures
+        Each kind against the true error; empty without truth.
+    perfect
+        The curve of the true error itself.
+    random_area
+        `Measure.area` of an uncertainty that says nothing.
+    shown
+        A map.
+    """
+
+    unit: Unit
+    cases: int
+    measures: tuple[Measure, ...]
+    perfect: tuple[float, ...]
+    random_area: float
+    shown: UncertaintyMap
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "unit": self.unit.value,
+            "cases": self.cases,
+            "coverages": list(COVERAGES),
+            "perfect": [_plain(v) for v in self.perfect],
+            "random_area": _plain(self.random_area),
+            "measures": [
+                {
+                    "name": m.name,
+                    "spearman": _plain(m.spearman),
+                    "low": _plain(m.low),
+                    "high": _plain(m.high),
+                    "area": _plain(m.area),
+                    "curve": [_plain(v) for v in m.curve],
+                }
+                for m in self.measures
+            ],
+        }
+
+
+def uncertainty(held: HeldOut, model: Model, recipe: Recipe) -> Uncertainty | None:
+    """Say where the model is uncertain, and whether that is where it errs.
+
+    *Mirrored input*: half the difference between a translation and the mirrored translation of the mirrored input.
+    *Cycle error*: mean absolute difference, as trained, between the input and its reconstruction through both
+    generators. *Both*: the sum, each divided by its mean inside the head.
+
+    Returns
+    -------
+    Uncertainty or None
+        ``None`` when the recipe asks for no case.
+    """
+    section = recipe.evaluate.uncertainty
+    indices = spread(held.indices(len(held.source.volumes)), section.cases)
+    ranks: dict[str, list[float]] = {FLIP: [], CYCLE: [], BOTH: []}
+    curves: dict[str, list[NDArray[np.float64]]] = {FLIP: [], CYCLE: [], BOTH: []}
+    perfect: list[NDArray[np.float64]] = []
+    shown = None
+    for index in indices:
+        case = held.case(index)
+        levels = head_levels(case.head, section.slices)
+        head = case.head[levels]
+        made = model.translate(case.array, levels)
+        found = _maps(model, case.array, levels, made, head)
+        error = None
+        if case.truth is not None:
+            truth = case.on_grid(case.truth)[levels].astype(np.float32)
+            limits = CLIP_HU if held.target_unit is Unit.HU else (-np.inf, np.inf)
+            error = np.abs(np.clip(made, *limits) - np.clip(truth, *limits))
+            some = _sample(head, np.random.default_rng((recipe.evaluate.seed, index)))
+            errors = error[head][some].astype(np.float64)
+            perfect.append(sparsification(errors, errors))
+            for name, values in found.items():
+                ranks[name].append(_rank_correlation(values[head][some], errors))
+                curves[name].append(sparsification(values[head][some], errors))
+        if shown is None:
+            k = len(levels) // 2
+            shown = UncertaintyMap(
+                case.name,
+                np.array(case.array[0, levels[k]]),
+                made[k],
+                np.where(head[k], found[BOTH][k], np.nan).astype(np.float32),
+                None if error is None else np.where(head[k], error[k], np.nan).astype(np.float32),
+            )
+    if shown is None:
+        return None
+    best = np.mean(perfect, axis=0) if perfect else np.array([])
+    measures = tuple(_measure(n, ranks[n], curves[n], best) for n in ranks if ranks[n])
+    nothing = _area(np.full_like(best, best[0]), best) if len(best) else float("nan")
+    return Uncertainty(held.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
+
+
+def sparsification(values: NDArray[Any], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean error of the voxels that remain at each coverage, when the largest values are left out first.
+
+    E. Ilg et al., Uncertainty estimates and multi-hypotheses networks for optical flow, ECCV 2018.
+    """
+    order = np.argsort(values, kind="stable")
+    running = np.cumsum(errors[order]) / np.arange(1, len(errors) + 1)
+    return np.array([running[max(1, round(c * len(errors))) - 1] for c in COVERAGES])
+
+
+def _maps(
+    model: Model, array: NDArray[Any], levels: list[int], made: NDArray[np.float32], head: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float32]]:
+    mirrored = model.translate(np.ascontiguousarray(array[..., ::-1]), levels)[..., ::-1]
+    trained, again = model.cycle(array, levels)
+    flip = (np.abs(made - mirrored) / 2).astype(np.float32)
+    cycle = np.abs(trained - again).mean(axis=1).astype(np.float32)
+
+    def scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        mean = float(values[head].mean()) if head.any() else 0.0
+        return values / np.float32(mean) if mean > 0 else values
+
+    return {FLIP: flip, CYCLE: cycle, BOTH: scaled(flip) + scaled(cycle)}
+
+
+def _measure(name: str, ranks: list[float], curves: list[NDArray[np.float64]], perfect: NDArray[np.float64]) -> Measure:
+    curve = np.mean(curves, axis=0)
+    known = np.array(ranks)
+    low, high = bootstrap_interval(known)
+    return Measure(name, float(known.mean()), low, high, tuple(map(float, curve)), _area(curve, perfect))
+
+
+def _rank_correlation(values: NDArray[Any], errors: NDArray[np.float64]) -> float:
+    """Spearman's; 0 where one of the two says the same everywhere."""
+    if np.ptp(values) == 0 or np.ptp(errors) == 0:
+        return 0.0
+    return float(stats.spearmanr(values, errors).statistic)
+
+
+def _area(curve: NDArray[np.float64], perfect: NDArray[np.float64]) -> float:
+    if not perfect[0] > 0:
+        return float("nan")
+    return float(np.trapezoid((curve - perfect)[::-1], np.array(COVERAGES)[::-1]) / perfect[0])
+
+
+def _sample(head: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    count = int(head.sum())
+    return np.sort(rng.permutation(count)[:MOST_VOXELS])
+
+
+def _plain(value: float) -> float | None:
+    return finite_or_none(float(f"{value:.6g}"))

@@ -1,0 +1,97 @@
+"""Work on many items in several processes, with the answers in order and few of them in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from ctmr.errors import EnvironmentFault, InputError
+
+PROCESSES = "CTMR_PROCESSES"
+"""Environment variable: processes that work side by side; without it as many as there are cores."""
+_AHEAD = 4
+"""Items a process that may wait for it or be done before their turn."""
+_WATCH_S = 1.0
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def in_order(work: Callable[[Item], Answer], items: Sequence[Item], *, worth: int) -> Iterator[Answer]:
+    """Yield ``work(item)`` for every item, in order.
+
+    Parameters
+    ----------
+    work
+        Can be pickled; equal items give equal answers, so the number of processes changes nothing.
+    items
+        What to work on.
+    worth
+        Fewer items than this are not worth starting a process for.
+
+    Raises
+    ------
+    InputError
+        ``CTMR_PROCESSES`` is no number of processes.
+    EnvironmentFault
+        A process was killed, as by lack of memory.
+    """
+    count = processes(len(items), worth)
+    if count <= 1:
+        yield from map(work, items)
+        return
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    # A fork would copy the locks of other threads as they happen to be.
+    spawn = multiprocessing.get_context("spawn")
+    waiting: deque[Future[Answer]] = deque()
+    with ProcessPoolExecutor(count, spawn, initializer=_begin, initargs=(work, os.getpid())) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(_do, item))
+                if len(waiting) > _AHEAD * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise EnvironmentFault(
+                f"one of {count} processes was killed, most likely for lack of memory; set the environment variable "
+                f"{PROCESSES}=1, or give the machine more memory"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def processes(items: int, worth: int) -> int:
+    """Return how many processes work on so many items."""
+    asked = os.environ.get(PROCESSES, "")
+    if asked and (not asked.isdecimal() or int(asked) < 1):
+        raise InputError(f"{PROCESSES} is {asked!r}; it must be a number of processes from 1 on")
+    return min(int(asked) if asked else len(os.sched_getaffinity(0)), items // worth)
+
+
+_work: Callable[[Any], Any] | None = None
+
+
+def _begin(work: Callable[[Any], Any], parent: int) -> None:
+    global _work
+    _work = work
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A process whose owner was killed would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
+
+
+def _do(item: Any) -> Any:
+    assert _work is not None
+    return _work(item)

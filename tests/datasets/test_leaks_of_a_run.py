@@ -1,0 +1,81 @@
+"""A whole training run on a dataset with planted names: neither its outputs nor MLflow nor its log hold one of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ctmr.home import Home
+from ctmr.tracking import Tracking
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:pydicom")]
+
+RUN = """
+import sys
+from pathlib import Path
+from ctmr.home import Home, quiet_libraries
+from ctmr.orchestration.local import run_pipeline
+from ctmr.recipe_files import load
+from ctmr.storage import resolve
+
+class Enough(Exception): pass
+
+def stop(result):
+    print(result.name, result.summary, flush=True)
+    if result.name == "register":
+        raise Enough
+
+quiet_libraries()
+try:
+    run_pipeline(
+        resolve("repo"), load("default", sys.argv[1:]), folder=Path("run"), home=Home.current(), on_result=stop
+    )
+except Enough:
+    pass
+"""
+TINY = [
+    "name=tiny",
+    "directions=[mr2ct]",
+    "data={val_fraction: 0.3, test_fraction: 0.3}",
+    "preprocess={size: [32, 32], min_head_fraction: 0}",
+    "network.generator={kind: resnet, width: 4, blocks: 1}",
+    "network.discriminator={kind: patchgan, width: 4, layers: 1}",
+    "train={steps: 4, threads: 1}",
+    "tune={trials: 2, steps: 2, reports: 1}",
+    "evaluate={kid_subsets: 2, kid_subset_size: 2, bootstrap: 20, other_direction: 0, robustness: {cases: 0}, "
+    "uncertainty: {cases: 0}, lesions: {cases: 0}}",
+    "gate={cycle_slice: {ssim: {min: -1}}, structure: {nmi: {min: -1}}, unpaired_distribution: {kid: {max: 100}}}",
+]
+
+
+def test_a_run_leaves_no_name_in_its_outputs_its_log_or_mlflow(planted, some_tokens, leaks, tmp_path, monkeypatch):
+    source, work = tmp_path / "hospital" / "export", tmp_path / "work"
+    for k in range(14):
+        modality = "CT" if k % 2 else "MR"
+        planted(
+            source / some_tokens.name / str(k), some_tokens, modality, patient=f"{some_tokens.number}{k}",
+            series="1" * (k + 1), slices=4,
+        )  # fmt: skip
+    work.mkdir()
+    monkeypatch.setenv("CTMR_HOME", str(work / "home"))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(work / "dvc-site-cache"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    add = ["-m", "ctmr.cli", "dataset", "add", "heads", str(source), "--repo", "repo"]
+    for number, words in enumerate((
+        [*add, "--identity-file", str(tmp_path / "hospital" / "ids")],
+        ["-m", "ctmr.cli", "dataset", "push", "heads", "--repo", "repo"],
+        ["-c", RUN, *TINY],
+    )):  # fmt: skip
+        done = subprocess.run([sys.executable, *words], cwd=work, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (work / f"{number}.log").write_text(done.stdout + done.stderr)
+    tracking = Tracking(Home.current())
+    runs = tracking.client.search_runs([tracking.experiment_id])
+    assert len(runs) >= 3 and tracking.client.search_registered_models()
+    assert any(r.data.metrics for r in runs) and (work / "home" / "mlflow.db").is_file()
+    assert len(list((work / "home" / "mlartifacts").rglob("*"))) > 5
+    assert leaks(some_tokens, source), "the search finds what is there"
+    assert leaks(some_tokens, work) == []

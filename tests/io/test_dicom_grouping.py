@@ -1,0 +1,143 @@
+"""Sorting folders into series: splits by echo or phase, localizers, files without preamble, what is no DICOM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import SERIES, image, save, stream
+from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from ctmr.errors import InputError
+from ctmr.io.dicom import group_series, is_dicom, read_series
+
+PIXELS = np.arange(20, dtype=np.uint16).reshape(4, 5)
+
+
+def test_echoes_of_one_series_become_images_of_their_own(tmp_path: Path) -> None:
+    slices = [
+        image(PIXELS + k + echo, (0, 0, 3.0 * k), Modality="MR", EchoTime=echo, InstanceNumber=99 - k)
+        for k in range(4)
+        for echo in (10, 80)
+    ]
+    save(tmp_path, slices)
+    groups = group_series(tmp_path)
+    assert list(groups) == [f"{SERIES}/EchoTime=10", f"{SERIES}/EchoTime=80"]
+    for echo, files in zip((10, 80), groups.values(), strict=True):
+        np.testing.assert_array_equal(read_series(files).array, [PIXELS + k + echo for k in range(4)])
+    with pytest.raises(InputError, match=r"multi-echo: 2 images of each place \(EchoTime=10; EchoTime=80\)"):
+        read_series(tmp_path)
+
+
+def test_magnitude_and_phase_of_two_echoes_are_four_images(tmp_path: Path) -> None:
+    slices = [
+        image(PIXELS, (0, 0, k), Modality="MR", EchoTime=echo, ImageType=["ORIGINAL", "PRIMARY", kind])
+        for k in range(3)
+        for echo in (5, 9)
+        for kind in "MP"
+    ]
+    save(tmp_path, slices)
+    groups = group_series(tmp_path)
+    assert len(groups) == 4 and all(len(files) == 3 for files in groups.values())
+    assert f"{SERIES}/EchoTime=5, ImageType=ORIGINAL\\PRIMARY\\M" in groups
+
+
+def test_an_attribute_that_changes_from_slice_to_slice_splits_nothing(tmp_path: Path) -> None:
+    save(tmp_path, [image(PIXELS, (0, 0, k), AcquisitionNumber=k, AcquisitionTime=f"12000{k}") for k in range(4)])
+    assert list(group_series(tmp_path)) == [SERIES]
+    assert read_series(tmp_path).array.shape == (4, 4, 5)
+    save(tmp_path, [image(PIXELS, (0, 0, k), AcquisitionNumber=9 + k) for k in range(4)], prefix="again")
+    assert list(group_series(tmp_path)) == [SERIES]
+    with pytest.raises(InputError, match=r"duplicates: IM_0001\.dcm and again0001\.dcm lie at one position \(4 such"):
+        read_series(tmp_path)
+
+
+def test_localizers_are_parted_from_the_cross_sections_of_their_series(tmp_path: Path) -> None:
+    scout = image(PIXELS, (0, 0, 50), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    save(tmp_path, [scout, *(image(PIXELS, (0, 0, k)) for k in range(3))])
+    groups = group_series(tmp_path)
+    assert {key: len(files) for key, files in groups.items()} == {SERIES: 3, f"{SERIES}/localizer": 1}
+    assert read_series(groups[SERIES]).array.shape == (3, 4, 5)
+    with pytest.raises(InputError, match=r"IM_0001\.dcm is a localizer, not a cross-section"):
+        read_series(groups[f"{SERIES}/localizer"])
+
+
+def test_a_series_may_lie_in_several_folders(tmp_path: Path) -> None:
+    save(tmp_path / "DIR000", [image(PIXELS, (0, 0, k)) for k in range(3)])
+    save(tmp_path / "DIR001", [image(PIXELS, (0, 0, k)) for k in range(3, 5)])
+    (files,) = group_series(tmp_path).values()
+    assert read_series(files).array.shape == (5, 4, 5)
+
+
+def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
+    save(tmp_path, [image(PIXELS)])
+    with pytest.raises(InputError, match=f"there is no series '1.2' here; there is {SERIES}"):
+        group_series(tmp_path)["1.2"]
+
+
+def test_objects_without_pixels_are_no_images(tmp_path: Path) -> None:
+    report = image(PIXELS, Modality="SR", SeriesInstanceUID="1.2.3", Rows=None, Columns=None, PixelData=None)
+    save(tmp_path, [report])
+    groups = group_series(tmp_path)
+    assert not groups and not groups.unreadable
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian],
+                         ids=lambda s: s.name)  # fmt: skip
+def test_files_without_preamble_are_read(tmp_path: Path, syntax: str) -> None:
+    for k in range(3):
+        dataset = image(PIXELS + k, (0, 0, k), Modality="MR")
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = (PIXELS + k).astype(">u2").tobytes()
+        path = tmp_path / f"{k}"
+        path.write_bytes(stream(dataset, syntax, preamble=False).getvalue())
+        assert path.read_bytes()[128:132] != b"DICM" and is_dicom(path)
+    (tmp_path / "notes.txt").write_text("no image")
+    np.testing.assert_array_equal(read_series(tmp_path).array, [PIXELS, PIXELS + 1, PIXELS + 2])
+    (files,) = group_series(tmp_path).values()
+    assert len(files) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x08", b"\x08\x00", bytes(1000), b"\x08\x00\x05\x00", b"\x08\x00" * 300, b"\x02\x00\x00\x00UL\x04\x00",
+        b"\x08\x00\x05\x00CS\x02\x00AB\x08\x00\x05\x00", b"\x08\x00\x05\x00CS\x03\x00ABC\x08\x00\x08\x00",
+        b"\x08\x00\x00\x00\xff\xff\xff\xff" + bytes(600), "größer".encode() * 100, b"\x89PNG\r\n\x1a\n" + bytes(600),
+    ],
+)  # fmt: skip
+def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert not is_dicom(tmp_path / "a")
+    groups = group_series(tmp_path)
+    assert not groups and not groups.unreadable
+
+
+def test_the_signature_finds_real_files_with_and_without_preamble() -> None:
+    for name in ("CT_small.dcm", "MR_small_implicit.dcm", "rtstruct.dcm", "ExplVR_BigEndNoMeta.dcm",
+                 "ExplVR_LitEndNoMeta.dcm"):  # fmt: skip
+        assert is_dicom(Path(get_testdata_file(name)))
+    for name in ("zipMR.gz", "rtplan.dump", "README.txt"):
+        assert not is_dicom(Path(get_testdata_file(name)))
+
+
+def test_a_file_that_only_claims_to_be_dicom_is_named(tmp_path: Path) -> None:
+    save(tmp_path, [image(PIXELS, (0, 0, k)) for k in range(3)])
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "text.IMA").write_text("hello")
+    groups = group_series(tmp_path)
+    assert list(groups) == [SERIES]
+    assert sorted(p.name for p in groups.unreadable) == ["empty.dcm", "text.IMA"]
+    with pytest.raises(InputError, match=r"empty\.dcm is not a DICOM file"):
+        read_series(tmp_path)
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, [image(PIXELS)])
+    os.mkfifo(tmp_path / "pipe.dcm")
+    (tmp_path / "dangling.dcm").symlink_to(tmp_path / "absent")
+    assert list(group_series(tmp_path)) == [SERIES]
+    assert read_series(tmp_path).array.shape == (1, 4, 5)
