@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import aff2axcodes
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ctmr.errors import InputError
@@ -150,6 +151,32 @@ def test_fine_stripes_do_not_alias_when_sampled_coarsely(count: int) -> None:
     assert np.abs(found.array[:, 4:12, 4:12]).max() < 0.15
     aliased = wave[::4]
     assert np.abs(aliased).max() > 0.9
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    height=st.integers(33, 90), width=st.integers(33, 90), size=st.sampled_from([(16, 16), (24, 20), (32, 32)]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_reducing_a_picture_is_a_gaussian_blur_and_linear_interpolation(
+    height: int, width: int, size: tuple[int, int], seed: int
+) -> None:
+    grey = np.random.default_rng(seed).integers(0, 256, (1, height, width)).astype(np.uint8)
+    there, _ = to_grid(Volume(grey, None, Modality.CT, Unit.GREY8), picture_grid(size))
+    factor = min(size[0] / height, size[1] / width)
+    wanted = grey[0].astype(np.float64)
+    for axis, limit in enumerate(size):
+        before = wanted.shape[axis]
+        after = min(limit, max(1, round(before * factor)))
+        step = before / after
+        at = np.clip((np.arange(after) + 0.5) * step - 0.5, 0, before - 1)
+        if step > 1:
+            sigma = np.sqrt(step**2 - 1) / (2 * np.sqrt(2 * np.log(2)))
+            wanted = ndimage.gaussian_filter1d(wanted, sigma, axis=axis, mode="nearest")
+        wanted = np.apply_along_axis(lambda line, at=at: np.interp(at, np.arange(len(line)), line), axis, wanted)
+    top, left = (-((m - n) // 2) for n, m in zip(size, wanted.shape, strict=True))
+    found = there.array[0, top : top + wanted.shape[0], left : left + wanted.shape[1]].astype(np.float64)
+    assert np.abs(found - wanted).max() <= 0.5 + 1e-3
 
 
 def test_pictures_keep_their_aspect_ratio_and_come_back() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from ctmr.errors import InputError
 from ctmr.grid import OUTSIDE_VALUE, Grid, ServeStep
@@ -269,12 +270,13 @@ def _sample(
     result = array
     sampled = [a for a in range(3) if not (copied[a] or order == 0)]
     if sampled:
-        result = _smooth(array.astype(_float_dtype(array)), factors, sampled, anti_alias_above)
+        result = array.astype(_float_dtype(array))
     for axis, c in enumerate(coordinates):
         count = array.shape[axis]
         clipped = np.clip(c, 0, count - 1)
         if axis in sampled:
-            result = _interpolate(result, axis, clipped)
+            factor = abs(factors[axis]) if abs(factors[axis]) > anti_alias_above else 1.0
+            result = _resampled(result, axis, _line(count, clipped.tobytes(), factor, result.dtype.char))
         else:
             index = np.rint(clipped).astype(np.intp)
             if not np.array_equal(index, np.arange(count)):
@@ -314,14 +316,22 @@ def _trim(
     return array[(slice(None),) * axis + (slice(low, high + 1),)], coordinates - low
 
 
-def _interpolate(array: NDArray[Any], axis: int, coordinates: NDArray[np.float64]) -> NDArray[Any]:
-    """Linear interpolation along one axis at coordinates inside the array."""
-    below = np.floor(coordinates).astype(np.intp)
-    above = np.minimum(below + 1, array.shape[axis] - 1)
-    weight = (coordinates - below).astype(array.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
-    low, high = np.take(array, below, axis=axis), np.take(array, above, axis=axis)
-    interpolated: NDArray[Any] = low + weight * (high - low)
-    return interpolated
+@lru_cache(maxsize=64)
+def _line(count: int, coordinates: bytes, factor: float, dtype: str) -> sparse.csr_array:
+    """Return the matrix that blurs a line of voxels and interpolates it linearly at float64 `coordinates` inside it."""
+    at = np.frombuffer(coordinates)
+    below = np.floor(at).astype(np.intp)
+    above = np.minimum(below + 1, count - 1)
+    blurred = _blur(np.eye(count), factor, 0)
+    weight = (at - below)[:, None]
+    return sparse.csr_array((blurred[below] * (1.0 - weight) + blurred[above] * weight).astype(dtype))
+
+
+def _resampled(array: NDArray[Any], axis: int, line: sparse.csr_array) -> NDArray[Any]:
+    """Apply a matrix to every line of an array along one axis; only voxels of the result are computed."""
+    first = np.moveaxis(array, axis, 0)
+    made: NDArray[Any] = line @ first.reshape(len(first), -1)
+    return np.moveaxis(made.reshape(-1, *first.shape[1:]), 0, axis)
 
 
 def _sample_oblique(
@@ -351,11 +361,17 @@ def _smooth(values: NDArray[Any], factors: tuple[float, ...], axes: list[int], a
     (Cardoso et al., Scale factor point spread function matching, MICCAI 2015).
     """
     for axis in axes:
-        factor = abs(factors[axis])
-        if factor > anti_alias_above:
-            sigma = np.sqrt(factor**2 - 1) / np.sqrt(8 * np.log(2))
-            values = ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest")
+        if abs(factors[axis]) > anti_alias_above:
+            values = _blur(values, abs(factors[axis]), axis)
     return values
+
+
+def _blur(values: NDArray[Any], factor: float, axis: int) -> NDArray[Any]:
+    if factor <= 1:
+        return values
+    sigma = np.sqrt(factor**2 - 1) / np.sqrt(8 * np.log(2))
+    blurred: NDArray[Any] = ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest")
+    return blurred
 
 
 def _diagonal(factors: tuple[float, ...], offsets: tuple[float, ...]) -> Affine:

@@ -324,6 +324,6 @@ STAGE = Stage(
     options=("champion",),
     sections=("directions", "evaluate", "gate"),
     run=run,
-    version=4,
+    version=5,
     files=_files,
 )

@@ -217,5 +217,5 @@ STAGE = Stage(
     takes={"raw": "fetch/raw", "validation": "validate"},
     sections=("data", "validation", "preprocess"),
     run=run,
-    version=2,
+    version=3,
 )
