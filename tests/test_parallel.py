@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.parallel import PROCESSES, in_order, processes
+from ctmr.parallel import PROCESSES, Background, in_order, processes
 
 
 def slow_first(item: int) -> tuple[int, int]:
@@ -92,3 +93,17 @@ def test_processes_end_when_their_owner_is_killed(tmp_path: Path):
     while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.1)
     assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_calls_in_the_background_are_made_in_order_while_this_thread_goes_on_and_their_errors_arrive() -> None:
+    background, gate, seen = Background(), threading.Event(), []
+    background.call(gate.wait, 60)
+    background.call(seen.append, 1)
+    assert background.finished() == [] and seen == []
+    gate.set()
+    assert background.wait() == [True, None] and seen == [1]
+    background.call(int, "no number")
+    with pytest.raises(ValueError, match="no number"):
+        background.wait()
+    background.call(int, "3")
+    assert background.wait() == [3] and background.finished() == []

@@ -152,7 +152,7 @@ def test_an_unknown_key_is_one_sentence_that_names_it(tree, key):
     ("tree", "words"),
     [
         ({"train": {"steps": "many"}}, "train.steps: input should be a valid integer"),
-        ({"train": {"precision": "fp8"}}, "'fp32' or 'bf16'"),
+        ({"train": {"precision": "fp8"}}, "'fp32', 'tf32', 'bf16' or 'auto'"),
         ({"directions": []}, "give [mr2ct] or [ct2mr]"),
         ({"directions": ["mr2ct", "ct2mr"]}, "one direction is measured, gated and served"),
         ({"directions": ["ct2pet"]}, "'mr2ct' or 'ct2mr'"),
@@ -438,3 +438,10 @@ def test_every_stage_declares_sections_that_exist(name):
 
 def test_the_order_of_sections_does_not_count():
     assert section_digest(Recipe(), ["train", "loss"]) == section_digest(Recipe(), ["loss", "train"])
+
+
+def test_neighbours_need_slices_at_one_distance():
+    assert "network.neighbours 1 needs slices at one distance" in refusal({"network": {"neighbours": 1}})
+    assert parse({"network": {"neighbours": 1}, "preprocess": {"slice_spacing_mm": 2}}).network.neighbours == 1
+    for neighbours in (-1, 9):
+        assert "network.neighbours" in refusal({"network": {"neighbours": neighbours}})

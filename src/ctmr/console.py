@@ -185,7 +185,8 @@ def summary_line(result: Result) -> str:
                 f"best of {s['trials']} trials ({s['pruned']} pruned): trial {s['best_trial']}, {s['best_score']:.4g}"
             )
         case "train":
-            return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch"
+            alarms = f", alarms: {', '.join(s['alarms'])}" if s.get("alarms") else ""
+            return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch{alarms}"
         case "evaluate":
             measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
             return f"{s['verdict']}{measured}{_and(s['reason'])}"

@@ -1,4 +1,4 @@
-"""Work on many items in several processes, with the answers in order and few of them in memory."""
+"""Work beside this thread: on many items in several processes, or call by call in another thread."""
 
 from __future__ import annotations
 
@@ -74,6 +74,37 @@ def processes(items: int, worth: int) -> int:
     if asked and (not asked.isdecimal() or int(asked) < 1):
         raise InputError(f"{PROCESSES} is {asked!r}; it must be a number of processes from 1 on")
     return min(int(asked) if asked else len(os.sched_getaffinity(0)), items // worth)
+
+
+class Background:
+    """Calls that one other thread makes, one after the other, while this thread goes on.
+
+    The error of a call is raised here, at the next word with the object. The interpreter waits for the last call.
+    """
+
+    def __init__(self) -> None:
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        self._thread = ThreadPoolExecutor(1)
+        self._calls: deque[Future[Any]] = deque()
+
+    def call(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Have ``work(*arguments)`` called after what was asked for before."""
+        self._calls.append(self._thread.submit(work, *arguments))
+
+    def finished(self) -> list[Any]:
+        """Return what the calls that have ended since the last question returned, in order, without waiting."""
+        done = []
+        while self._calls and self._calls[0].done():
+            done.append(self._calls.popleft().result())
+        return done
+
+    def wait(self) -> list[Any]:
+        """Return the same for all calls, once they have ended."""
+        done = []
+        while self._calls:
+            done.append(self._calls.popleft().result())
+        return done
 
 
 _work: Callable[[Any], Any] | None = None

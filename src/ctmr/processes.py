@@ -71,6 +71,11 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
+def torchrun_rank() -> tuple[int, int]:
+    """Return this process's number, from 0, among those that torchrun started, and how many they are; (0, 1) alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def end_session(leader: Process, grace_s: float) -> None:
     """End a session leader and all processes of its session: politely, and by force after a grace.
 

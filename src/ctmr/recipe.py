@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ctmr.digest import tree_digest
 from ctmr.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
 from ctmr.protocol import PROTOCOLS, Metric
 from ctmr.recipe_base import Count, Fraction, NonNegative, Positive
 from ctmr.recipe_base import Section as Section
+from ctmr.recipe_evaluation import Lesions as Lesions
+from ctmr.recipe_evaluation import Robustness as Robustness
+from ctmr.recipe_evaluation import Uncertainty as Uncertainty
 from ctmr.recipe_reading import merge as merge
 from ctmr.recipe_reading import override as override
 from ctmr.recipe_reading import parse as parse
 from ctmr.recipe_reading import set_key as set_key
+from ctmr.recipe_speed import Layers as Layers
+from ctmr.recipe_speed import Layout as Layout
+from ctmr.recipe_speed import Precision as Precision
+from ctmr.recipe_speed import Speed as Speed
 from ctmr.recipe_training import Adversarial as Adversarial
+from ctmr.recipe_training import Alarm as Alarm
+from ctmr.recipe_training import Alarms as Alarms
 from ctmr.recipe_training import CycleTerms as CycleTerms
 from ctmr.recipe_training import Discriminator as Discriminator
 from ctmr.recipe_training import DiscriminatorKind as DiscriminatorKind
@@ -28,12 +37,18 @@ from ctmr.recipe_training import Loss as Loss
 from ctmr.recipe_training import Network as Network
 from ctmr.recipe_training import Pairs as Pairs
 from ctmr.recipe_training import Perceptual as Perceptual
-from ctmr.recipe_training import Precision as Precision
 from ctmr.recipe_training import Supervised as Supervised
 from ctmr.recipe_training import Term as Term
 from ctmr.recipe_training import Train as Train
 from ctmr.recipe_training import Upsampling as Upsampling
 from ctmr.recipe_training import Warmup as Warmup
+from ctmr.recipe_tuning import Choice as Choice
+from ctmr.recipe_tuning import Integers as Integers
+from ctmr.recipe_tuning import LogUniform as LogUniform
+from ctmr.recipe_tuning import Pruner as Pruner
+from ctmr.recipe_tuning import Sampler as Sampler
+from ctmr.recipe_tuning import Tune as Tune
+from ctmr.recipe_tuning import Uniform as Uniform
 from ctmr.volume import UNEVEN_LIMIT, Direction
 
 
@@ -155,116 +170,6 @@ class Normalise(Section):
     grey8: Window = Window(low=0.0, high=255.0)
 
 
-class Range(Section):
-    """Base of search ranges."""
-
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        return self
-
-
-class LogUniform(Range):
-    """Search range on a logarithmic scale."""
-
-    kind: Literal["log_uniform"] = "log_uniform"
-    low: Positive
-    high: Positive
-
-
-class Uniform(Range):
-    """Search range on a linear scale."""
-
-    kind: Literal["uniform"] = "uniform"
-
-
-class Choice(Section):
-    """Search among values."""
-
-    kind: Literal["choice"] = "choice"
-    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
-
-
-_TUNABLE: dict[str, type[BaseModel]] = {"train": Train, "loss": Loss, "network": Network}
-
-SearchSpace = Annotated[LogUniform | Uniform | Choice, Field(discriminator="kind")]
-
-
-class Tune(Section):
-    """Optuna's study. The first trial is the recipe itself."""
-
-    trials: Count = 20
-    steps: Count = 2_000
-    """Training steps of a trial."""
-    reports: Count = 4
-    """Times a trial reports its validation score and may be pruned."""
-    workers: Count = 2
-    """Trials of a wave, which learn from earlier waves only, and worker processes that the stage starts.
-
-    More or fewer processes at the study, here or on other machines, change nothing but the time.
-    """
-    threads: Annotated[int, Field(ge=0)] = 1
-    space: dict[str, SearchSpace] = Field(
-        default={
-            "train.lr_generator": LogUniform(low=1e-4, high=1e-3),
-            "train.lr_discriminator": LogUniform(low=1e-4, high=1e-3),
-            "loss.cycle": Uniform(low=5.0, high=15.0),
-        }
-    )
-    """Dotted recipe key → range; keys under ``train``, ``loss`` or ``network``."""
-    seed: int = 0
-
-    @field_validator("space")
-    @classmethod
-    def _tunable(cls, space: dict[str, SearchSpace]) -> dict[str, SearchSpace]:
-        for key in space:
-            if key.split(".")[0] not in ("train", "loss", "network"):
-                raise ValueError(f"{key!r} cannot be tuned; tunable keys start with train., loss. or network.")
-            section: type[BaseModel] | None = _TUNABLE[key.split(".")[0]]
-            for part in key.split(".")[1:]:
-                field = section.model_fields.get(part) if section else None
-                if field is None:
-                    raise ValueError(f"{key!r} cannot be tuned; the recipe has no such key")
-                kind = field.annotation
-                section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        return space
-
-
-class Lesions(Section):
-    """Hallucination test: lesions put into held-out inputs, and taken out again."""
-
-    cases: Annotated[int, Field(ge=0)] = 2
-    """Held-out images that get lesions, each direction; 0: no test."""
-    radii_mm: Annotated[tuple[Positive, ...], Field(min_length=1)] = (5.0, 10.0)
-    """Two lesions of each radius. Of a picture the field of view is taken to be 240 mm."""
-    contrast: Positive = 0.4
-    """Of inserted lesions: a share of the head's median value, or of 100 HU. Lesions of phantoms are of tissue."""
-
-
-class Robustness(Section):
-    """How fast the model gets worse on worse inputs: noise, bias field, rotation, intensity, spacing."""
-
-    cases: Annotated[int, Field(ge=0)] = 2
-    """Held-out images that are disturbed; 0: no sweep."""
-    slices: Count = 6
-    """Slices of each, evenly spaced over the head."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.5, 1.0)
-    """Shares of the strongest disturbance."""
-
-
-class Uncertainty(Section):
-    """Uncertainty by voxel, from the cycle error and from mirrored inputs, against the true error."""
-
-    cases: Annotated[int, Field(ge=0)] = 2
-    """Held-out images; 0: none."""
-    slices: Count = 12
-    """Slices of each, evenly spaced over the head."""
-
-
 class Evaluate(Section):
     """How the model is measured."""
 
@@ -362,9 +267,7 @@ class Recipe(Section):
     register_: Register = Field(default=Register(), alias="register")
     deploy: Deploy = Deploy()
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(populate_by_name=True)
 
     @field_validator("directions")
     @classmethod
@@ -389,6 +292,11 @@ class Recipe(Section):
                         f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(Metric))}"
                     )
         return gate
+
+    @model_validator(mode="after")
+    def _neighbours_are_equally_far(self) -> Self:
+        self.network.require_distance(self.preprocess.slice_spacing_mm)
+        return self
 
     def dump(self) -> dict[str, Any]:
         """Return the whole tree as plain JSON types, with every default filled in."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ctmr.recipe import Recipe
 
 _UNION_TAGS = frozenset({
-    "window", "percentile", "log_uniform", "uniform", "choice",
+    "window", "percentile", "log_uniform", "uniform", "int", "choice",
     "head_mask", "table_removal", "bias_field", "registration",
 })  # fmt: skip
 """Values of ``kind`` that pydantic puts into the place of an error; a reader knows them from their own file."""

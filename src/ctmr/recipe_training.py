@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from ctmr.recipe_base import Count, Fraction, NonNegative, Positive, Section
+from ctmr.recipe_speed import Precision, Speed
 
 RESNET18_STAGES = 4
 """Of a whole ResNet-18; each but the first halves the image, after a stem that quarters it."""
@@ -107,8 +108,18 @@ def _require_resnet18(
 class Network(Section):
     """Networks of the CycleGAN."""
 
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
+    """Slices on either side that both generators take and give as channels beside their own; 0: one slice alone."""
     generator: Generator = Generator()
     discriminator: Discriminator = Discriminator()
+
+    def require_distance(self, slice_spacing_mm: float | None) -> None:
+        """Raise ValueError where neighbours would be millimetres apart in one image and a centimetre in the next."""
+        if self.neighbours and slice_spacing_mm is None:
+            raise ValueError(
+                f"network.neighbours {self.neighbours} needs slices at one distance in every image, training's and "
+                "served ones; set preprocess.slice_spacing_mm"
+            )
 
 
 class Adversarial(StrEnum):
@@ -235,11 +246,34 @@ class Loss(Section):
         return self
 
 
-class Precision(StrEnum):
-    """Arithmetic of the networks' forward passes."""
+class Alarm(StrEnum):
+    """Ways in which a training fails while its losses look content; `ctmr.gan.alarms` defines them."""
 
-    FP32 = "fp32"
-    BF16 = "bf16"
+    DISCRIMINATOR_WON = "discriminator_won"
+    MODE_COLLAPSE = "mode_collapse"
+    INTENSITY_INVERSION = "intensity_inversion"
+    TISSUE_SWAP = "tissue_swap"
+    IDENTITY_SHORTCUT = "identity_shortcut"
+
+
+class Alarms(Section):
+    """What training is watched for. They change no weight; a loss that is not finite always ends a training."""
+
+    watch: tuple[Alarm, ...] = tuple(Alarm)
+    """Alarms that are measured, where the data can show them."""
+    stop: tuple[Alarm, ...] = ()
+    """Of these, the ones that end the training; the others are logged."""
+    patience: Count = 3
+    """Readings in a row beyond the limit that sound an alarm."""
+    after: Fraction = 0.25
+    """Share of the steps before readings count: young networks look like every fault."""
+
+    @model_validator(mode="after")
+    def _stop_what_is_watched(self) -> Self:
+        unseen = [alarm for alarm in self.stop if alarm not in self.watch]
+        if unseen:
+            raise ValueError(f"stop names {', '.join(unseen)}, which watch leaves out; add them to watch")
+        return self
 
 
 class Train(Section):
@@ -268,6 +302,9 @@ class Train(Section):
     precision: Precision = Precision.FP32
     threads: Annotated[int, Field(ge=0)] = 2
     """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
+    deterministic: bool = False
+    """Equal bits from equal runs on CUDA too, at the cost of speed; CPU has that without."""
+    speed: Speed = Speed()
     flip: bool = True
     shift: Annotated[int, Field(ge=0)] = 0
     """Random shift in pixels, each axis: 15 is padding 256 to 286 pixels and cropping 256 at random."""
@@ -282,6 +319,7 @@ class Train(Section):
     sample_every: Count = 500
     """Steps between sample grids."""
     checkpoint_every: Count = 500
+    alarms: Alarms = Alarms()
     seed: int = 0
 
     @model_validator(mode="after")

@@ -181,6 +181,12 @@ class Tracking:
         with faults(self.uri):
             self.client.set_terminated(run_id, status)
 
+    def logged(self, run_id: str) -> set[tuple[str, int]]:
+        """Return (metric, step) of every value that a run holds."""
+        with faults(self.uri):
+            names = self.client.get_run(run_id).data.metrics
+            return {(name, int(m.step)) for name in names for m in self.client.get_metric_history(run_id, name)}
+
     def params(self, run_id: str, tree: Mapping[str, Any]) -> None:
         """Log a recipe's leaves as dotted parameters; a parameter that is there stays."""
         from mlflow.entities import Param

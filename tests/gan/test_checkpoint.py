@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,12 @@ def test_an_unfinished_write_of_a_killed_process_is_not_seen(tmp_path: Path) -> 
 def test_an_empty_folder_holds_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path, "d") is None
     assert checkpoint.load(tmp_path / "missing", "d") is None
+
+
+def test_what_killed_processes_left_half_written_is_cleared_and_what_others_are_writing_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".writing-{ended.pid}-abc", f".writing-{os.getppid()}-abc"):
+        (tmp_path / name).mkdir()
+    write(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".writing-{os.getppid()}-abc", "step-000000001"]

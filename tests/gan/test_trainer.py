@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from ctmr.data.sampling import TrainingData
-from ctmr.errors import CtmrError, InputError
-from ctmr.gan.events import CheckpointEvent, DoneEvent, NoticeEvent, SampleEvent, StepEvent
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.gan import checkpoint
+from ctmr.gan.events import CheckpointEvent, DoneEvent, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
 from ctmr.gan.trainer import Trainer
 from ctmr.recipe import (
     Adversarial,
@@ -49,19 +54,30 @@ def same(a: Trainer, b: Trainer) -> bool:
     return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
 
 
-def test_events_come_in_order(sections: Sections, tmp_path: Path) -> None:
+def test_events_come_in_order_and_those_of_checkpoints_once_they_are_on_disk(
+    sections: Sections, tmp_path: Path
+) -> None:
     trainer = Trainer(*sections, checkpoints=tmp_path, report_every=2)
-    names = [(e.step, type(e)) for e in trainer.run()]
-    assert names == [
+    names: list[tuple[int, type]] = []
+    for event in trainer.run():
+        names.append((event.step, type(event)))
+        if isinstance(event, CheckpointEvent):
+            assert (event.path / "state.json").is_file() and trainer.step >= event.step
+    saved = [(3, CheckpointEvent), (6, CheckpointEvent)]
+    assert [n for n in names if n not in saved] == [
         (2, StepEvent),
-        (3, CheckpointEvent),
+        (2, ReadingEvent),
         (4, StepEvent),
+        (4, ReadingEvent),
         (4, SampleEvent),
+        (4, ReadingEvent),
         (6, StepEvent),
+        (6, ReadingEvent),
         (6, SampleEvent),
-        (6, CheckpointEvent),
+        (6, ReadingEvent),
         (6, DoneEvent),
     ]
+    assert [n for n in names if n in saved] == saved and names[-2:] == [saved[1], (6, DoneEvent)]
     assert list(trainer.run()) == []
 
 
@@ -151,6 +167,80 @@ def test_a_checkpoint_of_another_recipe_is_refused(sections: Sections, tmp_path:
         other.resume()
 
 
+@pytest.mark.parametrize("what", ["images", "depth", "levels", "head"])
+def test_a_checkpoint_of_other_contents_of_the_same_slices_is_refused(
+    sections: Sections, tmp_path: Path, what: str
+) -> None:
+    network, loss, train, data = sections
+    data = dataclasses.replace(data, ct=dataclasses.replace(data.ct, head=torch.ones(12, 16, 2, dtype=torch.uint8)))
+    list(Trainer(network, loss, train, data, checkpoints=tmp_path).run())
+    changed = getattr(data.ct, what).clone()
+    changed.view(-1)[-1] += 1
+    other = dataclasses.replace(data, ct=dataclasses.replace(data.ct, **{what: changed}))
+    with pytest.raises(InputError, match="recipe or data differ"):
+        Trainer(network, loss, train, other, checkpoints=tmp_path).resume()
+    assert Trainer(network, loss, train, data, checkpoints=tmp_path).resume()
+
+
+def test_a_report_interval_that_is_cut_by_a_checkpoint_is_whole_after_resuming(
+    sections: Sections, tmp_path: Path
+) -> None:
+    whole = Trainer(*sections, report_every=4)
+    list(whole.run())
+    list(Trainer(*sections, checkpoints=tmp_path, report_every=4).run(until_step=5))
+    resumed = Trainer(*sections, checkpoints=tmp_path, report_every=4)
+    assert resumed.resume() and resumed.step == 3 and resumed.reports == []
+    list(resumed.run())
+    assert [r.step for r in whole.reports] == [4, 6]
+    for a, b in zip(whole.reports, resumed.reports, strict=True):
+        assert (a.step, a.losses, a.accuracy) == (b.step, b.losses, b.accuracy)
+
+
+def test_training_draws_from_no_generator_but_its_own(sections: Sections) -> None:
+    trainer = Trainer(*sections)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    list(trainer.run())
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+
+
+def test_a_disk_that_is_full_ends_the_training_and_leaves_the_checkpoint_before(
+    sections: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(*sections, checkpoints=tmp_path)
+    list(trainer.run(until_step=3))
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    with pytest.raises(EnvironmentFault, match=r"step-000000006 cannot be written .*No space left"):
+        list(trainer.run())
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000003"]
+
+
+def test_what_is_written_is_the_state_when_it_was_due_however_long_the_disk_takes(
+    sections: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on = threading.Event()
+    flush = checkpoint._flush
+
+    def slow(path: Path) -> None:
+        assert trained_on.wait(60)
+        flush(path)
+
+    monkeypatch.setattr(checkpoint, "_flush", slow)
+    trainer, at_three = Trainer(*sections, checkpoints=tmp_path, report_every=1), Trainer(*sections, report_every=1)
+    list(at_three.run(until_step=3))
+    events = trainer.run(until_step=5)
+    for event in events:
+        assert not isinstance(event, CheckpointEvent) or trained_on.is_set()
+        if event.step == 5:
+            trained_on.set()
+    resumed = Trainer(*sections, checkpoints=tmp_path, report_every=1)
+    assert resumed.resume() and resumed.step == 3 and same(at_three, resumed)
+
+
 def test_there_is_nothing_to_resume_at_first(sections: Sections, tmp_path: Path) -> None:
     assert not Trainer(*sections, checkpoints=tmp_path / "none").resume()
     assert not Trainer(*sections).resume()
@@ -199,10 +289,22 @@ def test_a_loss_that_is_not_finite_names_its_step_and_its_name(sections: Section
     network, loss, train, data = sections
     trainer = Trainer(network, loss, train, data, checkpoints=tmp_path, report_every=100)
     list(trainer.run(until_step=1))
-    data.mr.images.fill_(float("nan"))
-    with pytest.raises(CtmrError, match=r"at step 2 of 6: .*cycle_mr.* lower train\.lr_generator"):
+    data.mr.images[5].fill_(float("nan"))
+    with pytest.raises(CtmrError, match=r"at step \d of 6: .*cycle_mr.* lower train\.lr_generator") as caught:
         list(trainer.run())
-    assert list(tmp_path.iterdir()) == []
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in str(caught.value)
+    with safe_open(kept, "pt") as file:
+        facts, images = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    step = int(facts["step"])
+    assert f"at step {step} of 6" in str(caught.value) and "cycle_mr" in facts["losses"]
+    # What a training that stops before draws next: the batch of that step, and no other.
+    again = Trainer(network, loss, train, data, report_every=100)
+    list(again.run(until_step=step - 1))
+    batch = again._sampler.draw()
+    assert set(images) == {"mr", "ct", "mr_depth", "ct_depth"} and bool(images["mr"].isnan().any())
+    assert torch.equal(images["ct"], batch.ct) and torch.equal(images["ct_depth"], batch.ct_depth)
+    assert len(list(trainer.readings)) == 0
 
 
 def test_pictures_train_without_warmup_and_say_so(sections: Sections) -> None:

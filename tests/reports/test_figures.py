@@ -1,5 +1,6 @@
 """Figures: every kind gives a PNG, the same bytes for the same data, and refuses what it cannot draw."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -10,13 +11,13 @@ from ctmr.reports.figures import (
     LesionPanel,
     compare,
     comparison_figure,
-    image_grid,
     lesion_figure,
     loss_curves,
     sample_evolution,
     uncertainty_figure,
     way_sheet,
 )
+from ctmr.reports.samples import SampleGroup, sample_sheet
 from ctmr.volume import Unit
 
 RNG = np.random.default_rng(0)
@@ -65,16 +66,32 @@ def test_the_difference_is_blank_outside_the_head_and_in_the_targets_unit():
     assert any(np.isnan(image).any() for image in difference.images)
 
 
+def group(count=2, titles=("CT", "synthetic CT"), window=(-1024.0, 2000.0)):
+    images = tuple(RNG.uniform(-1000, 2000, (count, 16, 12)) for _ in titles)
+    return SampleGroup(titles, images, tuple(f"s{k}" for k in range(count)), window, "HU")
+
+
 def test_equal_data_give_equal_bytes():
-    images = RNG.uniform(-1, 1, (2, 3, 16, 16))
-    assert image_grid(images, columns=["MR", "synthetic CT", "MR again"]) == image_grid(
-        images, columns=["MR", "synthetic CT", "MR again"]
-    )
+    groups = [group(), group()]
+    assert sample_sheet(groups, title="step 5") == sample_sheet(groups, title="step 5")
 
 
 def test_the_word_phantom_changes_the_picture():
-    images = RNG.uniform(-1, 1, (1, 2, 16, 16))
-    assert image_grid(images, phantom=True) != image_grid(images)
+    groups = [group()]
+    assert sample_sheet(groups, phantom=True) != sample_sheet(groups)
+
+
+def test_the_columns_of_a_group_share_one_grey_scale():
+    def grey(value, other):
+        images = tuple(np.full((1, 16, 12), v) for v in (value, other))
+        png = sample_sheet([SampleGroup(("a", "b"), images, ("s",), (0.0, 100.0), "HU")])
+        shown = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+        middle = shown[shown.shape[0] // 2 - 5]
+        return int(middle[len(middle) // 3]), int(middle[2 * len(middle) // 3])
+
+    assert grey(50, 50)[0] == grey(50, 50)[1] == pytest.approx(127, abs=2)
+    # What is beside an image never changes how it is shown.
+    assert grey(50, 100)[0] == grey(50, 0)[0] == grey(50, 50)[0]
 
 
 @pytest.mark.parametrize("unit", [Unit.HU, Unit.ARBITRARY])
@@ -121,8 +138,9 @@ def test_losses_and_previews_are_drawn():
     )[1]
 
 
-def test_a_grid_with_too_few_titles_and_an_empty_sheet_are_refused():
-    with pytest.raises(ValueError, match="C titles"):
-        image_grid(np.zeros((1, 3, 8, 8)), columns=["MR"])
+def test_a_sheet_of_unlike_rows_or_too_few_titles_and_an_empty_sheet_are_refused():
+    for groups in ([group(2), group(3)], [dataclasses.replace(group(), titles=("CT",))]):
+        with pytest.raises(ValueError, match="as many rows in every column and a title for each"):
+            sample_sheet(groups)
     with pytest.raises(ValueError, match="one image at least"):
         way_sheet([], unit=Unit.HU)

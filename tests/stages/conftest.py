@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import numpy as np
 import pytest
@@ -28,8 +30,8 @@ from ctmr.home import Home
 from ctmr.manifest import Split
 from ctmr.recipe import Recipe, override
 from ctmr.stages import study_worker, trial, tune
-from ctmr.stages.contract import Result, locate, run_stage, silent
-from ctmr.stages.study import SLOT, WORKER, Study, study_name
+from ctmr.stages.contract import Result, run_stage, silent
+from ctmr.stages.study import SLOT, WORKER, Study
 from ctmr.volume import Modality, Unit
 
 SIZE, SLICES = 16, 4
@@ -77,37 +79,74 @@ def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """Address of a PostgreSQL server of our own: a new cluster behind a socket in a temporary folder."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "")]
-    programs = found[-1].parent
-    if not (programs / "pg_ctl").is_file():
-        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
-    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
-    who = {}
-    # Below pytest's own folder nobody else may look.
-    folder = Path(tempfile.mkdtemp(prefix="ctmr-pg-"))
-    if os.getuid() == 0:
-        # PostgreSQL refuses to run as root.
-        who = {"user": "postgres" if "postgres" in {p.pw_name for p in pwd.getpwall()} else "nobody"}
-        shutil.chown(folder, **who)
+class PostgreSql:
+    """A PostgreSQL server of our own: a new cluster in a folder, on a free port of the loopback, with a password."""
 
-    def run(*words: str | Path) -> None:
+    USER, PASSWORD = "ctmr", "Geh3im/&wort@"
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs, self._folder, self._who = programs, folder, dict[str, str]()
+        if os.getuid() == 0:
+            # PostgreSQL refuses to run as root.
+            self._who = {"user": "postgres" if "postgres" in {p.pw_name for p in pwd.getpwall()} else "nobody"}
+            shutil.chown(folder, **self._who)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        secret = folder / "password"
+        secret.write_text(self.PASSWORD)
+        words = ("-U", self.USER, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync")
+        self._run("initdb", "-D", folder / "data", *words)
+        self.running = False
+
+    @property
+    def address(self) -> str:
+        return f"postgresql://{self.USER}:{quote_plus(self.PASSWORD)}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        self._run("pg_ctl", "-D", self._folder / "data", "-w", "-o", settings, "start")
+        self.running = True
+
+    def stop(self) -> None:
+        """Go down as if the power failed."""
+        self._run("pg_ctl", "-D", self._folder / "data", "-m", "immediate", "stop")
+        self.running = False
+
+    def _run(self, program: str, *words: str | Path) -> None:
         subprocess.run(
-            [str(w) for w in words], check=True, timeout=120, cwd=folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who,
+            [str(self._programs / program), *map(str, words)], check=True, timeout=120, cwd=self._folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._who,
         )  # fmt: skip
 
-    data = folder / "data"
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSql]:
+    """A running server, which a test may stop if it starts it again."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "")]
+    if not (found[-1].parent / "pg_ctl").is_file():
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
+    # Below pytest's own folder nobody else may look.
+    folder = Path(tempfile.mkdtemp(prefix="ctmr-pg-"))
     try:
-        run(programs / "initdb", "-D", data, "-U", "ctmr", "--auth=trust", "--no-sync")
-        settings = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        run(programs / "pg_ctl", "-D", data, "-w", "-o", settings, "start")
-        yield f"postgresql://ctmr:secret@/postgres?host={folder}"
-        run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+        server = PostgreSql(found[-1].parent, folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            if server.running:
+                server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgreSql) -> str:
+    """Address of a PostgreSQL server, password included."""
+    if not postgresql_server.running:
+        postgresql_server.start()
+    return postgresql_server.address
 
 
 @pytest.fixture(scope="session")
@@ -152,8 +191,7 @@ class Place:
 
     @property
     def study(self) -> Study:
-        work = locate(tune.STAGE, inputs=self.inputs, recipe=self.recipe, home=self.home).work
-        return Study(study_name(work), self.home.study_storage(work), self.recipe)
+        return tune.open_study(self.inputs, self.recipe, self.home)
 
     def running(self) -> dict[int, int]:
         """Return the process ids of workers by the slot they train."""
@@ -229,6 +267,17 @@ def target(recipe: Recipe) -> float:
     return abs(math.log10(recipe.train.lr_generator / 3e-4)) + abs(recipe.loss.cycle - 9) / 10
 
 
+@pytest.fixture(scope="module")
+def quick_start():
+    """Start workers that train by forks of one process that has imported everything; spawned ones need seconds."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["ctmr.stages.study_worker", "ctmr.gan.trainer", "ctmr.stages.scoring", "optuna",
+                                   "torch._dynamo", "alembic.command", "optuna.storages._rdb.models"])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_worker, "get_context", lambda method: server)
+        yield
+
+
 class Workers:
     """What worker processes do instead of training: forked, so that they need no import; they must not use torch."""
 
@@ -238,16 +287,16 @@ class Workers:
         monkeypatch.setattr(study_worker, "get_context", lambda method: fork)
         self.use(self.quick)
 
-    def use(self, scores: Callable[..., Iterator[tuple[int, float]]]) -> None:
+    def use(self, scores: Callable[..., Iterator[trial.Reported]]) -> None:
         self._monkeypatch.setattr(trial, "scores", scores)
 
     @staticmethod
-    def quick(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> Iterator[tuple[int, float]]:
+    def quick(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> Iterator[trial.Reported]:
         """Report twice a score that depends on the parameters alone."""
         for step in (1, 2):
             if stopped():
                 raise trial.StoppedError
-            yield step, target(recipe) + 2 - step
+            yield trial.Reported(step, target(recipe) + 2 - step)
 
 
 @pytest.fixture

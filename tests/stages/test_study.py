@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from multiprocessing import get_context
 
 import optuna
@@ -15,17 +16,18 @@ import sqlalchemy
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.processes import start_time
-from ctmr.recipe import Recipe
+from ctmr.recipe import Choice, Integers, Recipe, Uniform, override
 from ctmr.stages import study_database
+from ctmr.stages.contract import Place
 from ctmr.stages.study import SLOT, LostError, Study
+from ctmr.stages.study_naming import study_folder
 from ctmr.stages.trial import SlotState
 
 PARAMS = {"train.lr_generator": 3e-4, "train.lr_discriminator": 2e-4, "loss.cycle": 7.25}
 
 
 def recipe_of(trials, wave):
-    recipe = Recipe()
-    return recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"trials": trials, "workers": wave})})
+    return override(Recipe(), [("tune.trials", trials), ("tune.workers", wave)])
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
@@ -204,6 +206,69 @@ def test_what_a_slot_tried_and_reported_is_kept_exactly(worker):
     assert study._trials()[0].params == PARAMS
 
 
+def test_what_a_trial_leaves_is_kept_in_bytes_and_the_last_word_counts(worker):
+    study = worker().study
+    claim = study.claim()
+    study.keep(claim, {"losses.json": b"{}", "pictures.npz": bytes(range(256)) * 500})
+    study.keep(claim, {"losses.json": b"[1]"})
+    study.complete(claim, 1.0)
+    done, waiting = study.slots()[:2]
+    assert study.kept(done) == {"losses.json": b"[1]", "pictures.npz": bytes(range(256)) * 500}
+    assert study.kept(waiting) == {}
+
+
+# The search space
+
+
+def searching(study, space):
+    tune = study.recipe.tune.model_copy(update={"space": space})
+    return Study(study.name, study.address, study.recipe.model_copy(update={"tune": tune}))
+
+
+def test_a_changed_search_space_is_refused_by_name(opened):
+    study = opened()
+    before = study.recipe.tune.space
+    changed = {
+        "loss.cycle": Uniform(low=5.0, high=20.0),
+        "train.lr_generator": before["train.lr_generator"],
+        "train.pool": Integers(low=0, high=50, step=10),
+        "network.generator.kind": Choice(values=("resnet", "unet")),
+    }
+    other = searching(study, changed)
+    for refused in (other.create, other.require_same_space):
+        with pytest.raises(InputError) as caught:
+            refused()
+        assert str(caught.value) == (
+            f"the study {study.name} at {study._database.where} searches another space: "
+            "tune.space.loss.cycle was uniform 5 to 15 and is uniform 5 to 20; "
+            "tune.space.network.generator.kind was not searched and is choice of resnet, unet; "
+            "tune.space.train.lr_discriminator was log_uniform 0.0001 to 0.001 and is not searched; "
+            "tune.space.train.pool was not searched and is int 0 to 50 in steps of 10; "
+            "put it back to go on with that study, or give tune.study a name that begins another"
+        )
+    assert trials_by_slot(study) == {0: 1, 1: 1, 2: 1, 3: 1}
+    searching(study, dict(reversed(before.items()))).create()
+    study.create()
+
+
+def test_recipes_that_differ_in_their_search_space_alone_mean_one_study(tmp_path):
+    place = Place("key", {"version": "1", "recipe.tune": "x", "recipe.train": "y", "input data": "z"}, tmp_path / "key")
+    recipe = recipe_of(4, 2)
+
+    def folder(*changes, place=place):
+        return study_folder(place, override(recipe, changes))
+
+    assert folder() == folder(("tune.space", {"loss.cycle": {"kind": "uniform", "low": 1, "high": 2}}))
+    others = [
+        folder(("tune.trials", 5)), folder(("tune.seed", 1)), folder(("tune.study", "wide")),
+        folder(place=replace(place, parts={**place.parts, "input data": "other"})),
+        folder(place=replace(place, parts={**place.parts, "recipe.train": "other"})),
+    ]  # fmt: skip
+    assert len({folder(), *others}) == 6
+    assert folder(("tune.study", "wide")).name.startswith("wide-")
+    assert all(path.parent == tmp_path for path in others)
+
+
 # The slots of the dead
 
 
@@ -249,6 +314,12 @@ def test_a_slot_whose_worker_never_heard_that_it_got_it_is_taken_by_the_same_wor
     assert [one.study.claim().number for _ in range(3)] == [0, 0, 0]
 
 
+@pytest.fixture
+def old_server(monkeypatch):
+    """A server that has run for long."""
+    monkeypatch.setattr(study_database.Database, "is_young", False)
+
+
 def silence(study):
     """Make the last heartbeat of all trials an hour old."""
     with study._storage.engine.begin() as connection:
@@ -258,7 +329,7 @@ def silence(study):
         )
 
 
-def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(worker):
+def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(worker, old_server):
     far, near = worker(), worker()
     far.study._me["host"] = "elsewhere/boot/pid:[1]"
     claim = far.study.claim()
@@ -272,13 +343,29 @@ def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(worker):
         far.study.complete(claim, 1.0)
 
 
-def test_a_heartbeat_keeps_a_worker_on_another_machine_alive(worker):
+def test_a_heartbeat_keeps_a_worker_on_another_machine_alive(worker, old_server):
     far, near = worker(), worker()
     far.study._me["host"] = "elsewhere/boot/pid:[1]"
     claim = far.study.claim()
     silence(near.study)
     far.study.beat(claim)
     assert near.study.claim().number == 1
+
+
+@pytest.mark.slow
+def test_nobody_is_dead_for_a_server_that_was_away_itself(postgresql_server, postgresql, tmp_path, monkeypatch):
+    """Heartbeats could not arrive: a worker elsewhere that trained on through it must keep its slot."""
+    far, near = (Study(f"away-{tmp_path.name}", postgresql, recipe_of(4, 4)) for _ in range(2))
+    far.create()
+    far._me["host"] = "elsewhere/boot/pid:[1]"
+    claim = far.claim()
+    silence(near)
+    postgresql_server.stop()
+    postgresql_server.start()
+    assert near.claim().number == 1
+    far.complete(claim, 1.0)
+    monkeypatch.setattr(study_database, "GRACE_S", 0)
+    assert not near._database.is_young
 
 
 def test_a_worker_on_this_machine_needs_no_heartbeat(worker):
@@ -342,6 +429,8 @@ def test_an_address_that_workers_cannot_share_is_refused_without_its_password(ad
     ("address", "where"),
     [
         ("postgresql://me:secret@127.0.0.1:1/db?application_name=secret", "postgresql://127.0.0.1:1/db"),
+        ("postgresql://me@127.0.0.1:1/db?password=secret", "postgresql://127.0.0.1:1/db"),
+        ("postgresql://me@/db?host=%2Fsecret&password=secret", "postgresql:///db"),
         ("sqlite:////no/such/folder/study.db", "sqlite:////no/such/folder/study.db"),
     ],
 )
@@ -352,6 +441,22 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(address, 
     assert f"the study's database at {where} cannot be used: " in str(caught.value)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_what_is_written_elsewhere_waits_for_a_server_and_is_not_undone_by_its_end(
+    postgresql_server, postgresql, tmp_path
+):
+    study = Study(f"elsewhere-{tmp_path.name}", postgresql, recipe_of(2, 2))
+    study.create()
+    postgresql_server.stop()
+    timer = threading.Timer(1.0, postgresql_server.start)
+    timer.start()
+    with study.alone():
+        timer.join()
+        postgresql_server.stop()
+    postgresql_server.start()
+    assert states(study) == ["waiting"] * 2
 
 
 def test_a_database_that_another_process_keeps_locked_ends_no_worker(tmp_path, monkeypatch):

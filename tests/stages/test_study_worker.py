@@ -12,7 +12,7 @@ from ctmr.processes import start_time
 from ctmr.recipe import Recipe
 from ctmr.stages import study_worker
 from ctmr.stages.study import RELEASED, SLOT, WORKER, Study
-from ctmr.stages.trial import StoppedError
+from ctmr.stages.trial import Reported, StoppedError
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ from ctmr.stages.contract import silent
 from ctmr.stages.study import Study
 
 def endless(preprocessed, recipe, stopped):
-    yield 1, 1.0
+    yield trial.Reported(1, 1.0)
     while not stopped():
         time.sleep(0.01)
     raise trial.StoppedError
@@ -111,7 +111,7 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_trials(place, workers,
 
 def test_a_worker_that_is_asked_to_end_gives_its_trial_back(place, workers, until):
     def endless(preprocessed, recipe, stopped):
-        yield 1, 1.0
+        yield Reported(1, 1.0)
         until(stopped)
         raise StoppedError
 
@@ -128,13 +128,13 @@ def test_a_worker_that_is_asked_to_end_gives_its_trial_back(place, workers, unti
 
 def test_a_trial_whose_process_always_dies_fails_and_the_others_go_on(place, workers):
     def die_below(preprocessed, recipe, stopped):
-        yield 1, 5.0
+        yield Reported(1, 5.0)
         if recipe.loss.cycle == 7.0:
             os.kill(os.getpid(), signal.SIGKILL)
         yield from workers.quick(preprocessed, recipe, stopped)
 
     workers.use(die_below)
-    here, said = place(), []
+    here, said = place("home", ("tune.pruner", "none")), []
     result, tree = here.run(report=lambda message, fraction=None: said.append(message))
     first = tree["trials"][0]
     assert (first["state"], first["score"], first["reports"]) == ("failed", None, {})
@@ -152,13 +152,13 @@ def test_a_trial_that_fails_or_diverges_fails_alone(place, workers, how):
         if recipe.loss.cycle == 7.0:
             if how == "raises":
                 raise RuntimeError("out of memory\nand a traceback")
-            yield 1, 3.0
-            yield 2, float(how)
+            yield Reported(1, 3.0)
+            yield Reported(2, float(how))
         else:
             yield from workers.quick(preprocessed, recipe, stopped)
 
     workers.use(fail)
-    here = place()
+    here = place("home", ("tune.pruner", "none"))
     tree = here.run()[1]
     assert [t["state"] for t in tree["trials"]] == ["failed", "complete", "complete", "complete"]
     assert tree["trials"][0]["score"] is None and tree["best"] != 0
@@ -192,8 +192,8 @@ def test_when_every_trial_fails_the_last_error_is_told_and_the_next_run_tries_ag
 def test_a_hopeless_trial_is_pruned_and_never_the_best(place, workers):
     def worse_each_time(preprocessed, recipe, stopped):
         offset = 0.0 if recipe.loss.cycle == 7.0 else recipe.loss.cycle
-        yield 1, 1.0 + offset
-        yield 2, 1.0 + offset
+        yield Reported(1, 1.0 + offset)
+        yield Reported(2, 1.0 + offset)
 
     workers.use(worse_each_time)
     result, tree = place("home", ("tune.trials", 8)).run()

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ctmr.recipe import Choice, LogUniform, Recipe, Uniform, override
-from ctmr.stages.trial import Slot, SlotState, propose, should_prune, trial_recipe
+from ctmr.errors import InputError
+from ctmr.recipe import Choice, Integers, LogUniform, Pruner, Recipe, Sampler, Uniform, override
+from ctmr.stages.trial import Slot, SlotState, propose, report_steps, should_prune, trial_recipe
 
 LR, CYCLE = "train.lr_generator", "loss.cycle"
 WAVE = 3
@@ -85,13 +86,76 @@ def test_a_recipe_whose_own_value_lies_outside_the_search_range_can_be_tuned():
     assert 1e-4 <= later[LR] <= 1e-2 and later["network.generator.blocks"] in (4, 5)
 
 
+def test_whole_numbers_names_and_flags_are_searched_and_keep_their_types():
+    space = {
+        "network.generator.kind": Choice(values=("resnet", "unet")),
+        "network.generator.blocks": Integers(low=1, high=3),
+        "train.pool": Integers(low=0, high=50, step=25),
+        "train.discriminator_every": Integers(low=1, high=8, log=True),
+        "train.flip": Choice(values=(True, False)),
+        "train.rotation_deg": Uniform(low=0.0, high=15.0),
+    }
+    recipe = override(recipe_of(space=space), [("network.generator.blocks", 3)])
+    proposals = [propose(recipe, 0, [])]
+    for number in range(1, 40):
+        slots = [Slot(n, SlotState.COMPLETE, p, {10: float(n % 7)}, float(n % 7)) for n, p in enumerate(proposals)]
+        proposals.append(propose(recipe, number, slots))
+    assert {p["network.generator.kind"] for p in proposals} == {"resnet", "unet"}
+    assert {p["network.generator.blocks"] for p in proposals} == {1, 2, 3}
+    assert {p["train.pool"] for p in proposals} == {0, 25, 50}
+    assert {p["train.flip"] for p in proposals} == {True, False}
+    assert all(type(p["train.discriminator_every"]) is int for p in proposals)
+    trained = trial_recipe(recipe, proposals[-1])
+    assert trained.train.rotation_deg == proposals[-1]["train.rotation_deg"]
+    assert trained.network.generator.kind == proposals[-1]["network.generator.kind"]
+
+
+def test_a_combination_that_contradicts_itself_is_one_sentence():
+    keys = ("train.generator_every", "train.discriminator_every")
+    with pytest.raises(InputError, match=r"^tune.space: train: one of generator_every and disc.* must be 1"):
+        trial_recipe(recipe_of(), dict.fromkeys(keys, 2))
+
+
+def test_proposals_that_contradict_themselves_are_drawn_again_and_in_the_end_fail_by_name():
+    ratios = {f"train.{who}_every": Choice(values=(1, 2)) for who in ("generator", "discriminator")}
+    proposals = [propose(recipe_of(space=ratios), number, []) for number in range(40)]
+    assert {tuple(p.values()) for p in proposals} == {(1, 1), (1, 2), (2, 1)}
+    assert proposals == [propose(recipe_of(space=ratios), number, []) for number in range(40)]
+    hopeless = recipe_of(space={key: Choice(values=(2, 3)) for key in ratios})
+    with pytest.raises(InputError, match="must be 1"):
+        trial_recipe(hopeless, propose(hopeless, 1, []))
+
+
+def test_random_proposals_ignore_what_is_known():
+    recipe = recipe_of(sampler=Sampler.RANDOM)
+    assert propose(recipe, 30, history(30)) == propose(recipe, 30, [])
+    assert propose(recipe_of(), 30, history(30)) != propose(recipe_of(), 30, [])
+
+
+@pytest.mark.parametrize(("steps", "reports"), [(400, 3), (7, 4), (1000, 7), (43, 3), (43, 6)])
+def test_a_trial_trains_on_its_subset_until_its_first_report(steps, reports):
+    recipe = recipe_of(steps=steps, reports=reports, subset_images=20)
+    trained = trial_recipe(recipe, {}).train
+    first = report_steps(recipe)[0]
+    on_subset = [step < trained.subset_fraction * trained.steps for step in range(steps)]
+    assert trained.subset_images == 20 and on_subset == [step < first for step in range(steps)]
+    assert trial_recipe(recipe_of(steps=steps), {}).train.subset_images == 0
+
+
+def test_more_reports_than_steps_are_as_many_as_there_are_steps():
+    assert report_steps(recipe_of(steps=2, reports=4)) == [1, 2]
+    assert report_steps(recipe_of(steps=400, reports=3)) == [133, 266, 400]
+
+
 def test_a_trial_trains_its_parameters_within_its_budget():
     recipe = trial_recipe(recipe_of(steps=7, threads=1), {LR: 5e-4, CYCLE: 3.0})
     assert (recipe.train.lr_generator, recipe.loss.cycle) == (5e-4, 3.0)
     assert (recipe.train.steps, recipe.train.threads) == (7, 1)
 
 
-# Pruning. Three complete slots have reported 1, 2 and 6 at step 5: median 2.
+# The median rule. Three complete slots have reported 1, 2 and 6 at step 5: median 2.
+
+MEDIAN = recipe_of(pruner=Pruner.MEDIAN)
 
 
 @pytest.fixture
@@ -101,20 +165,20 @@ def three():
 
 @pytest.mark.parametrize(("report", "pruned"), [(1.9, False), (2.0, False), (2.1, True), (6.1, True)])
 def test_a_trial_worse_than_the_median_of_earlier_waves_is_pruned(three, report, pruned):
-    assert should_prune(recipe_of(), 3, three, {5: report}) is pruned
+    assert should_prune(MEDIAN, 3, three, {5: report}) is pruned
 
 
 def test_the_best_of_a_trials_reports_counts(three):
-    assert not should_prune(recipe_of(), 3, three, {5: 0.4, 10: 0.6})
-    assert should_prune(recipe_of(), 3, three, {5: 0.6, 10: 0.7})
+    assert not should_prune(MEDIAN, 3, three, {5: 0.4, 10: 0.6})
+    assert should_prune(MEDIAN, 3, three, {5: 0.6, 10: 0.7})
 
 
 def test_nothing_is_pruned_by_its_own_wave_or_before_a_wave_is_complete(three):
     neighbours = [done(k, 1e-3, 1.0, {5: 0.1, 10: 0.1}) for k in (3, 4)]
-    assert not should_prune(recipe_of(), 5, [*three, *neighbours], {5: 1.5})
-    assert should_prune(recipe_of(), 6, [*three, *neighbours], {5: 1.5})
-    assert not should_prune(recipe_of(), 2, three, {5: 100.0})
-    assert not should_prune(recipe_of(), 3, three[:2], {5: 100.0})
+    assert not should_prune(MEDIAN, 5, [*three, *neighbours], {5: 1.5})
+    assert should_prune(MEDIAN, 6, [*three, *neighbours], {5: 1.5})
+    assert not should_prune(MEDIAN, 2, three, {5: 100.0})
+    assert not should_prune(MEDIAN, 3, three[:2], {5: 100.0})
     pruned = [*three[:2], replace(three[2], state=SlotState.PRUNED)]
-    assert not should_prune(recipe_of(), 3, pruned, {5: 100.0})
-    assert not should_prune(recipe_of(), 3, three, {})
+    assert not should_prune(MEDIAN, 3, pruned, {5: 100.0})
+    assert not should_prune(MEDIAN, 3, three, {})

@@ -1,37 +1,29 @@
 """tune: real studies (Optuna and MLflow) by worker processes that train tiny networks, or are killed on purpose."""
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
 
 import mlflow
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from ctmr.errors import InputError
 from ctmr.recipe import Recipe, override
 from ctmr.stages import study_worker, tune
 from ctmr.stages.contract import run_stage
 from ctmr.stages.study import RELEASED, SLOT, WORKER
+from ctmr.stages.study_figures import MIN_COMPLETE
+from ctmr.stages.study_tracking import StudyRun
 
 pytestmark = pytest.mark.slow
 
 SPACE = tuple(Recipe().tune.space)
 REAL = (("tune.steps", 40),)
 """Trials that take a second: time enough to be killed in the middle."""
-
-
-@pytest.fixture(scope="module")
-def quick_start():
-    """Start workers that train by forks of one process that has imported everything; spawned ones need seconds."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ctmr.stages.study_worker", "ctmr.gan.trainer", "ctmr.stages.scoring", "optuna",
-                                   "torch._dynamo", "alembic.command", "optuna.storages._rdb.models"])  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_worker, "get_context", lambda method: server)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +62,41 @@ def test_a_study_trains_real_networks_and_begins_with_the_recipe(undisturbed):
     runs = here.children(result.summary["mlflow_run"])
     assert sorted(r.info.run_name for r in runs) == [f"trial {k}" for k in range(4)]
     assert all(r.info.status == "FINISHED" and "validation_score" in r.data.metrics for r in runs)
+
+
+def test_every_trial_is_a_child_run_with_curves_and_a_sample(undisturbed):
+    here, result, tree = undisturbed
+    client = mlflow.MlflowClient(f"sqlite:///{here.root / 'mlflow.db'}")
+    for run in here.children(result.summary["mlflow_run"]):
+        row = tree["trials"][int(run.info.run_name.split()[1])]
+        scores = client.get_metric_history(run.info.run_id, "validation_score")
+        assert {str(m.step): m.value for m in scores} == row["reports"]
+        last = max(map(int, row["reports"]))
+        for name in ("generator", "discriminator", "cycle_ct", "cycle_mr", "adversarial_mr2ct"):
+            curve = client.get_metric_history(run.info.run_id, f"train.{name}")
+            assert sorted(m.step for m in curve) == list(range(1, last + 1)), name
+            assert all(m.value > 0 for m in curve)
+        assert run.data.tags["ctmr.state"] == row["state"] and run.data.tags["ctmr.bracket"] in ("0", "1")
+        assert run.data.params == {key: str(value) for key, value in row["params"].items()}
+        (sample,) = client.list_artifacts(run.info.run_id, "samples")
+        assert sample.path == f"samples/step_{last:07d}.png"
+        shown = np.asarray(Image.open(client.download_artifacts(run.info.run_id, sample.path)))
+        assert shown.shape[0] > 100 and shown.std() > 10
+
+
+def test_a_study_leaves_its_figures_in_provenance_and_in_mlflow(undisturbed):
+    here, result, tree = undisturbed
+    client = mlflow.MlflowClient(f"sqlite:///{here.root / 'mlflow.db'}")
+    names = ("history.png", "importance.png", "slice.png")
+    logged = client.list_artifacts(result.summary["mlflow_run"], "figures")
+    assert [file.path for file in logged] == [f"figures/{name}" for name in names]
+    for name in names:
+        shown = np.asarray(Image.open(result.out / "provenance" / "figures" / name).convert("L"))
+        assert shown[0, 0] == 255 and shown.std() > 5
+    metrics = client.get_run(result.summary["mlflow_run"]).data.metrics
+    shares = [value for name, value in metrics.items() if name.startswith("importance.")]
+    complete = [t for t in tree["trials"] if t["state"] == "complete"]
+    assert shares == [] if len(complete) < MIN_COMPLETE else sum(shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -159,26 +186,26 @@ def test_two_stages_on_one_study_come_to_the_same_and_log_it_once(place, undistu
 # Workers that compute a score from their parameters instead of training: fixture `workers`.
 
 
-@pytest.mark.parametrize("moment", ["start", "metrics", "end"])
+@pytest.mark.parametrize("moment", ["start", "_curves", "params", "end"])
 def test_every_trial_is_one_whole_child_run_wherever_its_logging_was_cut(place, workers, moment, monkeypatch):
     from ctmr.tracking import Tracking
 
-    here = place()
+    here, cutting = place(), []
+    owner = StudyRun if moment == "_curves" else Tracking
 
-    def cut(self, *arguments, real=getattr(Tracking, moment), **kwargs):
+    def cut(self, *arguments, real=getattr(owner, moment), **kwargs):
         done = real(self, *arguments, **kwargs)
-        if moment != "start" or kwargs.get("parent"):
+        if cutting:
             raise KeyboardInterrupt
         return done
 
+    def log(self, slot, child, real=StudyRun._log):
+        cutting.append(slot)
+        real(self, slot, child)
+
     with monkeypatch.context() as patch:
-        real_log = tune._Tracking._log
-
-        def log(self, slot, child):
-            patch.setattr(Tracking, moment, cut)
-            real_log(self, slot, child)
-
-        patch.setattr(tune._Tracking, "_log", log)
+        patch.setattr(owner, moment, cut)
+        patch.setattr(StudyRun, "_log", log)
         with pytest.raises(KeyboardInterrupt):
             here.run()
     result, tree = here.run()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctmr.data.transfer import to_device
 from ctmr.recipe import Train
 
 BACKGROUND = -1.0
@@ -95,7 +96,7 @@ def augment(images: Tensor, augmentation: Augmentation, rng: torch.Generator) ->
 def scale_intensity(images: Tensor, most: float, rng: torch.Generator) -> Tensor:
     """Multiply each image's distance from black (-1) by a factor within ``1 ± most``, and clip it to [-1, 1]."""
     factor = 1.0 + most * (2.0 * torch.rand((len(images), 1, 1, 1), generator=rng) - 1.0)
-    return ((images + 1.0) * factor.to(images) - 1.0).clamp(max=1.0)
+    return ((images + 1.0) * to_device(factor.to(images.dtype), images.device) - 1.0).clamp(max=1.0)
 
 
 def _drawn(count: int, wanted: bool, rng: torch.Generator) -> Tensor:
@@ -105,13 +106,14 @@ def _drawn(count: int, wanted: bool, rng: torch.Generator) -> Tensor:
 def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return each image at whole rows ``[N, H]`` and columns ``[N, W]``."""
     count, channels, height, width = images.shape
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     device = images.device
-    rows, columns = rows.clamp(0, height - 1).to(device), columns.clamp(0, width - 1).to(device)
+    rows, columns = to_device(rows, device), to_device(columns, device)
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     item = torch.arange(count, device=device).view(count, 1, 1, 1)
     channel = torch.arange(channels, device=device).view(1, channels, 1, 1)
     moved = images[item, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return moved.masked_fill_(~inside.to(device)[:, None], BACKGROUND)
+    return moved.masked_fill_(~inside[:, None], BACKGROUND)
 
 
 def _resampled(images: Tensor, rows: Tensor, columns: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
@@ -122,7 +124,8 @@ def _resampled(images: Tensor, rows: Tensor, columns: Tensor, angle: Tensor, zoo
     cosine, sine = torch.cos(angle), torch.sin(angle)
     # grid_sample counts from -1 to 1 over the image's full width, column first.
     grid = torch.stack([2.0 / width * (cosine * x - sine * y), 2.0 / height * (sine * x + cosine * y)], dim=-1)
+    grid = to_device(grid.to(images.dtype), images.device)
     shown = functional.grid_sample(
-        images - BACKGROUND, grid.to(images), mode="bilinear", padding_mode="zeros", align_corners=False
+        images - BACKGROUND, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
     return shown + BACKGROUND

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctmr.data.augment import Augmentation, augment, scale_intensity
-from ctmr.data.shards import Shard
+from ctmr.data.domain import Domain as Domain
+from ctmr.data.domain import depth_channel as depth_channel
+from ctmr.data.domain import domain_of
+from ctmr.data.domain import target_ranges as target_ranges
+from ctmr.data.shards import Shard, unpack_head
+from ctmr.data.transfer import to_device
 from ctmr.errors import InputError
-from ctmr.normaliser import Normaliser, normaliser_for
 from ctmr.recipe import Normalise
-from ctmr.volume import Modality, Unit
+from ctmr.volume import Modality
 
 _SAME_LEVEL = 0.5
-
-DEPTH_MIDDLE_PX = 6.0
-"""Depth under the skin that becomes 0; the skin is -1, twice this depth and deeper is 1."""
 
 
 @dataclass(frozen=True)
@@ -30,61 +31,15 @@ class Batch:
     Attributes
     ----------
     mr, ct
-        ``[N, C, H, W]`` float32 in [-1, 1].
+        ``[N, S * C, H, W]`` float32 in [-1, 1]: stacks of S slices (`ctmr.networks.stacks`); S is 1 without neighbours.
     mr_depth, ct_depth
-        ``[N, 1, H, W]`` float32 in [-1, 1], or ``None`` when no discriminator asks for position.
+        ``[N, 1, H, W]`` float32 in [-1, 1] of the middle slices, or ``None`` when no discriminator asks for position.
     """
 
     mr: Tensor
     ct: Tensor
     mr_depth: Tensor | None = None
     ct_depth: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Domain:
-    """All usable slices of one modality.
-
-    Attributes
-    ----------
-    images
-        ``[N, C, H, W]`` float32 in [-1, 1], on the device.
-    depth
-        ``[N, 1, H, W]`` float32 in [-1, 1], on the device, or ``None``.
-    levels
-        ``[N]`` float32 on the CPU: slices from the volume's centre; ``None`` for pictures.
-    volume
-        ``[N]`` int64 on the CPU: index into `subjects`.
-    subjects, uids
-        Of each volume.
-    outlines
-        ``[N, P]`` float32 on the CPU: head mask at a quarter of the resolution, divided by its norm; ``None``: unknown.
-    absolute
-        Whether values mean something by themselves (HU), so that intensity is not augmented.
-    """
-
-    images: Tensor
-    depth: Tensor | None
-    levels: Tensor | None
-    volume: Tensor
-    subjects: tuple[str, ...]
-    uids: tuple[str, ...]
-    outlines: Tensor | None = None
-    absolute: bool = False
-
-    def subset(self, count: int, seed: int) -> Domain:
-        """Return `count` slices (all, where there are no more), drawn by seed alone, in their order."""
-        rng = torch.Generator().manual_seed(seed)
-        kept = torch.randperm(len(self.images), generator=rng)[:count].sort().values
-        place = kept.to(self.images.device)
-        return replace(
-            self,
-            images=self.images[place],
-            depth=None if self.depth is None else self.depth[place],
-            levels=None if self.levels is None else self.levels[kept],
-            volume=self.volume[kept],
-            outlines=None if self.outlines is None else self.outlines[kept],
-        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +58,7 @@ class TrainingData:
         *,
         min_head_fraction: float,
         depth: bool,
+        neighbours: int = 0,
         device: torch.device | str = "cpu",
     ) -> TrainingData:
         """Normalise each volume once and keep the slices with enough head.
@@ -117,13 +73,16 @@ class TrainingData:
             Share of a slice's pixels inside the head, below which it is not trained on.
         depth
             Also compute depth maps, which position-aware discriminators need.
+        neighbours
+            Slices on either side that make a stack with each slice. They are the volume's own, those with too little
+            head too, as they are when the model is served; beyond its ends the last slice stands in.
         device
             Where the images are held.
 
         Raises
         ------
         InputError
-            When a modality has no usable slice, or the two differ in size.
+            When a modality has no usable slice, the two differ in size, or neighbours of pictures are asked for.
         """
         if ct.modality is not Modality.CT or mr.modality is not Modality.MR:
             raise ValueError(f"shards of CT and MR are needed, found {ct.modality} and {mr.modality}")
@@ -133,7 +92,12 @@ class TrainingData:
                 "both must be on one grid, run `ctmr preprocess` again"
             )
         place = torch.device(device)
-        return cls(*(_domain(shard, normalise, min_head_fraction, depth=depth, device=place) for shard in (mr, ct)))
+        return cls(
+            *(
+                domain_of(shard, normalise, min_head_fraction, depth=depth, neighbours=neighbours, device=place)
+                for shard in (mr, ct)
+            )
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -152,8 +116,14 @@ class TrainingData:
 
     def examples(self, count: int) -> Batch:
         """Return `count` fixed slices of each modality, spread evenly over all."""
-        mr, ct = (torch.linspace(0, len(d.images) - 1, count + 2)[1:-1].round().long() for d in (self.mr, self.ct))
-        return Batch(self.mr.images[mr], self.ct.images[ct])
+        return Batch(self.mr.take(_spread(self.mr, count)), self.ct.take(_spread(self.ct, count)))
+
+    def example_heads(self, count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        """Return the head masks of the MR and the CT slices of `examples`, ``[N, H, W]``; ``None``: unknown."""
+        if self.mr.head is None or self.ct.head is None:
+            return None
+        mr, ct = self.mr.head[_spread(self.mr, count)], self.ct.head[_spread(self.ct, count)]
+        return unpack_head(mr.numpy(), self.size[1]), unpack_head(ct.numpy(), self.size[1])
 
 
 class Sampler:
@@ -268,93 +238,14 @@ class Sampler:
 
     @staticmethod
     def _stack(domain: Domain, index: Tensor) -> Tensor:
-        index = index.to(domain.images.device)
-        images = domain.images[index]
-        return images if domain.depth is None else torch.cat([images, domain.depth[index]], dim=1)
+        images = domain.take(index)
+        if domain.depth is None:
+            return images
+        return torch.cat([images, domain.depth[to_device(index, images.device)]], dim=1)
 
 
-def depth_channel(head: NDArray[np.bool_]) -> Tensor:
-    """Return the depth under the skin as a discriminator's channel.
-
-    Parameters
-    ----------
-    head
-        ``[N, H, W]`` bool.
-
-    Returns
-    -------
-    Tensor
-        ``[N, 1, H, W]`` float32: ``clip(depth / 6 px - 1, -1, 1)``, so the skin is -1 and 12 px or more is 1.
-    """
-    from ctmr.imaging.mask import head_depth
-
-    pixels = torch.from_numpy(np.ascontiguousarray(head_depth(head), dtype=np.float32))
-    return (pixels / DEPTH_MIDDLE_PX - 1.0).clamp_(-1.0, 1.0)[:, None]
-
-
-def target_ranges(shard: Shard, normalise: Normalise) -> tuple[float, float]:
-    """Return the median range (low, high) over a shard's volumes: `Translator`'s `target_range`.
-
-    Raises
-    ------
-    InputError
-        When the shard has several channels of different ranges: a translator writes one channel.
-    """
-    normaliser = normaliser_for(shard.unit, normalise)
-    ranges = torch.stack([normaliser.measure(_tensor(shard.volume(i))) for i in range(len(shard.volumes))])
-    if not bool((ranges == ranges[:, :1]).all()):
-        raise InputError(
-            f"the {shard.modality} shard has {ranges.shape[1]} channels of different ranges and a translator writes "
-            "one; choose one sequence in data.sequences, or a window in normalise.arbitrary"
-        )
-    low, high = np.median(ranges[:, 0].numpy(), axis=0)
-    return float(low), float(high)
-
-
-def _domain(
-    shard: Shard, normalise: Normalise, min_head_fraction: float, *, depth: bool, device: torch.device
-) -> Domain:
-    normaliser = normaliser_for(shard.unit, normalise)
-    usable = torch.from_numpy(shard.head.mean(axis=(1, 2)) >= min_head_fraction)
-    if not bool(usable.any()):
-        raise InputError(
-            f"no {shard.modality} slice has at least preprocess.min_head_fraction = {min_head_fraction:g} of head; "
-            "lower it or check the head masks in the preview of `ctmr preprocess`"
-        )
-    images = torch.empty((int(usable.sum()), *shard.slices.shape[1:]), dtype=torch.float32)
-    written = 0
-    for index, volume in enumerate(shard.volumes):
-        kept = usable[volume.first : volume.first + volume.count]
-        normalised = _normalise(normaliser, _tensor(shard.volume(index)))[kept]
-        images[written : written + len(normalised)] = normalised
-        written += len(normalised)
-    levels = torch.cat([v.level + torch.arange(v.count, dtype=torch.float32) for v in shard.volumes])
-    owner = torch.cat([torch.full((v.count,), i, dtype=torch.int64) for i, v in enumerate(shard.volumes)])
-    return Domain(
-        images=images.to(device),
-        depth=depth_channel(shard.head[usable.numpy()]).to(device) if depth else None,
-        levels=None if any(v.affine is None for v in shard.volumes) else levels[usable],
-        volume=owner[usable],
-        outlines=_outlines(shard.head[usable.numpy()]),
-        absolute=shard.unit is Unit.HU,
-        subjects=tuple(v.subject for v in shard.volumes),
-        uids=tuple(v.uid or v.image for v in shard.volumes),
-    )
-
-
-def _outlines(head: NDArray[np.bool_]) -> Tensor:
-    coarse = torch.nn.functional.avg_pool2d(torch.from_numpy(head).float()[:, None], 4, ceil_mode=True)
-    return torch.nn.functional.normalize(coarse.flatten(1), dim=1)
-
-
-@torch.no_grad()
-def _normalise(normaliser: Normaliser, volume: Tensor) -> Tensor:
-    out: Tensor = normaliser(volume.movedim(1, 0), normaliser.measure(volume)[None])
-    return out
-
-
-def _tensor(volume: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
+def _spread(domain: Domain, count: int) -> Tensor:
+    return torch.linspace(0, len(domain.images) - 1, count + 2)[1:-1].round().long()
 
 
 def _pairs(data: TrainingData) -> Tensor:

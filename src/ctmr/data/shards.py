@@ -201,6 +201,11 @@ def pack_head(head: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(head, axis=-1)
 
 
+def unpack_head(packed: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """Undo `pack_head` for slices of so many columns."""
+    return np.unpackbits(packed, axis=-1, count=width).astype(bool)
+
+
 def write_shard(folder: Path, split: Split, shard: Shard) -> None:
     """Write a whole shard at once, as `ShardWriter` does."""
     with ShardWriter(folder, split, shard.modality, shard.unit, shard.extra) as writer:
@@ -223,7 +228,7 @@ def read_shard(folder: Path, split: Split, modality: Modality, *, heads: bool = 
     head = np.zeros((0, *slices.shape[2:]), dtype=bool)
     if heads:
         packed = np.load(meta_path.with_name(f"{modality}.head.npy"), allow_pickle=False)
-        head = np.unpackbits(packed, axis=-1, count=slices.shape[-1]).astype(bool)
+        head = unpack_head(packed, slices.shape[-1])
     volumes = tuple(_volume(v) for v in meta["volumes"])
     return Shard(slices, head, volumes, Unit(meta["unit"]), Modality(meta["modality"]), meta["extra"])
 
@@ -232,7 +237,7 @@ def read_head(folder: Path, split: Split, shard: Shard, index: int) -> NDArray[n
     """Read the head mask of one slice of a shard, ``[H, W]`` bool."""
     path = folder / split.value / f"{shard.modality}.head.npy"
     row = np.load(path, mmap_mode="r", allow_pickle=False)[index]
-    return np.unpackbits(row, axis=-1, count=shard.slices.shape[-1]).astype(bool)
+    return unpack_head(row, shard.slices.shape[-1])
 
 
 def has_shard(folder: Path, split: Split, modality: Modality) -> bool:

@@ -72,7 +72,8 @@ class Model:
 
     def cycle(self, array: NDArray[Any], slices: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return slices as trained and their reconstructions, ``[N, C, H, W]``; see `cycle_slices`."""
-        return cycle_slices(self.forward.source, self.forward.generator, self.backward, array, slices)
+        forward = self.forward
+        return cycle_slices(forward.source, forward.generator, self.backward, array, slices, forward.neighbours)
 
     def candidate(self, name: str = OWN) -> Candidate:
         """Return the model as a client sees it: its inputs come by the served path."""

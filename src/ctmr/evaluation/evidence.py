@@ -267,7 +267,7 @@ class Evidence:
             chosen = sorted({round(k * last / max(1, MOST_SHEETS - 1)) for k in range(MOST_SHEETS)})
             png = figures.sample_evolution([sheets[k].read_bytes() for k in chosen])
             drawn["samples"] = ReportFigure(
-                png, "The same training samples as the training went on: inputs, translations and reconstructions.",
+                png, "The same slices as the training went on: images, translations and reconstructions.",
                 place=Place.TRAINING,
             )  # fmt: skip
         return drawn

@@ -249,7 +249,10 @@ def _examine(case: Case, model: Model, made: Prepared, contrast: float) -> tuple
     """Translate both inputs, where they differ; the lesion-free one also where a truth says that a blob is false."""
     unit, spacing = case.target_unit, case.spacing_mm
     head = case.head_of(made.healthy)
-    slices = [int(k) for k in np.flatnonzero(np.any([s.mask.any(axis=(1, 2)) for s in made.sites], axis=0))]
+    near = range(-model.forward.neighbours, model.forward.neighbours + 1)
+    ill_slices = np.flatnonzero(np.any([s.mask.any(axis=(1, 2)) for s in made.sites], axis=0))
+    # A lesion also changes the translations of slices that have its own as neighbours.
+    slices = sorted({int(k) + offset for k in ill_slices for offset in near} & set(range(len(head))))
     truth = None if unit is Unit.ARBITRARY else made.truth_healthy
     where = _plausible(head, truth, unit, min(s.radius_mm for s in made.sites), spacing)
     looked_at = [int(k) for k in np.flatnonzero(where.any(axis=(1, 2)))] if truth is not None else []

@@ -20,8 +20,10 @@ from ctmr.errors import EnvironmentFault, InputError
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before for when the newest is damaged."""
 
-_FORMAT = 1
+_FORMAT = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
+_STEP = "step-"
+_WRITING = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ def save(folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor],
     """
     from safetensors.torch import save_file
 
-    target = folder / f"step-{step:09d}"
+    target = folder / f"{_STEP}{step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        _clear_up(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_WRITING}{os.getpid()}-", dir=folder))
         try:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _TENSORS)
             body = {
@@ -104,6 +107,11 @@ def save(folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor],
             f"checkpoint {target} cannot be written ({error}); free space or fix its permissions and run again"
         ) from error
     return target
+
+
+def step_of(path: Path) -> int:
+    """Return the steps done of a checkpoint, from its name."""
+    return int(path.name.removeprefix(_STEP))
 
 
 def load(folder: Path, digest: str) -> Checkpoint | None:
@@ -137,7 +145,38 @@ def load(folder: Path, digest: str) -> Checkpoint | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    return sorted(folder.glob(f"{_STEP}*"), reverse=True) if folder.is_dir() else []
+
+
+def save_batch(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write tensors, with what is known about them in the file's metadata, for a person to look at.
+
+    Raises
+    ------
+    EnvironmentFault
+        When the disk cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(facts))
+        _flush(temporary)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{path} cannot be written ({error}); free space or fix its permissions and run again"
+        ) from error
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what killed processes left half-written; what a process that lives is writing stays."""
+    for left in folder.glob(f"{_WRITING}*"):
+        pid = left.name.removeprefix(_WRITING).partition("-")[0]
+        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _intact_body(path: Path) -> dict[str, Any] | None:

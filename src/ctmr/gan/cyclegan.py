@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,10 @@ class CycleGan(nn.Module):
     ----------
     notices
         What a person should know about the weights that training starts from, one sentence each.
+    joined
+        Whether images that do not change each other's output share a pass.
+    compiled
+        What is called in the place of a network.
 
     Parameters
     ----------
@@ -45,6 +51,8 @@ class CycleGan(nn.Module):
         super().__init__()
         channels = {Modality.MR: mr_channels, Modality.CT: ct_channels}
         self.channels = channels
+        self.joined = True
+        self.compiled: dict[nn.Module, Callable[..., Tensor]] = {}
         self.generators = nn.ModuleDict(
             {
                 d.value: build_generator(network.generator, channels[d.source], channels[d.target], size=size, rng=rng)
@@ -61,30 +69,31 @@ class CycleGan(nn.Module):
 
     def translate(self, direction: Direction, image: Tensor) -> Tensor:
         """``[N, C, H, W]`` of the source → the target modality, both in [-1, 1]."""
-        out: Tensor = self.generators[direction.value](image)
-        return out
+        return self._call(self.generators[direction.value])(image)
 
     def translate_each(self, direction: Direction, *images: Tensor) -> tuple[Tensor, ...]:
         """Translate several batches, as one where the generator keeps images independent of each other."""
         generator = self.generators[direction.value]
-        if len(images) == 1 or mixes_images(generator):
-            return tuple(generator(image) for image in images)
-        out: tuple[Tensor, ...] = generator(torch.cat(images)).split([len(image) for image in images])
-        return out
+        call = self._call(generator)
+        if len(images) == 1 or not self.joined or mixes_images(generator):
+            return tuple(call(image) for image in images)
+        return torch.split(call(torch.cat(images)), [len(image) for image in images])
 
     def judge(self, modality: Modality, image: Tensor, depth: Tensor | None) -> Tensor:
         """Score images ``[N, C, H, W]`` that should look like `modality`."""
-        out: Tensor = self.discriminators[modality.value](image, depth)
-        return out
+        return self._call(self.discriminators[modality.value])(image, depth)
 
     def judge_both(
         self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Score real and fake images, in one pass where the discriminator keeps images independent of each other."""
-        if mixes_images(self.discriminators[modality.value]):
+        if not self.joined or mixes_images(self.discriminators[modality.value]):
             return self.judge(modality, real, real_depth), self.judge(modality, fake, fake_depth)
         scores = self.judge(modality, torch.cat([real, fake]), _cat(real_depth, fake_depth))
         return scores[: len(real)], scores[len(real) :]
+
+    def _call(self, network: nn.Module) -> Callable[..., Tensor]:
+        return self.compiled.get(network, network)
 
 
 def _imagenet(weights: str | None, key: str, networks: nn.ModuleDict) -> list[str]:

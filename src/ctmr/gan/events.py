@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ctmr.gan.alarms import Reading
+
 
 @dataclass(frozen=True)
 class NoticeEvent:
@@ -47,13 +49,43 @@ class StepEvent:
 
 
 @dataclass(frozen=True)
+class ReadingEvent:
+    """What the alarms measured at a step, beyond their limits or not."""
+
+    step: int
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class AlarmEvent:
+    """An alarm sounds: its readings were beyond the limit for ``train.alarms.patience`` times in a row.
+
+    It sounds once, and again only after a reading within the limit.
+
+    Attributes
+    ----------
+    reading
+        The last of these readings.
+    message
+        What it means and what to do, in one sentence.
+    stops
+        The training ends with this event.
+    """
+
+    step: int
+    reading: Reading
+    message: str
+    stops: bool
+
+
+@dataclass(frozen=True)
 class SampleEvent:
-    """Fixed training slices, translated and brought back by the generators that would be exported.
+    """Slices that stay the same for a whole training, translated and brought back by the generators to be exported.
 
     Attributes
     ----------
     mr, fake_ct, cycle_mr, ct, fake_mr, cycle_ct
-        ``[N, C, H, W]`` float32 in [-1, 1] on the CPU.
+        ``[N, S * C, H, W]`` float32 in [-1, 1] on the CPU.
     """
 
     step: int
@@ -67,7 +99,10 @@ class SampleEvent:
 
 @dataclass(frozen=True)
 class CheckpointEvent:
-    """A checkpoint is on disk, complete."""
+    """A checkpoint is on disk, complete and flushed.
+
+    It is written while training goes on, so `step`, the steps that it holds, may lie before other events'.
+    """
 
     step: int
     path: Path
@@ -80,4 +115,4 @@ class DoneEvent:
     step: int
 
 
-Event = NoticeEvent | StepEvent | SampleEvent | CheckpointEvent | DoneEvent
+Event = NoticeEvent | StepEvent | ReadingEvent | AlarmEvent | SampleEvent | CheckpointEvent | DoneEvent

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ctmr.data.sampling import Batch
+from ctmr.data.transfer import to_device
 from ctmr.errors import InputError
 from ctmr.gan.cyclegan import CycleGan
 from ctmr.gan.losses import REAL, accuracy, adversarial_loss, cycle_loss, discriminator_loss, gradient_penalty, l1
+from ctmr.gan.replay import Replay, Results
 from ctmr.networks.blocks import mixes_images
 from ctmr.networks.features import build_features
 from ctmr.recipe import Adversarial, Loss, Precision, Term
@@ -47,6 +49,10 @@ class CycleGanStep:
         What a person should know about the losses, one sentence each.
     judges
         False where no discriminator takes part.
+    mixture
+        Draws the gradient penalty's shares of what is real, ``[N, 1, 1, 1]`` in [0, 1], for N images.
+    replay
+        CUDA graphs; ``None`` computes each step anew. Optimisers must then hold their rate on the device (capturable).
 
     Raises
     ------
@@ -63,8 +69,9 @@ class CycleGanStep:
         self._penalty = loss.gradient_penalty if loss.adversarial is Adversarial.WASSERSTEIN else 0.0
         self._cycle = cycle_loss(loss.cycle_terms)
         self._bf16 = precision is Precision.BF16
-        self._rng = rng
+        self.mixture: Callable[[int], Tensor] = partial(_mixture, rng=rng)
         self.notices: list[str] = []
+        self.replay: Replay | None = None
         cycle_mr, cycle_ct = (loss.cycle if own is None else own for own in (loss.cycle_mr, loss.cycle_ct))
         self._identity = loss.identity > 0 and max(cycle_mr, cycle_ct) > 0
         self._weights = {
@@ -102,7 +109,7 @@ class CycleGanStep:
                 "network.discriminator.norm to instance, or loss.gradient_penalty to 0"
             )
 
-    def generator_losses(self, batch: Batch, warmup: float) -> tuple[Measures, Tensor, Tensor]:
+    def generator_losses(self, batch: Batch, warmup: float | Tensor) -> tuple[Measures, Tensor, Tensor]:
         """Return the generators' losses and the detached fakes.
 
         Parameters
@@ -110,7 +117,7 @@ class CycleGanStep:
         batch
             Real slices.
         warmup
-            Weight of the L1 to the unpaired slices of the batch at this step.
+            Weight of the L1 to the unpaired slices of the batch at this step; a scalar on the device is never 0.
 
         Returns
         -------
@@ -151,7 +158,7 @@ class CycleGanStep:
             losses[Term.SUPERVISED_CT] = l1(wide(fake_ct), ct)
             losses[Term.SUPERVISED_MR] = l1(wide(fake_mr), mr)
         total = torch.stack([self._weights[Term(name)] * value for name, value in losses.items()]).sum()
-        if warmup > 0:
+        if isinstance(warmup, Tensor) or warmup > 0:
             losses[Term.WARMUP_CT] = l1(wide(fake_ct), ct)
             losses[Term.WARMUP_MR] = l1(wide(fake_mr), mr)
             total = total + warmup * (losses[Term.WARMUP_CT] + losses[Term.WARMUP_MR])
@@ -203,22 +210,56 @@ class CycleGanStep:
 
         Networks whose optimiser is ``None`` are left as they are, and the losses of their update are not computed.
         """
-        discriminators = self._networks.discriminators
         losses: Measures = {}
         if generator_optimiser is None:
             fake_ct, fake_mr = self.fakes(batch)
         else:
-            discriminators.requires_grad_(False)
-            losses, fake_ct, fake_mr = self.generator_losses(batch, warmup)
-            _descend(losses[Term.GENERATOR], generator_optimiser)
-            discriminators.requires_grad_(True)
+            losses, (fake_ct, fake_mr) = self._update_generators(batch, warmup, generator_optimiser)
         if discriminator_optimiser is not None:
             fake_ct, ct_depth = _query(ct_pool, fake_ct, batch.mr_depth)
             fake_mr, mr_depth = _query(mr_pool, fake_mr, batch.ct_depth)
-            judged = self.discriminator_losses(batch, fake_ct, fake_mr, ct_depth, mr_depth)
-            _descend(judged[Term.DISCRIMINATOR], discriminator_optimiser)
-            losses |= judged
+            losses |= self._update_discriminators(
+                batch, fake_ct, fake_mr, ct_depth, mr_depth, discriminator_optimiser
+            )
         return {str(name): value.detach() for name, value in losses.items()}
+
+    def _update_generators(
+        self, batch: Batch, warmup: float, optimiser: torch.optim.Optimizer
+    ) -> tuple[Measures, tuple[Tensor, ...]]:
+        discriminators = self._networks.discriminators
+
+        def work(mr: Tensor, ct: Tensor, mr_depth: Tensor, ct_depth: Tensor, weight: Tensor | None) -> Results:
+            discriminators.requires_grad_(False)
+            losses, fake_ct, fake_mr = self.generator_losses(
+                Batch(mr, ct, mr_depth, ct_depth), warmup if weight is None else weight
+            )
+            _descend(losses[Term.GENERATOR], optimiser)
+            discriminators.requires_grad_(True)
+            return losses, (fake_ct, fake_mr)
+
+        inputs = batch.mr, batch.ct, batch.mr_depth, batch.ct_depth
+        if self.replay is None:
+            losses, images = work(*inputs, None)  # type: ignore[arg-type]
+        elif warmup > 0:
+            weight = to_device(torch.tensor(warmup), batch.mr.device)
+            losses, images = self.replay("generators in warm-up", work, *inputs, weight)
+        else:
+            losses, images = self.replay("generators", work, *inputs, None)
+        return dict(losses), images
+
+    def _update_discriminators(
+        self, batch: Batch, fake_ct: Tensor, fake_mr: Tensor, ct_depth: Tensor | None, mr_depth: Tensor | None,
+        optimiser: torch.optim.Optimizer,
+    ) -> Measures:  # fmt: skip
+        def work(*images: Tensor) -> Results:
+            losses = self.discriminator_losses(Batch(*images[:4]), *images[4:])
+            _descend(losses[Term.DISCRIMINATOR], optimiser)
+            return losses, ()
+
+        inputs = batch.mr, batch.ct, batch.mr_depth, batch.ct_depth, fake_ct, fake_mr, ct_depth, mr_depth
+        if self.replay is None:
+            return dict(work(*inputs)[0])  # type: ignore[arg-type]
+        return dict(self.replay("discriminators", work, *inputs)[0])
 
     def _judged(
         self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
@@ -234,7 +275,7 @@ class CycleGanStep:
         if self._adversarial.threshold is not None:
             losses[f"{ACCURACY}{name}"] = accuracy(real_scores, fake_scores, self._adversarial.threshold)
         if self._penalty > 0:
-            mix = torch.rand((len(real), 1, 1, 1), generator=self._rng).to(real)
+            mix = self.mixture(len(real)).to(real)
             depth = None
             if real_depth is not None and fake_depth is not None:
                 depth = mix * real_depth + (1.0 - mix) * fake_depth
@@ -257,6 +298,10 @@ class CycleGanStep:
 
     def _widen(self, x: Tensor) -> Tensor:
         return x.float() if self._bf16 else x
+
+
+def _mixture(count: int, *, rng: torch.Generator | None) -> Tensor:
+    return torch.rand((count, 1, 1, 1), generator=rng)
 
 
 def _descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import dataclasses
 import time
 from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.data.augment import Augmentation
-from ctmr.data.sampling import Sampler, TrainingData
+from ctmr.data.sampling import Batch, Sampler, TrainingData
+from ctmr.digest import tree_digest
 from ctmr.errors import CtmrError, InputError
-from ctmr.gan import checkpoint
+from ctmr.gan import average, checkpoint, state
+from ctmr.gan.alarms import Reading
 from ctmr.gan.cyclegan import CycleGan
-from ctmr.gan.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, SampleEvent, StepEvent
+from ctmr.gan.distributed import ALONE, Team
+from ctmr.gan.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
+from ctmr.gan.interval import Failure, Interval
 from ctmr.gan.losses import learning_rate_factor, warmup_weight
 from ctmr.gan.pool import ImagePool
+from ctmr.gan.replay import Replay
+from ctmr.gan.speed import resolve, set_rate
 from ctmr.gan.step import ACCURACY, CycleGanStep
+from ctmr.gan.watch import Watch
+from ctmr.parallel import Background
 from ctmr.recipe import Loss, Network, Pairs, Term, Train
 from ctmr.volume import Direction, Modality
-
-_NEVER = torch.iinfo(torch.int64).max
 
 
 class Trainer:
@@ -42,12 +48,23 @@ class Trainer:
     report_every
         Steps between `StepEvent`s.
     samples
-        Slices in a `SampleEvent`; 0 emits none.
+        Slices in a `SampleEvent`; 0 emits none, and only losses that are not finite are watched for.
+    examples
+        The slices of every `SampleEvent`, on the training's device; ``None`` takes them from `data`.
+    team
+        Processes that train together; each takes its share of a batch, and only the leading one emits events.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    reports
+        All `StepEvent`s so far, those before a resumption too.
 
     Raises
     ------
     InputError
-        When the recipe cannot be trained on these data (sizes, channels, subjects).
+        When the recipe cannot be trained on these data (sizes, channels, subjects) or by so many processes.
     """
 
     def __init__(
@@ -60,22 +77,32 @@ class Trainer:
         checkpoints: Path | None = None,
         report_every: int = 50,
         samples: int = 4,
+        examples: Batch | None = None,
+        team: Team = ALONE,
     ) -> None:
         self._network, self._loss, self._train, self._data = network, loss, train, data
-        self._folder, self._report_every, self._samples = checkpoints, report_every, samples
+        self._folder, self._report_every, self._samples, self._team = checkpoints, report_every, samples, team
+        self._examples = examples
         self._device = data.mr.images.device
         self._notices: list[str] = []
         self._rng = torch.Generator().manual_seed(train.seed)
         self._networks = CycleGan(
             network,
-            mr_channels=data.mr.images.shape[1],
-            ct_channels=data.ct.images.shape[1],
+            mr_channels=data.mr.channels,
+            ct_channels=data.ct.channels,
             size=data.size,
             rng=self._rng,
         ).to(self._device)
         self._notices += self._networks.notices
+        team.require_divisible(train.batch, self._networks)
         self._average = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
-        self._step_function = CycleGanStep(self._networks, loss, train.precision, self._rng)
+        self.plan = resolve(train, loss, self._networks, data.size, self._device)
+        """How steps are computed."""
+        self._notices += [self.plan.notice] if self.plan.notice else []
+        self.plan.prepare(self._networks)
+        self._step_function = CycleGanStep(self._networks, loss, self.plan.precision, self._rng)
+        self._step_function.mixture = partial(team.mixture, rng=self._rng)
+        self._step_function.replay = Replay() if self.plan.graphs and team.size == 1 else None
         self._judges = self._step_function.judges
         if not self._judges and train.generator_every > 1:
             raise InputError(
@@ -96,29 +123,32 @@ class Trainer:
         self._pools = {m: ImagePool(train.pool, self._rng) for m in Modality}
         betas = (train.beta1, train.beta2)
         self._optimisers = {
-            "generator": torch.optim.Adam(
-                self._networks.generators.parameters(), train.lr_generator, betas, fused=True
-            ),
-            "discriminator": torch.optim.Adam(
-                self._networks.discriminators.parameters(), train.lr_discriminator, betas, fused=True
-            ),
+            "generator": self.plan.adam(self._networks.generators, train.lr_generator, betas),
+            "discriminator": self.plan.adam(self._networks.discriminators, train.lr_discriminator, betas),
         }
+        for optimiser in self._optimisers.values():
+            team.average_gradients(optimiser)
         self.step = 0
-        """Steps done."""
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._seconds = 0.0
-        self._first_bad = torch.tensor(_NEVER, device=self._device)
+        self.reports: list[StepEvent] = []
+        self._interval = Interval()
+        self._watch = Watch(train, loss, data)
+        self._writing = Background()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the recipe sections and everything that is trained on; checkpoints carry it."""
+        sections = [s.model_dump(mode="json") for s in (self._network, self._loss, self._train)]
+        return tree_digest([sections, state.data_digest(self._data)])
 
     @property
-    def digest(self) -> str:
-        """sha256 over the recipe sections and which slices are trained on; checkpoints carry it."""
-        domains = {
-            m: [list(d.images.shape), d.uids, d.depth is not None, d.volume.tolist()]
-            for m, d in (("mr", self._data.mr), ("ct", self._data.ct))
-        }
-        sections = [s.model_dump(mode="json") for s in (self._network, self._loss, self._train)]
-        return hashlib.sha256(json.dumps([sections, domains], sort_keys=True).encode()).hexdigest()
+    def readings(self) -> list[tuple[int, Reading]]:
+        """All (step, reading) of the alarms so far, those before a resumption too."""
+        return self._watch.readings
+
+    @property
+    def sounded(self) -> list[tuple[int, str]]:
+        """All (step, name) of the alarms that have sounded."""
+        return self._watch.sounded
 
     def run(self, until_step: int | None = None) -> Iterator[Event]:
         """Train, yielding events; continue by calling again.
@@ -131,21 +161,25 @@ class Trainer:
         Yields
         ------
         Event
-            At a step: `StepEvent`, `SampleEvent`, `CheckpointEvent`, each when due and after the last step, then
-            `DoneEvent`.
+            At a step: `StepEvent` and `SampleEvent`, each when due and after the last step and each followed by the
+            alarms' `ReadingEvent` and `AlarmEvent`s; `CheckpointEvent` once one is on disk; at the end `DoneEvent`.
 
         Raises
         ------
         CtmrError
-            When a loss is not a finite number.
+            When a loss is not a finite number, or an alarm of ``train.alarms.stop`` sounds.
+        EnvironmentFault
+            When a checkpoint cannot be written, or another process of the team ended.
 
         Notes
         -----
-        Sets PyTorch's number of threads for the process when ``train.threads`` is above 0.
+        Sets PyTorch's number of threads for the process when ``train.threads`` is above 0; processes share them.
+        Checkpoints are written in another thread, from a copy; none is unfinished when this ends.
         """
         if self._train.threads:
-            torch.set_num_threads(self._train.threads)
-        while self._notices:
+            torch.set_num_threads(max(1, self._train.threads // self._team.size))
+        self.plan.prepare_process()
+        while self._notices and self._team.leads:
             yield NoticeEvent(self.step, self._notices.pop(0))
         steps = self._train.steps
         stop = steps if until_step is None else min(until_step, steps)
@@ -157,29 +191,26 @@ class Trainer:
             sample = bool(self._samples) and (last or self.step % self._train.sample_every == 0)
             save = self._folder is not None and (last or self.step % self._train.checkpoint_every == 0)
             if report or save:
-                self._require_finite()
-            self._seconds += time.perf_counter() - began
+                self._settle()
+            self._interval.seconds += time.perf_counter() - began
             if report:
-                yield self._report()
-            if sample:
-                yield self._sample()
-            if save:
-                yield CheckpointEvent(self.step, self.save())
+                self._report()
+            if self._team.leads:
+                yield from self._events(report, sample)
+                yield from map(_on_disk, self._writing.wait() if save else self._writing.finished())
+                if save:
+                    self._begin_save()
             if last:
-                yield DoneEvent(self.step)
+                yield from map(_on_disk, self._writing.wait())
+                if self._team.leads:
+                    yield DoneEvent(self.step)
+        yield from map(_on_disk, self._writing.wait())
 
     def generator(self, direction: Direction) -> nn.Module:
         """Return a copy of the moving average of a generator (the generator, where there is none), in eval mode."""
         module = copy.deepcopy(self._exported()[direction.value])
         module.eval().requires_grad_(False)
-        return module
-
-    def save(self) -> Path:
-        """Write a checkpoint and return its folder."""
-        if self._folder is None:
-            raise ValueError("this trainer was given no folder for checkpoints")
-        tensors, scalars = self._state()
-        return checkpoint.save(self._folder, step=self.step, digest=self.digest, tensors=tensors, scalars=scalars)
+        return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
     def resume(self) -> bool:
         """Continue from the newest intact checkpoint, exactly; False when there is none.
@@ -190,6 +221,7 @@ class Trainer:
             When the checkpoint belongs to another recipe or other data, or all are damaged.
         """
         found = None if self._folder is None else checkpoint.load(self._folder, self.digest)
+        self._team.require_equal(found.step if found else 0, "the newest intact checkpoint")
         if found is None:
             return False
         self._restore(found)
@@ -225,52 +257,52 @@ class Trainer:
             "discriminator": train.lr_discriminator * factor,
         }
         for name, optimiser in self._optimisers.items():
-            for group in optimiser.param_groups:
-                group["lr"] = rates[name]
+            set_rate(optimiser, rates[name])
         self._rates = rates
-        sampler = self._first_sampler if self.step < train.subset_fraction * train.steps else self._sampler
+        rng_state = self._rng.get_state()
         measures = self._step_function(
-            sampler.draw(),
+            self._team.share(self._sampler_at(self.step).draw()),
             warmup=warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, train.steps),
             generator_optimiser=self._due("generator", train.generator_every),
             discriminator_optimiser=self._due("discriminator", train.discriminator_every) if self._judges else None,
-            ct_pool=self._pools[Modality.CT].query,
-            mr_pool=self._pools[Modality.MR].query,
+            ct_pool=self._team.pool(self._pools[Modality.CT]),
+            mr_pool=self._team.pool(self._pools[Modality.MR]),
         )
-        self._update_average()
+        if self._average is not None:
+            average.move(self._average, self._networks.generators, train.ema, self.step)
         self.step += 1
-        for name, value in measures.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-        total = torch.stack([measures[name] for name in self._optimisers if name in measures]).sum()
-        # Kept on the device: a question a step would make the host wait for every step.
-        self._first_bad = torch.where(total.isfinite(), self._first_bad, self._first_bad.clamp(max=self.step))
+        self._interval.add(self.step, measures, rng_state)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Move the average towards the weights; the decay rises from 2/11 so that early weights are forgotten."""
-        if self._average is None:
-            return
-        decay = min(self._train.ema, (self.step + 1) / (self.step + 10))
-        for mean, weight in zip(self._average.parameters(), self._networks.generators.parameters(), strict=True):
-            mean.lerp_(weight, 1.0 - decay)
-        # Statistics of batch norm are averages already.
-        for kept, statistic in zip(self._average.buffers(), self._networks.generators.buffers(), strict=True):
-            kept.copy_(statistic)
+    def _sampler_at(self, step: int) -> Sampler:
+        """Return what the step after so many steps draws from."""
+        return self._first_sampler if step < self._train.subset_fraction * self._train.steps else self._sampler
 
-    def _require_finite(self) -> None:
-        first = int(self._first_bad)
-        if first == _NEVER:
-            return
-        bad = sorted(name for name, value in self._sums.items() if not bool(value.isfinite()))
-        raise CtmrError(
-            f"training diverged at step {first} of {self._train.steps}: {', '.join(bad)} became infinite or not a "
-            "number; lower train.lr_generator and train.lr_discriminator, or use train.precision fp32"
+    def _settle(self) -> None:
+        failure = self._interval.settle(self._team.average)
+        if failure is not None:
+            raise CtmrError(
+                f"training diverged at step {failure.step} of {self._train.steps}: {', '.join(sorted(failure.names))} "
+                f"became infinite or not a number{self._keep_batch(failure)}; lower train.lr_generator and "
+                "train.lr_discriminator, or use train.precision fp32"
+            )
+
+    def _keep_batch(self, failure: Failure) -> str:
+        """Write the batch of a failed step beside the checkpoints, and return the words that say where."""
+        if self._folder is None or not self._team.leads:
+            return ""
+        self._rng.set_state(failure.rng_state)
+        batch = self._sampler_at(failure.step - 1).draw()
+        images = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        path = self._folder / f"not-finite-step-{failure.step:09d}.safetensors"
+        checkpoint.save_batch(
+            path,
+            {name: value for name, value in images.items() if isinstance(value, Tensor)},
+            {"step": str(failure.step), "losses": ", ".join(sorted(failure.names))},
         )
+        return f", and its batch is kept in {path}"
 
-    def _report(self) -> StepEvent:
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        seconds = self._seconds / max(self._counts.values())
+    def _report(self) -> None:
+        means = self._interval.means()
         losses = {name: value for name, value in means.items() if name in set(Term)}
         accuracy = {name.removeprefix(ACCURACY): value for name, value in means.items() if name.startswith(ACCURACY)}
         named = {
@@ -278,52 +310,88 @@ class Trainer:
             for name, terms in self._loss.log_as.items()
             if all(term in losses for term in terms)
         }
-        event = StepEvent(self.step, losses, self._rates, seconds, accuracy, named)
-        self._reset_report()
-        return event
+        seconds = self._interval.seconds / self._interval.count
+        self.reports.append(StepEvent(self.step, losses, self._rates, seconds, accuracy, named))
+        self._interval = Interval()
 
-    def _reset_report(self) -> None:
-        self._sums, self._counts, self._seconds = {}, {}, 0.0
+    def _events(self, report: bool, sample: bool) -> Iterator[Event]:
+        """Yield what is due at this step, and what the alarms make of it."""
+        if report:
+            yield self.reports[-1]
+            if self._samples:
+                yield from self._judged(self._watch.of_report(self.reports[-1]))
+        if sample:
+            networks = self._exported().eval()
+            event, readings = self._sample(networks), self._watch.of_images(networks)
+            networks.train()
+            yield event
+            yield from self._judged(readings)
+
+    def _judged(self, readings: list[Reading]) -> Iterator[Event]:
+        if not readings:
+            return
+        sounding = self._watch.judge(self.step, readings)
+        yield ReadingEvent(self.step, tuple(readings))
+        yield from sounding
+        for alarm in sounding:
+            if alarm.stops:
+                raise CtmrError(
+                    f"training stopped by {alarm.message}, or take {alarm.reading.alarm} out of train.alarms.stop"
+                )
 
     @torch.no_grad()
-    def _sample(self) -> SampleEvent:
-        batch = self._data.examples(self._samples)
-        networks = self._exported().eval()
+    def _sample(self, networks: nn.ModuleDict) -> SampleEvent:
+        batch = self._examples or self._data.examples(self._samples)
         to_ct, to_mr = networks[Direction.MR2CT.value], networks[Direction.CT2MR.value]
         fake_ct, fake_mr = to_ct(batch.mr), to_mr(batch.ct)
         images = (batch.mr, fake_ct, to_mr(fake_ct), batch.ct, fake_mr, to_ct(fake_mr))
-        networks.train()
         return SampleEvent(self.step, *(image.float().cpu() for image in images))
 
+    def _begin_save(self) -> None:
+        assert self._folder is not None
+        tensors, scalars = self._state()
+        self._writing.call(
+            partial(
+                checkpoint.save,
+                self._folder,
+                step=self.step,
+                digest=self.digest,
+                tensors=state.snapshot(tensors),
+                scalars=scalars,
+            )
+        )
+
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"networks.{k}": v for k, v in self._networks.state_dict().items()}
+        tensors = state.under(self._networks.state_dict(), "networks.")
         if self._average is not None:
-            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+            tensors |= state.under(self._average.state_dict(), "average.")
         for name, optimiser in self._optimisers.items():
-            for index, moments in optimiser.state_dict()["state"].items():
-                tensors |= {f"adam.{name}.{index}.{k}": v for k, v in moments.items()}
+            tensors |= state.under(state.pack_optimiser(optimiser), f"adam.{name}.")
         for modality, pool in self._pools.items():
-            tensors |= {f"pool.{modality}.{k}": v for k, v in pool.state_dict().items()}
+            tensors |= state.under(pool.state_dict(), f"pool.{modality}.")
         tensors["rng"] = self._rng.get_state()
-        return tensors, {"step": self.step}
+        scalars = {
+            "interval": self._interval.state(),
+            "reports": state.pack_reports(self.reports),
+            "watch": self._watch.state(),
+        }
+        return tensors, scalars
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         tensors = found.tensors
-        self._networks.load_state_dict(_below(tensors, "networks."))
+        self._networks.load_state_dict(state.below(tensors, "networks."))
         if self._average is not None:
-            self._average.load_state_dict(_below(tensors, "average."))
+            self._average.load_state_dict(state.below(tensors, "average."))
         for name, optimiser in self._optimisers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in _below(tensors, f"adam.{name}.").items():
-                index, moment = key.split(".")
-                state.setdefault(int(index), {})[moment] = value
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            state.unpack_optimiser(optimiser, state.below(tensors, f"adam.{name}."))
         for modality, pool in self._pools.items():
-            pool.load_state_dict(_below(tensors, f"pool.{modality}."), self._device)
+            pool.load_state_dict(state.below(tensors, f"pool.{modality}."), self._device)
         self._rng.set_state(tensors["rng"])
         self.step = found.step
-        self._reset_report()
+        self._interval.restore(found.scalars["interval"])
+        self.reports = state.unpack_reports(found.scalars["reports"])
+        self._watch.restore(found.scalars["watch"])
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _on_disk(path: Path) -> CheckpointEvent:
+    return CheckpointEvent(checkpoint.step_of(path), path)

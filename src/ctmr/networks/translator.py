@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ctmr.networks.stacks import middle, stack_size
 from ctmr.normaliser import Normaliser
 
 
@@ -16,20 +17,28 @@ class Translator(nn.Module):
     source, target
         Normalisers of the two units.
     generator
-        ``[N, C, H, W]`` in [-1, 1] → ``[N, 1, H, W]`` in [-1, 1].
+        ``[N, S * C, H, W]`` in [-1, 1] → ``[N, S, H, W]`` in [-1, 1], where a stack has S slices.
     target_range
         ``[2]`` (low, high) of the output; for percentile units the median over training volumes.
+    neighbours
+        Slices on either side of the translated one in a stack; 0: a stack is one slice.
     """
 
     target_range: Tensor
 
     def __init__(
-        self, source: Normaliser, generator: nn.Module, target: Normaliser, target_range: tuple[float, float]
+        self,
+        source: Normaliser,
+        generator: nn.Module,
+        target: Normaliser,
+        target_range: tuple[float, float],
+        neighbours: int = 0,
     ) -> None:
         super().__init__()
         self.source = source
         self.generator = generator
         self.target = target
+        self.neighbours = neighbours
         self.register_buffer(
             "target_range", torch.tensor(target_range, dtype=torch.float32).reshape(1, 1, 2), persistent=False
         )
@@ -40,16 +49,20 @@ class Translator(nn.Module):
         Parameters
         ----------
         slices
-            ``[N, C, H, W]`` float32, physical units of the source.
+            ``[N, S * C, H, W]`` float32, physical units of the source; from `ctmr.networks.stacks.gather_stacks`.
         limits
             ``[N, C, 2]`` float32, the source volume's range (`Normaliser.measure`), repeated per slice.
 
         Returns
         -------
         Tensor
-            ``[N, 1, H, W]`` float32, physical units of the target.
+            ``[N, 1, H, W]`` float32, physical units of the target: the middle slice.
         """
+        if self.neighbours:
+            limits = limits.repeat(1, stack_size(self.neighbours), 1)
         out: Tensor = self.generator(self.source(slices, limits)).float()
+        if self.neighbours:
+            out = middle(out, self.neighbours)
         return self.target.inverse(out, self.target_range)
 
 

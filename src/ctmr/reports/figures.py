@@ -231,33 +231,6 @@ def loss_curves(history: Mapping[str, Sequence[float]], steps: Sequence[int], *,
     return loss_chart(history, steps, title=title).png
 
 
-def image_grid(images: NDArray[Any], *, columns: Sequence[str] = (), title: str = "", phantom: bool = False) -> bytes:
-    """Draw a grid of normalised images.
-
-    Parameters
-    ----------
-    images
-        ``[R, C, H, W]`` in [-1, 1], one sample a row.
-    columns
-        C titles, such as ``MR``, ``synthetic CT``, ``MR again``.
-    title, phantom
-        Above the grid.
-    """
-    if images.ndim != 4 or (columns and len(columns) != images.shape[1]):
-        raise ValueError(f"a grid takes images [R, C, H, W] and C titles, found {images.shape} and {list(columns)}")
-    count_r, count_c, height, width = images.shape
-    side = 1.7
-    size = (side * count_c + 0.2, side * count_r * height / width + 0.75)
-    window = GreyWindow("", -1.0, 1.0)
-    with light_box(size, count_r, count_c, title=marked(title, phantom)) as drawing:
-        for r in range(count_r):
-            for c in range(count_c):
-                _show(drawing.axes[r, c], images[r, c], window, 1.0, 1.0)
-                if r == 0 and columns:
-                    drawing.axes[r, c].set_title(columns[c], fontsize=9, color=BOX_INK)
-    return drawing.png
-
-
 def sample_evolution(sheets: Sequence[bytes]) -> bytes:
     """Put sample sheets of a training beside each other, two a row, in order; takes and returns PNG."""
     from PIL import Image

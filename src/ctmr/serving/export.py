@@ -60,6 +60,9 @@ class ServedSpec(BaseModel):
     target: Side
     grid: Grid
     channels: int = Field(default=1, ge=1, le=64)
+    """Images a subject, which the volume model takes."""
+    neighbours: int = Field(default=0, ge=0)
+    """Slices on either side that the generator takes beside each one; the volume model puts the stacks together."""
     chunk: int = Field(default=8, ge=1, le=MAX_BATCH)
     """Slices that the volume model sends to the generator at a time."""
     max_voxels: int = Field(default=64 * 1024 * 1024, ge=1)
@@ -83,7 +86,13 @@ class ServedSpec(BaseModel):
 
     def to_json(self) -> str:
         """Return the content of ``spec.json``; equal specs give equal text."""
-        return self.model_dump_json(indent=2) + "\n"
+        # Left out at 0, so that versions of single slices that are served already keep their bytes.
+        return self.model_dump_json(indent=2, exclude=None if self.neighbours else {"neighbours"}) + "\n"
+
+    @property
+    def stacked_channels(self) -> int:
+        """Channels that the generator takes."""
+        return self.channels * (2 * self.neighbours + 1)
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "spec.json") -> ServedSpec:
@@ -134,9 +143,10 @@ def export_translator(translator: Translator, channels: int, size: tuple[int, in
     Returns
     -------
     ExportedFiles
-        ``generator.onnx``: `slices` ``[N, C, H, W]`` and `range` ``[N, C, 2]`` → `translation` ``[N, 1, H, W]``, all
-        float32 in physical units, N from 1 to 64. ``range.onnx``: `volume` ``[C, D, H, W]`` float32 → `range`
-        ``[C, 2]``, any D, H, W. No path of this machine stands in the files.
+        ``generator.onnx``: `slices` ``[N, S * C, H, W]`` (stacks of S slices, see `ctmr.networks.stacks`) and `range`
+        ``[N, C, 2]`` → `translation` ``[N, 1, H, W]``, all float32 in physical units, N from 1 to 64. ``range.onnx``:
+        `volume` ``[C, D, H, W]`` float32 → `range` ``[C, 2]``, any D, H, W. No path of this machine stands in the
+        files.
 
     Raises
     ------
@@ -151,7 +161,7 @@ def export_translator(translator: Translator, channels: int, size: tuple[int, in
     height, width = size
     model = copy.deepcopy(translator).cpu().float().eval()
     meter = RangeMeter(model.source).eval()
-    volume, slices, limits = _check_inputs(meter, channels, height, width)
+    volume, slices, limits = _check_inputs(meter, channels, height, width, model.neighbours)
     batch = Dim("batch", min=1, max=MAX_BATCH)
     extents = {axis: Dim(name, min=1, max=MAX_EXTENT) for axis, name in ((1, "depth"), (2, "height"), (3, "width"))}
     generator_bytes = _onnx(
@@ -181,13 +191,20 @@ def export_translator(translator: Translator, channels: int, size: tuple[int, in
     )
 
 
-def _check_inputs(meter: nn.Module, channels: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _check_inputs(
+    meter: nn.Module, channels: int, height: int, width: int, neighbours: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random whole numbers over the values that the units share with their storage types, and their range."""
     import torch
+
+    from ctmr.networks.stacks import gather_stacks, stack_rows
 
     generator = torch.Generator().manual_seed(PARITY_SEED)
     volume = torch.randint(0, 2000, (channels, 5, height, width), generator=generator).float()
     slices = volume.transpose(0, 1).contiguous()
+    if neighbours:
+        # Not always: the exporter's names of nodes follow the strides, and digests follow the names.
+        slices = gather_stacks(slices, stack_rows(len(slices), neighbours))
     limits: Tensor = meter(volume).expand(slices.shape[0], channels, 2).contiguous()
     return volume, slices, limits
 

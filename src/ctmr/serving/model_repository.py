@@ -230,7 +230,8 @@ def _config(release: Release, part: Part) -> str:
     (height, width), c = spec.grid.size, spec.channels
     if part is Part.GENERATOR:
         backend, batch, kind, queue = "onnxruntime", MAX_BATCH, "KIND_AUTO", GENERATOR_QUEUE
-        inputs = [("slices", "TYPE_FP32", f"{c}, {height}, {width}"), ("range", "TYPE_FP32", f"{c}, 2")]
+        stack = f"{spec.stacked_channels}, {height}, {width}"
+        inputs = [("slices", "TYPE_FP32", stack), ("range", "TYPE_FP32", f"{c}, 2")]
         outputs = [("translation", "TYPE_FP32", f"1, {height}, {width}")]
     elif part is Part.RANGE:
         backend, batch, kind, queue = "onnxruntime", 0, "KIND_AUTO", GENERATOR_QUEUE

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ctmr.digest import PROVENANCE, content_digest, file_digest, tree_digest
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.home import Code, Home
+from ctmr.processes import torchrun_rank
 from ctmr.recipe import Recipe, section_digest
 
 RECORD = f"{PROVENANCE}/stage.json"
@@ -96,6 +97,9 @@ class Stage:
         the finished output.
     version
         Raised when the stage's code changes what it would write.
+    assist
+        What the other processes do where torchrun started several; only the first runs the stage. ``None``: the
+        stage runs in one process.
     files
         Recipe key → file outside the pipeline that it names. The file's bytes count, not only its name.
     """
@@ -109,6 +113,7 @@ class Stage:
     still_true: Callable[[Context], bool] = _always
     version: int = 1
     files: Callable[[Recipe], Mapping[str, str]] = _none
+    assist: Callable[[Context], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,16 @@ def run_stage(
     place = locate(stage, inputs=inputs, recipe=recipe, home=home, options=options)
     key, parts, work = place.key, place.parts, place.work
     because = _why(out, parts)
+    rank, processes = torchrun_rank()
+    if processes > 1 and stage.assist is None:
+        raise InputError(
+            f"stage {stage.name} runs in one process, and torchrun started {processes}; start it without torchrun"
+        )
+    if rank > 0:
+        if because and stage.assist is not None:
+            stage.assist(Context(inputs, options, recipe, out, work, home))
+        # The first process tells the outcome.
+        raise SystemExit(0)
     if not because:
         context = Context(inputs, options, recipe, out, work, home, report)
         if stage.still_true(context):

@@ -51,6 +51,8 @@ class Description:
     ----------
     sides
         Modality → its side.
+    neighbours
+        Slices on either side that the generators take and give beside their own.
     """
 
     generator: Generator
@@ -58,10 +60,11 @@ class Description:
     grid: Grid
     sides: Mapping[str, Side]
     directions: tuple[Direction, ...]
+    neighbours: int = 0
 
     def to_json(self) -> str:
         """Return the content of ``model.json``."""
-        tree = {
+        tree: dict[str, Any] = {
             "generator": self.generator.model_dump(mode="json"),
             "normalise": self.normalise.model_dump(mode="json"),
             "grid": self.grid.model_dump(mode="json"),
@@ -76,6 +79,9 @@ class Description:
                 for m, s in self.sides.items()
             },
         }
+        # Left out at 0, so that models of single slices stay what they were before there were stacks.
+        if self.neighbours:
+            tree["neighbours"] = self.neighbours
         return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
     @staticmethod
@@ -100,6 +106,7 @@ class Description:
             Grid.model_validate(tree["grid"]),
             sides,
             tuple(Direction(d) for d in tree["directions"]),
+            int(tree.get("neighbours", 0)),
         )
 
 
@@ -135,6 +142,7 @@ def make_translator(description: Description, direction: Direction, generator: n
         generator,
         normaliser_for(target.unit, description.normalise),
         target.target_range,
+        description.neighbours,
     ).eval()
 
 
@@ -143,10 +151,12 @@ def load_generator(folder: Path, direction: Direction) -> nn.Module:
     from safetensors.torch import load_file
 
     from ctmr.networks.generators import build_generator
+    from ctmr.networks.stacks import stack_size
 
     description = Description.read(folder)
     source, target = description.sides[direction.source], description.sides[direction.target]
-    generator = build_generator(description.generator, source.channels, target.channels)
+    slices = stack_size(description.neighbours)
+    generator = build_generator(description.generator, slices * source.channels, slices * target.channels)
     generator.load_state_dict(load_file(str(folder / weights_file(direction))))
     return generator.eval()
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from ctmr.errors import InputError
 from ctmr.processes import Process, start_time
 from ctmr.recipe import Recipe
 from ctmr.stages.study_database import PATIENCE_S, Database
+from ctmr.stages.study_naming import space_changes
 from ctmr.stages.trial import Slot, SlotState, distributions, inside
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ HOPELESS_WAVES = 2
 
 SLOT, ATTEMPT, PARAMS, ERROR, WORKER, RELEASED = "slot", "attempt", "params", "error", "worker", "released"
 """User attributes of trials."""
-UID, TOLD = "uid", "told"
-"""User attributes of the study: what tells it from another of its name; the attempt whose failure was told."""
+UID, TOLD, SPACE = "uid", "told", "space"
+"""User attributes of the study: what tells it from another of its name; the attempt whose failure was told; what it
+searches."""
 
 
 class LostError(Exception):
@@ -54,11 +56,6 @@ class Claim:
     trial: int
     number: int
     slots: Sequence[Slot]
-
-
-def study_name(work: Path) -> str:
-    """Return the name of the study of a stage that works in a folder, which is named by the stage's key."""
-    return f"ctmr-tune-{work.name}"
 
 
 def is_over(slots: Sequence[Slot], wave: int) -> bool:
@@ -104,6 +101,11 @@ class Study:
         """Create the study with all its slots; complete what a kill or another process left.
 
         A study in which every trial failed, and whose failure somebody was told of, is begun anew.
+
+        Raises
+        ------
+        InputError
+            When it searches another space.
         """
         import optuna
 
@@ -113,11 +115,34 @@ class Study:
                     study_name=self.name, storage=self._storage, direction="minimize", load_if_exists=True
                 )
                 if UID not in self._loaded().user_attrs:
+                    self._loaded().set_user_attr(SPACE, self._space)
                     self._loaded().set_user_attr(UID, uuid.uuid4().hex)
+                self.require_same_space()
                 begun = _Rows(self._trials()).attempt
                 self._mend(begun + 1 if self._loaded().user_attrs.get(TOLD) == begun else begun)
 
         self._database.patiently(attempt)
+
+    def require_same_space(self) -> None:
+        """Compare the recipe's search space with that which the study was created with.
+
+        Raises
+        ------
+        InputError
+            When they differ, or nobody has created the study.
+        """
+        before = self._database.patiently(lambda: dict(self._loaded().user_attrs.get(SPACE, self._space)))
+        changed = space_changes(before, self._space)
+        if changed:
+            raise InputError(
+                f"the study {self.name} at {self._database.where} searches another space: {'; '.join(changed)}; put it "
+                "back to go on with that study, or give tune.study a name that begins another"
+            )
+
+    @property
+    def _space(self) -> dict[str, Any]:
+        space: dict[str, Any] = self.recipe.dump()["tune"]["space"]
+        return space
 
     @property
     def uid(self) -> str:
@@ -136,9 +161,19 @@ class Study:
         """Remember that somebody was told that every trial failed; the next `create` begins anew."""
         self._database.patiently(lambda: self._loaded().set_user_attr(TOLD, _Rows(self._trials()).attempt))
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
         """Hold a lock under which one process at a time writes about this study elsewhere."""
-        return self._database.lock(f"{self.name} elsewhere")
+        from sqlalchemy.exc import SQLAlchemyError
+
+        held = contextlib.ExitStack()
+        self._database.patiently(lambda: held.enter_context(self._database.lock(f"{self.name} elsewhere")))
+        try:
+            yield
+        finally:
+            # A server that went down meanwhile has released it.
+            with contextlib.suppress(SQLAlchemyError):
+                held.close()
 
     def claim(self) -> Claim | None:
         """Take the lowest waiting slot whose earlier waves are finished; ``None`` when there is none now.
@@ -158,6 +193,15 @@ class Study:
     def report(self, claim: Claim, step: int, score: float) -> None:
         """Record a validation score."""
         self._write(self._storage.set_trial_intermediate_value, claim.trial, step, score)
+
+    def keep(self, claim: Claim, files: Mapping[str, bytes]) -> None:
+        """Record what a trial leaves to look at."""
+        self._write(self._database.keep, claim.trial, files)
+
+    def kept(self, slot: Slot) -> dict[str, bytes]:
+        """Return what the trial of a slot left."""
+        trial = slot.trial
+        return {} if trial is None else self._database.patiently(lambda: self._database.kept(trial))
 
     def complete(self, claim: Claim, score: float, *, pruned: bool = False) -> None:
         """Finish a slot with its score."""
@@ -255,7 +299,7 @@ class Study:
 
         On this machine a process is there or not. Its death counts when its supervisor lives on: then the trial may
         have been the reason; else somebody ended both. Of other machines only the heartbeat is known, and its end
-        counts.
+        counts, unless the server itself was away: then nobody could be heard.
         """
         lost, elsewhere = dict[int, bool](), set[int]()
         for trial in trials:
@@ -269,7 +313,7 @@ class Study:
                 lost[trial._trial_id] = False
             elif start_time(worker["pid"]) != worker["started"]:
                 lost[trial._trial_id] = start_time(worker["supervisor"]) == worker["supervisor_started"]
-        if elsewhere:
+        if elsewhere and not self._database.is_young:
             stale = self._storage._get_stale_trial_ids(self._loaded()._study_id)
             lost.update(dict.fromkeys(elsewhere.intersection(stale), True))
         return lost
@@ -324,7 +368,7 @@ class _Rows:
 def _slot(number: int, state: SlotState, trial: FrozenTrial, error: str = "") -> Slot:
     reports = dict(sorted(trial.intermediate_values.items()))
     score = None if error else trial.value
-    return Slot(number, state, trial.user_attrs.get(PARAMS, {}), reports, score, error)
+    return Slot(number, state, trial.user_attrs.get(PARAMS, {}), reports, score, error, trial._trial_id)
 
 
 def _states() -> Any:

@@ -1,4 +1,4 @@
-"""The database of tuning studies: its address, a lock that dies with its holder, patience with an absent server."""
+"""The database of tuning studies: its address, a lock that dies with its holder, patience, what trials leave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +80,32 @@ class Database:
         except (ImportError, RuntimeError, OSError) as error:
             raise DatabaseFault(self._unreachable(error)) from None
 
+    @property
+    def is_young(self) -> bool:
+        """True while a server has not run for long enough that a worker elsewhere must have been heard of."""
+        import sqlalchemy
+
+        if self._sqlite:
+            return False
+        asked = sqlalchemy.text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+        with self._engine.begin() as connection:
+            return float(connection.execute(asked).scalar_one()) < GRACE_S
+
+    def keep(self, trial: int, files: Mapping[str, bytes]) -> None:
+        """Store what a trial leaves beside Optuna's own tables, where polling the study does not read it."""
+        table = _kept()
+        with self._engine.begin() as connection:
+            connection.execute(table.delete().where(table.c.trial_id == trial, table.c.name.in_(list(files))))
+            for name, content in files.items():
+                connection.execute(table.insert().values(trial_id=trial, name=name, content=content))
+
+    def kept(self, trial: int) -> dict[str, bytes]:
+        """Return what a trial left."""
+        table = _kept()
+        with self._engine.begin() as connection:
+            rows = connection.execute(table.select().where(table.c.trial_id == trial)).all()
+        return {str(row.name): bytes(row.content) for row in rows}
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a name against all other processes; it is released when this process dies."""
@@ -132,14 +159,17 @@ class Database:
         url = self._url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         with warnings.catch_warnings(), self.lock("tables"):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(
+            storage = optuna.storages.RDBStorage(
                 url, engine_kwargs=kwargs, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
             )
+            _kept().metadata.create_all(self._engine)
+            return storage
 
     def _unreachable(self, error: BaseException) -> str:
         said = (str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__])[0]
-        if self._url.password:
-            said = said.replace(str(self._url.password), "***")
+        # libpq takes a password among the options too.
+        for secret in (self._url.password, *self._url.normalized_query.get("password", ())):
+            said = said.replace(str(secret), "***") if secret else said
         return (
             f"the study's database at {self.where} cannot be used: {said[:300]}; start it, or let CTMR_STUDY_STORAGE "
             "name another"
@@ -162,6 +192,20 @@ def _parse(address: str) -> sqlalchemy.URL:
     if url.database in (None, "", ":memory:"):
         raise InputError(f"{allowed}; it names no {'file' if url.drivername == 'sqlite' else 'database'}")
     return url
+
+
+@cache
+def _kept() -> sqlalchemy.Table:
+    """Return the table of what trials leave: bytes by Optuna's id of the trial and a name."""
+    import sqlalchemy
+    from sqlalchemy import Column
+
+    return sqlalchemy.Table(
+        "ctmr_trial_files", sqlalchemy.MetaData(),
+        Column("trial_id", sqlalchemy.Integer, primary_key=True, autoincrement=False),
+        Column("name", sqlalchemy.String(64), primary_key=True),
+        Column("content", sqlalchemy.LargeBinary, nullable=False),
+    )  # fmt: skip
 
 
 def _host(url: sqlalchemy.URL) -> str:

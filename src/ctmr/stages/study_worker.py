@@ -22,7 +22,8 @@ from ctmr.stages import trial
 from ctmr.stages.contract import Report
 from ctmr.stages.study import Claim, LostError, Study
 from ctmr.stages.study_database import HEARTBEAT_S, DatabaseFault
-from ctmr.stages.trial import Slot, SlotState, StoppedError, propose, should_prune, trial_recipe
+from ctmr.stages.study_evidence import Evidence
+from ctmr.stages.trial import Slot, SlotState, StoppedError, propose, report_steps, should_prune, trial_recipe
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -58,7 +59,7 @@ def run_worker(
         work_on(Study(name, address, Recipe.model_validate(tree), supervisor), preprocessed, stop, supervisor)
     except Exception as error:
         with contextlib.suppress(OSError):
-            channel.send(str(error) if isinstance(error, CtmrError) else _text(error))
+            channel.send(_text(error))
 
 
 def work_on(study: Study, preprocessed: Path, stop: threading.Event, supervisor: int) -> None:
@@ -82,18 +83,22 @@ def work_on(study: Study, preprocessed: Path, stop: threading.Event, supervisor:
 
 def _try(study: Study, claim: Claim, preprocessed: Path, stop: threading.Event) -> bool:
     """Train a slot and record how it ended; False when another trial needs a new process."""
-    recipe, reports = study.recipe, dict[int, float]()
+    recipe, reports, evidence = study.recipe, dict[int, float](), Evidence()
     try:
         params = propose(recipe, claim.number, claim.slots)
         study.begin(claim, params)
         score = math.nan
-        for step, score in trial.scores(preprocessed, trial_recipe(recipe, params), stop.is_set):
+        for reported in trial.scores(preprocessed, trial_recipe(recipe, params), stop.is_set):
+            score = reported.score
+            evidence.add(reported)
             if math.isfinite(score):
-                reports[step] = score
-                study.report(claim, step, score)
+                reports[reported.step] = score
+                study.report(claim, reported.step, score)
             if should_prune(recipe, claim.number, claim.slots, reports):
+                study.keep(claim, evidence.files())
                 study.complete(claim, reports[max(reports)], pruned=True)
                 return True
+        study.keep(claim, evidence.files())
         if math.isfinite(score):
             study.complete(claim, score)
         else:
@@ -107,6 +112,7 @@ def _try(study: Study, claim: Claim, preprocessed: Path, stop: threading.Event) 
             study.release(claim)
     except Exception as error:
         with contextlib.suppress(LostError):
+            study.keep(claim, evidence.files())
             study.fail(claim, _text(error))
         # What we did not foresee, as a fault of the GPU, may have left the process unable to train anything.
         return isinstance(error, CtmrError)
@@ -115,7 +121,7 @@ def _try(study: Study, claim: Claim, preprocessed: Path, stop: threading.Event) 
 
 def _text(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:_ERROR_LENGTH]
+    return (first if isinstance(error, CtmrError) else f"{type(error).__name__}: {first}")[:_ERROR_LENGTH]
 
 
 class _Pulse:
@@ -258,8 +264,8 @@ class _Progress:
     """Tells reports and failures once."""
 
     def __init__(self, recipe: Recipe, report: Report) -> None:
-        self._total = recipe.tune.trials * recipe.tune.reports
-        self._reports = recipe.tune.reports
+        self._reports = len(report_steps(recipe))
+        self._total = recipe.tune.trials * self._reports
         self._report = report
         self._told: set[tuple[int, int | str]] = set()
 

@@ -2,82 +2,66 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ctmr.digest import content_digest
-from ctmr.recipe import Recipe, Term, override
-from ctmr.stages import model_folder
+from ctmr.recipe import Recipe, override
+from ctmr.stages import model_folder, under_torchrun
 from ctmr.stages.contract import Context, Stage, read_record
+from ctmr.stages.train_log import TOTALS, RunLog, history, write_again, write_tables
 from ctmr.volume import Direction
 
 if TYPE_CHECKING:
-    from ctmr.gan.events import SampleEvent
+    from ctmr.data.sampling import TrainingData
+    from ctmr.gan.distributed import Team
+    from ctmr.gan.trainer import Trainer
+    from ctmr.stages.samples import Samples
     from ctmr.tracking import Tracking
 
 RUN_RECORD = "provenance/run.json"
 """Names the MLflow run of a trained model."""
 
-_TOTALS = (Term.GENERATOR, Term.DISCRIMINATOR)
-_NAMED = "paper."
-"""Before the names that ``loss.log_as`` gives, so that they never meet a loss of that name."""
-
 
 def run(context: Context) -> dict[str, Any]:
     """Write the model folder, curves and measures, sample grids (provenance) and, per direction, the ONNX graphs."""
-    from ctmr.gan import events
-    from ctmr.gan.trainer import Trainer
+    processes = under_torchrun.wanted()
+    if processes > 1:
+        return under_torchrun.run(context, processes)
+
+    from ctmr.gan.distributed import team
     from ctmr.reports.figures import loss_curves
-    from ctmr.stages.training import describe, training_data
+    from ctmr.stages.training import describe
     from ctmr.tracking import Tracking
 
-    best = yaml.safe_load(context.inputs["best"].read_text()) or {}
-    recipe = override(context.recipe, list(best.items()), source="best.yaml")
-    preprocessed = context.inputs["preprocessed"]
-    description = describe(preprocessed, recipe)
-    data = training_data(preprocessed / "shards", recipe)
-    trainer = Trainer(
-        recipe.network, recipe.loss, recipe.train, data, checkpoints=context.work / "checkpoints",
-        # No shorter than the rarest update, so that every report holds every loss.
-        report_every=max(
-            recipe.train.generator_every, recipe.train.discriminator_every, min(50, recipe.train.steps // 20)
-        ),
-    )  # fmt: skip
-    tracking = Tracking(context.home)
+    recipe, best = _tuned(context)
+    description = describe(context.inputs["preprocessed"], recipe)
     provenance = context.out / "provenance"
-    (provenance / "samples").mkdir(parents=True)
-    run_id = _open_run(context, tracking, recipe)
-    curves = _Curves(context)
-    if trainer.resume():
-        context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
-    for event in trainer.run():
-        if isinstance(event, events.StepEvent):
-            measures = {**event.losses, **{f"accuracy_{k}": v for k, v in event.accuracy.items()}}
-            curves.add(event.step, {**measures, **{f"{_NAMED}{k}": v for k, v in event.named.items()}})
-            tracking.metrics(run_id, {f"train.{k}": v for k, v in measures.items()}, event.step)
-            tracking.metrics(run_id, {f"{_NAMED}{k}": v for k, v in event.named.items()}, event.step)
-            totals = ", ".join(f"{k} {event.losses[k]:.2f}" for k in _TOTALS if k in event.losses)
-            context.report(
-                f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps
-            )
-        elif isinstance(event, events.SampleEvent):
-            path = provenance / "samples" / f"step_{event.step:07d}.png"
-            path.write_bytes(_sample_grid(event))
-        elif isinstance(event, events.NoticeEvent):
-            context.report(event.message)
+    provenance.mkdir()
+    with team() as found:
+        data, samples = _data(context, recipe, description)
+        trainer = _trainer(context, recipe, data, samples, found)
+        tracking = Tracking(context.home)
+        run_id = _open_run(context, tracking, recipe)
+        if trainer.resume():
+            context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
+        _train(context, recipe, trainer, samples, RunLog(tracking, run_id, trainer.reports, trainer.readings))
     model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
     differences = _export(context, description, {d: trainer.generator(d) for d in recipe.directions})
-    curves.write()
-    (provenance / "losses.png").write_bytes(loss_curves(curves.history(), curves.steps()))
+    write_tables(context.out, trainer.reports, trainer.readings)
+    shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
+    (provenance / "losses.png").write_bytes(loss_curves(history(trainer.reports), [r.step for r in trainer.reports]))
     (provenance / "run.json").write_text(json.dumps({"run_id": run_id}) + "\n")
     for path, folder in (
         (provenance / "samples", "samples"),
         (provenance / "losses.png", "figures"),
         (context.out / "curves.csv", ""),
         (context.out / "measures.csv", ""),
+        (context.out / "alarms.csv", ""),
     ):
         tracking.artifact(run_id, path, folder)
     tracking.metrics(run_id, {f"export.{k}_onnx_difference": v for k, v in differences.items()})
@@ -88,8 +72,86 @@ def run(context: Context) -> dict[str, Any]:
         "directions": [d.value for d in recipe.directions],
         "settings": best,
         "onnx_difference": differences,
+        "alarms": sorted({name for _, name in trainer.sounded}),
         "mlflow_run": run_id,
+        "computed": trainer.plan.record(),
     }
+
+
+def assist(context: Context) -> None:
+    """Train as one of the processes that do not lead; nothing is written."""
+    from ctmr.gan.distributed import team
+    from ctmr.stages.training import describe
+
+    recipe, _ = _tuned(context)
+    description = describe(context.inputs["preprocessed"], recipe)
+    with team() as processes:
+        trainer = _trainer(context, recipe, *_data(context, recipe, description), processes)
+        trainer.resume()
+        for _ in trainer.run():
+            pass
+
+
+def _tuned(context: Context) -> tuple[Recipe, dict[str, Any]]:
+    best = yaml.safe_load(context.inputs["best"].read_text()) or {}
+    return override(context.recipe, list(best.items()), source="best.yaml"), best
+
+
+def _data(
+    context: Context, recipe: Recipe, description: model_folder.Description
+) -> tuple[TrainingData, Samples]:
+    """Return what is trained on, and the slices of the sample sheets."""
+    from ctmr.stages.samples import Samples
+    from ctmr.stages.training import training_data
+
+    shards = context.inputs["preprocessed"] / "shards"
+    data = training_data(shards, recipe)
+    return data, Samples.choose(shards, recipe, description, device=data.mr.images.device)
+
+
+def _trainer(context: Context, recipe: Recipe, data: TrainingData, samples: Samples, processes: Team) -> Trainer:
+    from ctmr.gan.trainer import Trainer
+
+    return Trainer(
+        recipe.network, recipe.loss, recipe.train, data,
+        checkpoints=context.work / "checkpoints",
+        # No shorter than the rarest update, so that every report holds every loss.
+        report_every=max(
+            recipe.train.generator_every, recipe.train.discriminator_every, min(50, recipe.train.steps // 20)
+        ),
+        examples=samples.examples.batch,
+        team=processes,
+    )  # fmt: skip
+
+
+def _sheets(context: Context) -> Path:
+    """Return the folder of sample grids, which survives a kill as checkpoints do."""
+    folder = context.work / "samples"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _train(context: Context, recipe: Recipe, trainer: Trainer, samples: Samples, log: RunLog) -> None:
+    from ctmr.gan import events
+
+    folder = _sheets(context)
+    for event in trainer.run():
+        if isinstance(event, events.StepEvent):
+            log.report(event)
+            totals = ", ".join(f"{k} {event.losses[k]:.2f}" for k in TOTALS if k in event.losses)
+            context.report(
+                f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps
+            )
+        elif isinstance(event, events.SampleEvent):
+            write_again(folder / f"step_{event.step:07d}.png", samples.draw(event))
+        elif isinstance(event, events.ReadingEvent):
+            log.readings(event.step, event.readings)
+        elif isinstance(event, events.AlarmEvent):
+            log.alarm(event)
+            context.report(event.message)
+        elif isinstance(event, events.NoticeEvent):
+            context.report(event.message)
+    log.finish()
 
 
 def _open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
@@ -105,7 +167,7 @@ def _open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
         f"{recipe.name}", tags={"stage": "train", "recipe": recipe.name, "code_revision": Code().revision}
     )
     tracking.params(run_id, _settings(context, recipe))
-    record.write_text(json.dumps({"run_id": run_id}))
+    write_again(record, json.dumps({"run_id": run_id}).encode())
     return run_id
 
 
@@ -114,54 +176,6 @@ def _settings(context: Context, recipe: Recipe) -> dict[str, Any]:
     own = recipe.dump()
     earlier = (read_record(context.inputs["preprocessed"]) or {}).get("settings", {})
     return {"name": recipe.name, **earlier, **{section: own[section] for section in STAGE.sections}}
-
-
-class _Curves:
-    """Losses by step; kept in the work directory so that a resumed training keeps its beginning."""
-
-    def __init__(self, context: Context) -> None:
-        self.path = context.work / "curves.json"
-        self.out = context.out
-        self.rows: dict[int, dict[str, float]] = {}
-        if self.path.is_file():
-            self.rows = {int(k): v for k, v in json.loads(self.path.read_text()).items()}
-
-    def add(self, step: int, losses: Any) -> None:
-        self.rows[step] = dict(losses)
-        self.path.write_text(json.dumps(self.rows))
-
-    def steps(self) -> list[int]:
-        return sorted(self.rows)
-
-    def history(self) -> dict[str, list[float]]:
-        """Return the terms by name, without the totals."""
-        names = sorted({n for row in self.rows.values() for n in row} & set(Term) - set(_TOTALS))
-        return {n: [self.rows[s].get(n, 0.0) for s in self.steps()] for n in names}
-
-    def write(self) -> None:
-        """Write the losses, and beside them what is no loss of its own: accuracies and the papers' names."""
-        names = {n for row in self.rows.values() for n in row}
-        self._table("curves.csv", sorted(names & set(Term)))
-        self._table("measures.csv", sorted(names - set(Term)))
-
-    def _table(self, file: str, names: list[str]) -> None:
-        with (self.out / file).open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["step", *names])
-            writer.writerows([s, *(f"{self.rows[s].get(n, float('nan')):.6g}" for n in names)] for s in self.steps())
-
-
-def _sample_grid(event: SampleEvent) -> bytes:
-    import numpy as np
-
-    from ctmr.reports.figures import image_grid
-
-    columns = {
-        "MR": event.mr, "synthetic CT": event.fake_ct, "MR again": event.cycle_mr,
-        "CT": event.ct, "synthetic MR": event.fake_mr, "CT again": event.cycle_ct,
-    }  # fmt: skip
-    images = np.stack([t[:, 0].numpy() for t in columns.values()], axis=1)
-    return image_grid(images, columns=list(columns), title=f"step {event.step}")
 
 
 def _export(context: Context, description: model_folder.Description, generators: dict[Any, Any]) -> dict[str, float]:
@@ -183,6 +197,7 @@ def _export(context: Context, description: model_folder.Description, generators:
             target=ServedSide(modality=direction.target, unit=target.unit),
             grid=description.grid,
             channels=source.channels,
+            neighbours=description.neighbours,
             generator_sha256=files.generator_sha256,
             range_sha256=files.range_sha256,
         )
@@ -196,5 +211,6 @@ STAGE = Stage(
     takes={"preprocessed": "preprocess", "best": "tune/best.yaml"},
     sections=("directions", "preprocess", "normalise", "network", "loss", "train"),
     run=run,
-    version=2,
+    version=3,
+    assist=assist,
 )

@@ -29,21 +29,25 @@ def training_data(shards: Path, recipe: Recipe) -> TrainingData:
         recipe.normalise,
         min_head_fraction=recipe.preprocess.min_head_fraction,
         depth=recipe.network.discriminator.position,
+        neighbours=recipe.network.neighbours,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
 
 
 def describe(preprocessed: Path, recipe: Recipe) -> Description:
-    """Return what the trained weights will mean."""
-    from ctmr.data.sampling import target_ranges
+    """Return what the trained weights will mean; InputError where the recipe asks for neighbours of pictures."""
+    from ctmr.data.domain import require_volumes, target_ranges
 
     sides = {}
     for modality in Modality:
         shard = read_shard(preprocessed / "shards", Split.TRAIN, modality)
+        require_volumes(shard, recipe.network.neighbours)
         channels = int(shard.slices.shape[1])
         limits = target_ranges(shard, recipe.normalise) if channels == 1 else None
         sequences = {v.sequences for v in shard.volumes}
         same = sequences.pop() if len(sequences) == 1 else ("",) * channels
         sides[modality.value] = Side(shard.unit, channels, same, limits)
     grid = Grid.model_validate_json((preprocessed / "grid.json").read_text())
-    return Description(recipe.network.generator, recipe.normalise, grid, sides, recipe.directions)
+    return Description(
+        recipe.network.generator, recipe.normalise, grid, sides, recipe.directions, recipe.network.neighbours
+    )

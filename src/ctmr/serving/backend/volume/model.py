@@ -45,6 +45,8 @@ class TritonPythonModel:
         self.spec = (Path(__file__).parent / "spec.json").read_bytes()
         spec = json.loads(self.spec)
         self.chunk, self.max_voxels = spec["chunk"], spec["max_voxels"]
+        # A spec from before there were stacks, or of single slices, does not have the key.
+        self.offsets = np.arange(-spec.get("neighbours", 0), spec.get("neighbours", 0) + 1)
         types = {entry["name"]: entry["data_type"] for entry in config["output"]}
         self.dtype = np.dtype(pb_utils.triton_string_to_numpy(types["translation"]))
 
@@ -86,7 +88,10 @@ class TritonPythonModel:
         out = np.empty((len(slices), *slices.shape[2:]), self.dtype)
         bounds = np.iinfo(self.dtype)
         for first in range(0, len(slices), self.chunk):
-            part = np.ascontiguousarray(slices[first : first + self.chunk], dtype=np.float32)
+            here = np.arange(first, min(first + self.chunk, len(slices)))
+            # Neighbours come from the whole volume, so that no chunk has edges of its own.
+            rows = (here[:, None] + self.offsets).clip(0, len(slices) - 1)
+            part = slices[rows].reshape(len(here), -1, *slices.shape[2:]).astype(np.float32)
             repeated = np.repeat(limits[None], len(part), axis=0)
             made = self._call(self.generator, "translation", {"slices": part, "range": repeated})
             if not np.isfinite(made).all():
