@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import shutil
+import sqlite3
 import warnings
 import zipfile
 import zlib
@@ -161,14 +163,28 @@ def write_planted(
     return files
 
 
+def members(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the members of a zip archive."""
+    if data[:4] != b"PK\x03\x04":
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            yield f"{name}:{member.filename}", member.filename.encode() + b"\n" + archive.read(member)
+
+
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield a file's name and bytes, and what is compressed in it: zip members, gzip and zlib streams, PNG chunks."""
+    """Yield a file's name and bytes, and what is compressed in it: members, streams, values of databases, tables."""
     data = path.read_bytes()
     yield str(path), str(path).encode() + b"\n" + data
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                yield f"{path}:{member.filename}", member.filename.encode() + b"\n" + archive.read(member)
+    yield from members(str(path), data)
+    if data[:16] == b"SQLite format 3\0":
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            for table in tables:
+                for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
+                    for value in row:
+                        if isinstance(value, bytes):
+                            yield from members(f"{path}, {table}", value)
     if data[:2] == b"\x1f\x8b":
         yield f"{path} (gzip)", gzip.decompress(data)
     if data[:1] == b"\x78":
