@@ -143,9 +143,15 @@ def postgresql_server() -> Iterator[PostgreSql]:
 
 @pytest.fixture
 def postgresql(postgresql_server: PostgreSql) -> str:
-    """Address of a PostgreSQL server, password included."""
+    """Address of an empty database on a PostgreSQL server, password included."""
+    import psycopg2
+
     if not postgresql_server.running:
         postgresql_server.start()
+    # What another test's study left there would be gone on with.
+    with contextlib.closing(psycopg2.connect(postgresql_server.address)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     return postgresql_server.address
 
 

@@ -92,9 +92,11 @@ def _error(lines: list[str], code: int) -> CtmrError:
         end = next((line for line in reversed(lines) if line.strip()), "it said nothing")
         return EnvironmentFault(f"torchrun ended with exit code {code}: {end[:300]}")
     # Its own exit code is always 1; the processes' stand in its report.
-    kinds = (InputError, EnvironmentFault)
-    failed = {kind for kind in kinds for line in lines if re.search(rf"exitcode\s*: {kind.exit_code}\b", line)}
-    return (failed.pop() if len(failed) == 1 else CtmrError)(said[0])
+    # A process that lost the others for one's bad input reports a fault of the environment: a consequence.
+    for kind in (InputError, EnvironmentFault):
+        if any(re.search(rf"exitcode\s*: {kind.exit_code}\b", line) for line in lines):
+            return kind(said[0])
+    return CtmrError(said[0])
 
 
 def _end_with_parent() -> None:
