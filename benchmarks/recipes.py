@@ -92,7 +92,7 @@ VARIANTS: Mapping[str, Variant] = {
     "BCE": Variant(("loss.adversarial=bce",)),
     "Wasserstein": Variant(("loss.adversarial=wasserstein",)),
     "identity loss": Variant(("loss.identity=0.5",)),
-    "N4, served": Variant(("preprocess.steps=[{kind: bias_field, modality: MR}]",)),
+    "N4 in training": Variant(("preprocess.steps=[{kind: bias_field, modality: MR}]",)),
     "shared patients": Variant(("data.disjoint_training=false",), PAIRED),
     "pix2pix on pairs": Variant((*NO_CYCLE, "data.disjoint_training=false", "loss.supervised.weight=100"), PAIRED),
     "CNN on pairs": Variant(
