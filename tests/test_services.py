@@ -95,6 +95,19 @@ def test_a_taken_port_gives_the_next_one(daemon, port):
     assert daemon.answers_on() != port
 
 
+def test_a_stranger_on_the_port_is_not_taken_for_it(daemon, port, monkeypatch):
+    # Takes the port after it was found to be free.
+    monkeypatch.setattr(services, "_free_port", lambda preferred: preferred)
+    deaf = dataclasses.replace(daemon, arguments=("-c", "import time; time.sleep(60)"))
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(EnvironmentFault, match=r"did not come up .*[Aa]ddress already in use"):
+            daemon.start()
+        monkeypatch.setattr(services, "START_TIMEOUT_S", 0.3)
+        with pytest.raises(EnvironmentFault, match="did not come up"):
+            deaf.start()
+    assert daemon.row()["state"] == "down"
+
+
 def test_a_recycled_process_number_is_not_taken_for_it(daemon):
     daemon.start()
     record = json.loads(daemon.record.read_text())

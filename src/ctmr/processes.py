@@ -99,6 +99,18 @@ def end_session(leader: Process, grace_s: float) -> None:
         time.sleep(_POLL_S)
 
 
+def listens(leader: Process, port: int) -> bool:
+    """Return whether a process of a session listens on a TCP port."""
+    import psutil
+
+    for member in _members(leader):
+        with contextlib.suppress(psutil.Error):
+            for found in psutil.Process(member.pid).net_connections("tcp"):
+                if found.status == psutil.CONN_LISTEN and found.laddr.port == port:
+                    return True
+    return False
+
+
 def _members(leader: Process) -> list[Process]:
     """Live processes of a session; none when the session is of another boot or its number was given away again."""
     boot = _boot()

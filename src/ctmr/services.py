@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
 from ctmr.home import Home, quiet_libraries
-from ctmr.processes import Process, end_session
+from ctmr.processes import Process, end_session, listens
 
 LOOPBACK = "127.0.0.1"
 MLFLOW_PORT = 5000
@@ -131,9 +131,9 @@ class Daemon:
         return self.state.with_suffix(".json")
 
     def answers_on(self) -> int | None:
-        """Return the port when it runs and answers."""
+        """Return the port when it runs and answers; a stranger that took its port does not count."""
         process, port = self._recorded()
-        return port if process is not None and process.lives and _answers(port) else None
+        return port if process is not None and process.lives and _answers(process, port) else None
 
     def row(self, otherwise: str = "") -> Row:
         """Return what `status` says of it; `otherwise` is the address while it is down."""
@@ -157,7 +157,8 @@ class Daemon:
             port = _free_port(self.port)
             process = self._spawn(port)
             deadline = time.monotonic() + START_TIMEOUT_S
-            while not _answers(port):
+            leader = Process.of(process.pid)
+            while not _answers(leader, port):
                 if process.poll() is not None or time.monotonic() > deadline:
                     self._end()
                     raise EnvironmentFault(f"{self.title} did not come up on port {port}: {self._last_words()}")
@@ -215,9 +216,9 @@ class Daemon:
             yield
 
 
-def _answers(port: int) -> bool:
+def _answers(leader: Process, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
-        return True
+        return listens(leader, port)
     return False
 
 

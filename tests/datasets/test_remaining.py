@@ -51,7 +51,7 @@ def test_the_flag_is_believed_except_of_what_no_deidentified_file_has(planted, s
 
 def test_a_phantom_is_nobody(tmp_path):
     plan = CohortPlan(train_mr=1, train_ct=0, val=0, test=0, shape=(24, 28, 24), spacing_mm=8.0)
-    write_cohort(tmp_path / "cohort", plan, workers=1)
+    write_cohort(tmp_path / "cohort", plan)
     archive = next((tmp_path / "cohort").rglob("*.zip"))
     unpack(archive, tmp_path / "series")
     assert remaining("dicom", (tmp_path / "series").iterdir()) == ()

@@ -7,17 +7,20 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.manifest import PHANTOM_PREFIX, Split
+from ctmr.parallel import in_order
 from ctmr.volume import Modality, Unit, Volume
+
+Subject: TypeAlias = tuple[int, Split, tuple[Modality, ...]]
+"""Seed, split and modalities."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class CohortPlan:
     sequences: tuple[str, ...] = ("T1",)
     seed: int = 2000
 
-    def subjects(self) -> list[tuple[int, Split, tuple[Modality, ...]]]:
-        """Return (seed, split, modalities) of every subject."""
+    def subjects(self) -> list[Subject]:
+        """Return every subject."""
         kinds = (
             [(Split.TRAIN, (Modality.MR,))] * self.train_mr
             + [(Split.TRAIN, (Modality.CT,))] * self.train_ct
@@ -62,7 +65,6 @@ def write_cohort(
     folder: Path,
     plan: CohortPlan,
     *,
-    workers: int = 2,
     report: Callable[[str, float], None] = lambda message, fraction: None,
 ) -> int:
     """Write the cohort below `folder` and return the number of series.
@@ -72,11 +74,9 @@ def write_cohort(
     """
     subjects = plan.subjects()
     count = 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_write_subject, folder, plan, *subject) for subject in subjects]
-        for k, job in enumerate(jobs):
-            count += job.result()
-            report(f"phantom head {k + 1} of {len(jobs)}", (k + 1) / len(jobs))
+    for k, written in enumerate(in_order(partial(_write_subject, folder, plan), subjects, worth=1), start=1):
+        count += written
+        report(f"phantom head {k} of {len(subjects)}", k / len(subjects))
     return count
 
 
@@ -90,14 +90,15 @@ def affine_of(shape: tuple[int, int, int], spacing_mm: float) -> NDArray[np.floa
     return affine
 
 
-def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, modalities: tuple[Modality, ...]) -> int:
+def _write_subject(folder: Path, plan: CohortPlan, subject: Subject) -> int:
     from ctmr.data.phantom import make_head
     from ctmr.io.dicom import seeded_uid
 
+    seed, split, modalities = subject
     head = make_head(seed, shape=plan.shape, spacing_mm=plan.spacing_mm)
-    subject = f"{PHANTOM_PREFIX}{seed}"
+    known_as = f"{PHANTOM_PREFIX}{seed}"
     affine = affine_of(plan.shape, plan.spacing_mm)
-    study, frame = (seeded_uid(f"{subject} {what}") for what in ("study", "frame of reference"))
+    study, frame = (seeded_uid(f"{known_as} {what}") for what in ("study", "frame of reference"))
     written = 0
     for modality in modalities:
         if modality is Modality.CT:
@@ -106,8 +107,8 @@ def _write_subject(folder: Path, plan: CohortPlan, seed: int, split: Split, moda
             images = [(s, {"T1": head.t1, "T2": head.t2}[s]) for s in plan.sequences]
         for sequence, array in images:
             unit = Unit.HU if modality is Modality.CT else Unit.ARBITRARY
-            volume = Volume(array, affine, modality, unit, subject, sequence)
-            name = subject if sequence is None else f"{subject}_{sequence}"
+            volume = Volume(array, affine, modality, unit, known_as, sequence)
+            name = known_as if sequence is None else f"{known_as}_{sequence}"
             _write_archive(
                 folder / split.value / modality.value / f"{name}.zip", volume, f"{name} {modality}", study, frame
             )

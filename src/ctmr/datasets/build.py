@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,14 @@ from ctmr.datasets.identities import Key, Originals
 from ctmr.datasets.importers import Found, Plan
 from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
+from ctmr.parallel import in_order
 from ctmr.storage import pack
 from ctmr.volume import Modality
 
 PICTURES_PER_ARCHIVE = 1000
 NOT_STATED = "not stated"
-_FEW = 8
-"""Up to this many images are made in this process: starting others takes longer."""
+_WORTH = 5
+"""Images that are worth starting a process for."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def build(
     originals, counts = Originals(), Counter(plan.left_out)
     taken: list[Found] = []
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for k, (job, made) in enumerate(zip(jobs, _run(jobs), strict=True)):
+    for k, (job, made) in enumerate(zip(jobs, in_order(make, jobs, worth=_WORTH), strict=True)):
         report(f"de-identified {k + 1} of {len(jobs)} images", 0.9 * (k + 1) / len(jobs))
         if made.refused:
             if not skip_refused:
@@ -154,17 +152,6 @@ def _named(images: Sequence[Found], key: Key) -> Iterator[tuple[Found, str]]:
         ordered = sorted(groups[path], key=lambda f: key.order(f.item.uid or str(f.item.relative)))
         for k, found in enumerate(ordered):
             yield found, path if len(ordered) == 1 else f"{path}-{k + 1}"
-
-
-def _run(jobs: list[Job]) -> Iterator[Made]:
-    if len(jobs) <= _FEW:
-        yield from map(make, jobs)
-        return
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // 8)))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def make(job: Job) -> Made:

@@ -32,8 +32,10 @@ CORRELATION_LIMIT = 0.0
 """The mean translation that is the negative of the target's mean slice."""
 CONTRAST_LIMIT = 0.0
 """The contrast of skull and scalp that is the reverse of the target's own."""
-SHORTCUT_LIMIT = 0.1
-"""Translations that differ from their input by less than this share of what the modalities differ."""
+SHORTCUT_LIMIT = 0.5
+"""Translations that a straight line of their input explains, but for less than this share of what it leaves of slices
+of the target. Generators that translate phantom heads read 0.87 to 1.2, a U-Net that copies 0.44 to 0.6
+(docs/training.md)."""
 
 VISIBLE = 0.05 * DATA_RANGE
 """A spread, contrast or difference of the real slices that is smaller tells nothing."""
@@ -59,7 +61,8 @@ ADVICE: dict[Alarm, str] = {
         "network.discriminator.position to true and loss.warmup.weight above 0"
     ),
     Alarm.IDENTITY_SHORTCUT: (
-        "the generators hand their input on; lower loss.identity and loss.cycle, or raise loss.adversarial_weight"
+        "the generators hand their input on, perhaps brighter or darker; lower loss.identity and loss.cycle, raise "
+        "loss.adversarial_weight, or take a network.generator.kind without skip connections"
     ),
 }
 """What each alarm means, and what to do."""
@@ -220,7 +223,11 @@ def tissue_swap(
 
 
 def identity_shortcut(source: Images, fake: Images, real: Images, side: Modality) -> Reading | None:
-    """mean |fake - source| / mean over all pairs (i, j) of |sourceᵢ - realⱼ|; below 0.1 is alarming.
+    """√(mean over i of 1 - ρ²(sourceᵢ, fakeᵢ) / mean over all i, j of 1 - ρ²(sourceᵢ, realⱼ)); below 0.5 is alarming.
+
+    ρ is Pearson's correlation over pixels, so 1 - ρ² is the share of a translation's variance that the best straight
+    line of its input leaves unexplained. A copy leaves nothing, whether it is as bright as its input, brighter or
+    its negative; a translation about as much as a slice of the target does.
 
     Parameters
     ----------
@@ -230,13 +237,15 @@ def identity_shortcut(source: Images, fake: Images, real: Images, side: Modality
     Returns
     -------
     Reading or None
-        ``None`` where the modalities hardly differ.
+        ``None`` where the modalities hardly differ: mean |sourceᵢ - realⱼ| below `VISIBLE`.
     """
-    apart = float(np.mean([np.abs(one[None] - real).mean(dtype=np.float64) for one in source]))
-    if apart < VISIBLE:
+    if float(np.mean([np.abs(one[None] - real).mean(dtype=np.float64) for one in source])) < VISIBLE:
         return None
-    value = float(np.abs(fake - source).mean(dtype=np.float64)) / apart
-    return _below(Alarm.IDENTITY_SHORTCUT, side, value, SHORTCUT_LIMIT)
+    own = np.mean([_unexplained(a, b) for a, b in zip(source, fake, strict=True)])
+    others = np.mean([_unexplained(a, b) for a in source for b in real])
+    if others <= 0.0:
+        return None
+    return _below(Alarm.IDENTITY_SHORTCUT, side, math.sqrt(own / others), SHORTCUT_LIMIT)
 
 
 def image_readings(
@@ -267,6 +276,13 @@ def image_readings(
 
 def _below(alarm: Alarm, side: Modality, value: float, limit: float) -> Reading:
     return Reading(alarm, side, value, limit, value < limit)
+
+
+def _unexplained(x: Images, y: Images) -> float:
+    """Return 1 - ρ² of two images; 1 where either is flat."""
+    x, y = x - x.mean(dtype=np.float64), y - y.mean(dtype=np.float64)
+    both = float((x * x).sum() * (y * y).sum())
+    return 1.0 if both == 0.0 else max(0.0, 1.0 - float((x * y).sum()) ** 2 / both)
 
 
 def _spread(images: Images) -> float:

@@ -7,10 +7,8 @@ import json
 import os
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,14 @@ from ctmr.datasets.remaining import remaining
 from ctmr.digest import file_digest
 from ctmr.errors import CtmrError, InputError, visible
 from ctmr.manifest import INVENTORY_COLUMNS, Column, Split
+from ctmr.parallel import in_order
 from ctmr.stages import images
 from ctmr.stages.contract import Context, Stage
 from ctmr.storage import Source, materialise
 from ctmr.volume import UNEVEN_LIMIT, Unit, Volume
+
+_WORTH = 8
+"""Images that are worth starting a process for."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -46,13 +48,11 @@ def run(context: Context) -> dict[str, Any]:
             f"dataset {source.dataset.name} holds no image; DICOM series, NIfTI files and PNG or JPEG pictures are read"
         )
     rows = []
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        look = partial(describe, uneven_limit=context.recipe.fetch.uneven_limit)
-        done = pool.map(look, [raw] * len(entries), entries, chunksize=max(1, min(32, len(entries) // 8)))
-        for k, row in enumerate(done):
-            rows.append(row)
-            if k % 20 == 0 or k + 1 == len(entries):
-                context.report(f"read {k + 1} of {len(entries)} images", 0.2 + 0.8 * (k + 1) / len(entries))
+    look = partial(describe, raw, uneven_limit=context.recipe.fetch.uneven_limit)
+    for k, row in enumerate(in_order(look, entries, worth=_WORTH), start=1):
+        rows.append(row)
+        if k % 20 == 1 or k == len(entries):
+            context.report(f"read {k} of {len(entries)} images", 0.2 + 0.8 * k / len(entries))
     table = pd.DataFrame(rows, columns=list(INVENTORY_COLUMNS)).sort_values(Column.IMAGE.value, ignore_index=True)
     table.to_parquet(context.out / "inventory.parquet", index=False)
     unreadable, left_out = (int((table[c] != "").sum()) for c in (Column.ERROR, Column.NO_IMAGE))

@@ -97,9 +97,7 @@ def _tuned(context: Context) -> tuple[Recipe, dict[str, Any]]:
     return override(context.recipe, list(best.items()), source="best.yaml"), best
 
 
-def _data(
-    context: Context, recipe: Recipe, description: model_folder.Description
-) -> tuple[TrainingData, Samples]:
+def _data(context: Context, recipe: Recipe, description: model_folder.Description) -> tuple[TrainingData, Samples]:
     """Return what is trained on, and the slices of the sample sheets."""
     from ctmr.stages.samples import Samples
     from ctmr.stages.training import training_data
@@ -139,9 +137,7 @@ def _train(context: Context, recipe: Recipe, trainer: Trainer, samples: Samples,
         if isinstance(event, events.StepEvent):
             log.report(event)
             totals = ", ".join(f"{k} {event.losses[k]:.2f}" for k in TOTALS if k in event.losses)
-            context.report(
-                f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps
-            )
+            context.report(f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps)
         elif isinstance(event, events.SampleEvent):
             write_again(folder / f"step_{event.step:07d}.png", samples.draw(event))
         elif isinstance(event, events.ReadingEvent):
@@ -211,6 +207,6 @@ STAGE = Stage(
     takes={"preprocessed": "preprocess", "best": "tune/best.yaml"},
     sections=("directions", "preprocess", "normalise", "network", "loss", "train"),
     run=run,
-    version=3,
+    version=4,
     assist=assist,
 )
