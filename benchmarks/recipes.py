@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ctmr.data.cohort import CohortPlan, write_cohort
+from ctmr.data.phantom import make_head
 from ctmr.digest import tree_digest
 from ctmr.home import Home, quiet_libraries
-from ctmr.manifest import Split
+from ctmr.manifest import PHANTOM_PREFIX, Split
 from ctmr.metrics.paired import wilcoxon_p
 from ctmr.orchestration.local import inputs_below, stage
 from ctmr.processes import share_cores
@@ -40,7 +42,11 @@ FIRST_SEED = 5000
 """Of the heads; no setting of the demo's recipe was chosen on them."""
 STEPS = 1000
 
-UNPAIRED, PAIRED, PICTURES = "unpaired", "paired", "pictures"
+UNPAIRED, PAIRED, PICTURES, PHANTOM_PICTURES = "unpaired", "paired", "pictures", "phantom-pictures"
+PICTURE_LEVELS = slice(24, 84, 6)
+"""Of the axial slices, 2 mm apart, those that become phantom pictures: ten a head, 12 mm apart."""
+BRAIN_HU = (0.0, 80.0)
+"""Window of CT pictures."""
 
 SMALL = (
     "tune.trials=1", "tune.steps=1", "tune.reports=1", "tune.workers=1", "train.threads=1", "evaluate.threads=1",
@@ -111,6 +117,8 @@ WOLTERINK = (
     "preprocess.size=[96, 112]", "network.generator.width=16", "network.discriminator.width=16", "train.shift=6",
 )  # fmt: skip
 PICTURE_SIZE = ("preprocess.picture_size=[96, 96]", "network.generator.width=16", "network.discriminator.width=16")
+ALIKE = ("validation.near_duplicate_bits=0",)
+"""Slices of different phantom heads at one level look alike, and are not one image twice."""
 PAPERS: Mapping[str, Variant] = {
     "wolterink2017": Variant(WOLTERINK, PAIRED, "wolterink2017", 1500),
     "wolterink2017, disjoint patients": Variant(
@@ -172,6 +180,24 @@ PAPERS: Mapping[str, Variant] = {
         PICTURES, "jha_iima", 1500,
     ),
     "shangari": Variant((*PICTURE_SIZE, "data.max_images=300"), PICTURES, "shangari", 1500),
+    "jha_iima, phantom pictures": Variant(
+        (*PICTURE_SIZE, *ALIKE, "train.shift=5"), PHANTOM_PICTURES, "jha_iima", 1500
+    ),
+    "jha_iima, U-Net, phantom pictures": Variant(
+        (
+            *PICTURE_SIZE, *ALIKE, "train.shift=5",
+            "network.generator={kind: unet, width: 16, blocks: 5, rgb: true}",
+        ),
+        PHANTOM_PICTURES, "jha_iima", 1500,
+    ),
+    "jha_iima, CNN on random pairs, phantom pictures": Variant(
+        (
+            *PICTURE_SIZE, *ALIKE, "train.shift=5", "loss.cycle=0", "loss.adversarial_weight=0",
+            "loss.supervised={weight: 1, pairs: random}", "loss.log_as={}",
+        ),
+        PHANTOM_PICTURES, "jha_iima", 1500,
+    ),
+    "shangari, phantom pictures": Variant((*PICTURE_SIZE, *ALIKE), PHANTOM_PICTURES, "shangari", 1500),
 }  # fmt: skip
 
 
@@ -206,6 +232,27 @@ def make_datasets(folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(archive, target)
         partial.rename(folder / name)
+
+
+def make_pictures(folder: Path) -> None:
+    """Write the phantom heads once as 8-bit pictures, each a subject of its own; only validation and test are pairs."""
+    if folder.is_dir():
+        return
+    partial = folder.with_suffix(".partial")
+    for k in range(TRAINED + VALIDATED + TESTED):
+        head = make_head(FIRST_SEED + k, shape=CohortPlan.shape, spacing_mm=CohortPlan.spacing_mm)
+        split = Split.TRAIN if k < TRAINED else Split.VAL if k < TRAINED + VALIDATED else Split.TEST
+        windows = {Modality.MR: (head.t1, (0.0, float(np.percentile(head.t1, 99.5)))), Modality.CT: (head.ct, BRAIN_HU)}
+        for modality, (array, (low, high)) in windows.items():
+            if split is Split.TRAIN and (k < TRAINED // 2) != (modality is Modality.MR):
+                continue
+            grey = np.rint(np.clip((array.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+            for level in range(*PICTURE_LEVELS.indices(len(grey))):
+                subject = f"sub-{PHANTOM_PREFIX}{FIRST_SEED + k}-{level}"
+                target = partial / split.value / modality.value / subject / "slice.png"
+                target.parent.mkdir(parents=True)
+                Image.fromarray(grey[level]).save(target)
+    partial.rename(folder)
 
 
 def train_and_evaluate(variant: Variant, recipe: Recipe, address: Path, home: Home, out: Path) -> Path:
@@ -304,7 +351,7 @@ def main() -> None:
     everything = {**VARIANTS, **PAPERS}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--home", type=Path, required=True, help="folder for data and runs; what is there is reused")
-    parser.add_argument("--only", nargs="+", choices=sorted(everything), default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--only", nargs="+", choices=sorted(everything), metavar="VARIANT")
     parser.add_argument("--papers", action="store_true", help="the papers' recipes at small budgets instead")
     parser.add_argument("--pictures", type=Path, help="folder of pictures (train and test, CT and MRI)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -315,9 +362,11 @@ def main() -> None:
     share_cores()
     quiet_libraries()
     home = Home(given.home.resolve())
-    names = list(PAPERS) if given.papers else given.only
+    names = given.only or list(PAPERS if given.papers else VARIANTS)
     if not given.table:
         make_datasets(home.root / "datasets")
+        if any(everything[name].data == PHANTOM_PICTURES for name in names):
+            make_pictures(home.root / "datasets" / PHANTOM_PICTURES)
         # Seed by seed, so that what is there when it is stopped can be compared.
         for seed in given.seeds:
             for name in names:

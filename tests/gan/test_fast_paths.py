@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import statistics
 from collections.abc import Iterator
 
 import pytest
 import torch
+from gradient_truth import PATHS, assert_gradients_of_float64
 from small_training import FAST, PLAIN, TINY, batch, heads, networks, trained
-from torch import Tensor, nn
+from torch import nn
 
-from ctmr.data.sampling import Batch, TrainingData
 from ctmr.gan import speed
 from ctmr.gan.cyclegan import CycleGan
 from ctmr.gan.events import StepEvent
@@ -21,92 +20,11 @@ from ctmr.gan.step import CycleGanStep
 from ctmr.gan.trainer import Trainer
 from ctmr.recipe import GeneratorKind, Loss, Train
 
-RELATIVE_FP32 = 5e-4
-"""Largest error of a parameter's gradient, relative to its norm; measured at most 5e-5."""
-LEAST_COSINE_BF16, WORSE_BF16 = 0.85, 0.01
-"""Of all gradients together with those of float64, and how much below that of PyTorch's own layers in bf16."""
-PATHS = {
-    "eager": Plan("CPU"),
-    "separate passes": Plan("CPU", joined=False),
-    "indexed pad": Plan("CPU", indexed_pad=True),
-    "fast layers": Plan("CPU", fast_layers=True, indexed_pad=True),
-    "channels_last": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True),
-    "channels_last, separate": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True, joined=False),
-}
-
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
     yield
     Plan("CPU").prepare_process()
-
-
-class ElementaryInstanceNorm(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean((2, 3), keepdim=True)
-        return centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
-
-
-def truth(net: CycleGan, b: Batch) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    """Gradients of Zhu et al. 2017 in float64, one pass an image set, with a norm written out."""
-    net = copy.deepcopy(net).double()
-    for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.InstanceNorm2d):
-                setattr(parent, name, ElementaryInstanceNorm())
-    to_ct, to_mr = net.generators["mr2ct"], net.generators["ct2mr"]
-    judge_ct, judge_mr = net.discriminators["CT"], net.discriminators["MR"]
-    x, y = b.mr.double(), b.ct.double()
-    fake_y, fake_x = to_ct(x), to_mr(y)
-    objective = (judge_ct(fake_y) - 1).square().mean() + (judge_mr(fake_x) - 1).square().mean()
-    objective = objective + 10 * ((to_mr(fake_y) - x).abs().mean() + (to_ct(fake_x) - y).abs().mean())
-    objective = objective + 5 * ((to_ct(y) - y).abs().mean() + (to_mr(x) - x).abs().mean())
-    objective.backward()
-    net.discriminators.zero_grad()
-    judged = x.new_zeros(())
-    for judge, real, fake in ((judge_ct, y, fake_y.detach()), (judge_mr, x, fake_x.detach())):
-        judged = judged + 0.5 * ((judge(real) - 1).square().mean() + judge(fake).square().mean())
-    judged.backward()
-    return net.generators, net.discriminators
-
-
-def found(net: CycleGan, b: Batch, plan: Plan) -> CycleGan:
-    """Gradients of our step by a plan."""
-    net = copy.deepcopy(net)
-    plan.prepare(net)
-    step = CycleGanStep(net, Loss(), plan.precision)
-    net.discriminators.requires_grad_(False)
-    losses, fake_ct, fake_mr = step.generator_losses(b, 0.0)
-    losses["generator"].backward()
-    net.discriminators.requires_grad_(True)
-    step.discriminator_losses(b, fake_ct, fake_mr, None, None)["discriminator"].backward()
-    return net
-
-
-def flat(*modules: nn.Module) -> Tensor:
-    return torch.cat([p.grad.double().flatten() for m in modules for p in m.parameters()])
-
-
-def cosines(got: CycleGan, wanted: tuple[nn.ModuleDict, nn.ModuleDict]) -> list[float]:
-    return [
-        torch.cosine_similarity(flat(module), flat(reference), dim=0).item()
-        for module, reference in zip((got.generators, got.discriminators), wanted, strict=True)
-    ]
-
-
-def assert_gradients_of_float64(net: CycleGan, b: Batch, plan: Plan) -> None:
-    wanted, got = truth(net, b), found(net, b, plan)
-    if plan.bf16:
-        # Rounding to 8 bits decides most of the error: the same rounding with PyTorch's layers is the yardstick.
-        yardstick = cosines(found(net, b, Plan("CPU", bf16=True)), wanted)
-        for cosine, own in zip(cosines(got, wanted), yardstick, strict=True):
-            assert cosine > max(LEAST_COSINE_BF16, own - WORSE_BF16), (cosine, own)
-        return
-    for module, reference in zip((got.generators, got.discriminators), wanted, strict=True):
-        floor = RELATIVE_FP32 * 1e-3 * float(flat(reference).norm())
-        for (name, p), q in zip(module.named_parameters(), reference.parameters(), strict=True):
-            error, norm = float((p.grad.double() - q.grad).norm()), float(q.grad.norm())
-            assert error <= RELATIVE_FP32 * norm + floor, (name, error, norm)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -250,55 +168,3 @@ def test_equal_runs_have_equal_bits_where_determinism_is_asked_for() -> None:
     assert torch.equal(*runs)
     list(trained(1).run())
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def on_device(steps: int, **train: object) -> Trainer:
-    data = heads()
-    moved = [dataclasses.replace(domain, images=domain.images.cuda()) for domain in (data.mr, data.ct)]
-    settings = Train.model_validate({"steps": steps, "pool": 2, "shift": 1, **train})
-    return Trainer(TINY, Loss(), settings, TrainingData(*moved), report_every=10_000, samples=0)
-
-
-@on_cuda
-@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
-def test_a_step_on_cuda_never_makes_the_host_wait(graphs: bool) -> None:
-    trainer = on_device(40, speed={"graphs": graphs, "layers": "fast", "layout": "channels_last"})
-    list(trainer.run(10))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        list(trainer.run(20))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@on_cuda
-def test_cuda_graphs_train_to_the_weights_of_eager_steps() -> None:
-    ends = []
-    for graphs in (False, True):
-        trainer = on_device(12, speed={"graphs": graphs}, deterministic=True)
-        list(trainer.run())
-        ends.append(torch.cat([p.detach().flatten() for p in trainer._networks.parameters()]))
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
-
-
-@on_cuda
-def test_equal_deterministic_runs_on_cuda_have_equal_bits() -> None:
-    ends = []
-    for _ in range(2):
-        trainer = on_device(5, deterministic=True)
-        list(trainer.run())
-        ends.append(torch.cat([p.detach().flatten() for p in trainer._networks.parameters()]))
-    assert torch.equal(*ends)
-
-
-@on_cuda
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("path", PATHS)
-def test_every_path_on_cuda_has_the_gradients_of_float64(path: str, size: int, bf16: bool) -> None:
-    Plan("CUDA").prepare_process()
-    b = Batch(batch(size).mr.cuda(), batch(size).ct.cuda())
-    assert_gradients_of_float64(networks().cuda(), b, dataclasses.replace(PATHS[path], bf16=bf16))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Batch, Sampler, TrainingData
 from ctmr.digest import tree_digest
-from ctmr.errors import CtmrError, InputError
-from ctmr.gan import average, checkpoint, state
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.gan import average, checkpoint, memory, state
 from ctmr.gan.alarms import Reading
 from ctmr.gan.cyclegan import CycleGan
 from ctmr.gan.distributed import ALONE, Team
@@ -116,10 +116,10 @@ class Trainer:
             self._notices.append(
                 "the training images are pictures, which have no level to match, so loss.warmup is not used"
             )
-        self._sampler = self._make_sampler(data)
+        self._sampler = self._make_sampler(data, train.batch)
         self._first_sampler = self._sampler
         if train.subset_images:
-            self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed))
+            self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed), train.batch)
         self._pools = {m: ImagePool(train.pool, self._rng) for m in Modality}
         betas = (train.beta1, train.beta2)
         self._optimisers = {
@@ -169,7 +169,8 @@ class Trainer:
         CtmrError
             When a loss is not a finite number, or an alarm of ``train.alarms.stop`` sounds.
         EnvironmentFault
-            When a checkpoint cannot be written, or another process of the team ended.
+            When a checkpoint cannot be written, another process of the team ended, or the device has too little
+            memory for a step; then the sentence says which batch fits.
 
         Notes
         -----
@@ -185,7 +186,8 @@ class Trainer:
         stop = steps if until_step is None else min(until_step, steps)
         while self.step < stop:
             began = time.perf_counter()
-            self._one_step()
+            if words := self._lack_of_memory():
+                raise EnvironmentFault(self._too_large(words))
             last = self.step == steps
             report = last or self.step % self._report_every == 0
             sample = bool(self._samples) and (last or self.step % self._train.sample_every == 0)
@@ -234,10 +236,10 @@ class Trainer:
     def _exported(self) -> nn.ModuleDict:
         return self._networks.generators if self._average is None else self._average
 
-    def _make_sampler(self, data: TrainingData) -> Sampler:
+    def _make_sampler(self, data: TrainingData, batch: int) -> Sampler:
         return Sampler(
             data,
-            batch=self._train.batch,
+            batch=batch,
             augmentation=Augmentation.of(self._train),
             level_slack=self._loss.warmup.level_slack if self._warmup else None,
             matches=self._loss.warmup.matches,
@@ -248,6 +250,40 @@ class Trainer:
     def _due(self, name: str, every: int) -> torch.optim.Optimizer | None:
         """Return the optimiser when this step updates its networks."""
         return self._optimisers[name] if (self.step + 1) % every == 0 else None
+
+    def _lack_of_memory(self) -> str:
+        """Take a step and return PyTorch's words where memory was too small for it.
+
+        When this has returned nothing holds the step's images any more, as an error would.
+        """
+        try:
+            self._one_step()
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            return str(error).partition("\n")[0] or type(error).__name__
+        return ""
+
+    def _too_large(self, words: str) -> str:
+        """Say which batch fits, by taking steps with smaller ones; the training cannot go on afterwards."""
+        batch = self._train.batch
+        sentence = f"the memory of {memory.size_of(self._device)} is too small for a step with train.batch {batch}"
+        less = "lower network.generator.width or the size of the slices, or set train.precision to bf16"
+        if self._team.size > 1:
+            # The others wait for this process and would not take part.
+            return f"{sentence} on {self._team.size} processes; lower it, or {less}"
+        self._step_function.replay = None
+        self._networks.compiled.clear()
+
+        def attempt(count: int) -> None:
+            for optimiser in self._optimisers.values():
+                optimiser.zero_grad(set_to_none=True)
+            self._update(self._make_sampler(self._data, count).draw())
+
+        fits = memory.largest_batch(attempt, batch)
+        if fits:
+            return f"{sentence}; {fits} fits, set train.batch to it"
+        return f"{sentence}, and for any ({words}); {less}"
 
     def _one_step(self) -> None:
         train = self._train
@@ -260,18 +296,22 @@ class Trainer:
             set_rate(optimiser, rates[name])
         self._rates = rates
         rng_state = self._rng.get_state()
-        measures = self._step_function(
-            self._team.share(self._sampler_at(self.step).draw()),
+        measures = self._update(self._team.share(self._sampler_at(self.step).draw()))
+        if self._average is not None:
+            average.move(self._average, self._networks.generators, train.ema, self.step)
+        self.step += 1
+        self._interval.add(self.step, measures, rng_state)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        train = self._train
+        return self._step_function(
+            batch,
             warmup=warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, train.steps),
             generator_optimiser=self._due("generator", train.generator_every),
             discriminator_optimiser=self._due("discriminator", train.discriminator_every) if self._judges else None,
             ct_pool=self._team.pool(self._pools[Modality.CT]),
             mr_pool=self._team.pool(self._pools[Modality.MR]),
         )
-        if self._average is not None:
-            average.move(self._average, self._networks.generators, train.ema, self.step)
-        self.step += 1
-        self._interval.add(self.step, measures, rng_state)
 
     def _sampler_at(self, step: int) -> Sampler:
         """Return what the step after so many steps draws from."""

@@ -40,6 +40,26 @@ _UNPAIRED = f"validation {KID_WEIGHT:g}·KID + (1 - NMI) + (1 - cycle SSIM), unp
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What the unpaired score is made of.
+
+    Attributes
+    ----------
+    kid, nmi, cycle_ssim
+        Of the protocols ``unpaired_distribution``, ``structure`` and ``cycle_slice``, on middle slices.
+    """
+
+    kid: float
+    nmi: float
+    cycle_ssim: float
+
+    @property
+    def score(self) -> float:
+        """10·KID + (1 - NMI) + (1 - cycle SSIM)."""
+        return KID_WEIGHT * self.kid + (1.0 - self.nmi) + (1.0 - self.cycle_ssim)
+
+
+@dataclass(frozen=True)
 class Pictures:
     """Validation images beside what a model makes of them.
 
@@ -79,9 +99,11 @@ class Scorer:
     _real: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     @staticmethod
-    def make(shards: Path, recipe: Recipe, description: Description) -> Scorer:
-        """Choose the score that the validation data allow."""
-        direction = recipe.directions[0]
+    def make(
+        shards: Path, recipe: Recipe, description: Description, direction: Direction | None = None
+    ) -> Scorer:
+        """Choose the score that the validation data allow; of the recipe's first direction, unless another is given."""
+        direction = direction or recipe.directions[0]
         for modality in Modality:
             if not has_shard(shards, Split.VAL, modality):
                 raise InputError(f"the validation split has no {modality}, which tuning needs; raise data.val_fraction")
@@ -108,11 +130,10 @@ class Scorer:
         cases
             Validation images that are looked at, spread evenly; 0: all.
         """
-        translator = self._translator(forward)
         if self.protocol is None:
-            return self._unpaired(translator, backward, cases)
+            return self.unpaired(forward, backward, cases).score
         low, high = self.protocol.clip or (-np.inf, np.inf)
-        errors = []
+        translator, errors = self._translator(forward), []
         for i, j in (self.paired[k] for k in _spread(len(self.paired), cases or len(self.paired))):
             made = translate_array(translator, self.source.volume(i))
             truth, head = self.target.volume(j)[0].astype(np.float32), self.target.volume_head(j)
@@ -150,11 +171,13 @@ class Scorer:
         translator = make_translator(self.description, self.direction, forward)
         return translator.to(next(forward.parameters()).device)
 
-    def _unpaired(self, translator: Translator, backward: nn.Module, cases: int) -> float:
+    def unpaired(self, forward: nn.Module, backward: nn.Module, cases: int = 0) -> Terms:
+        """Return the terms of the unpaired score, which exist where there are pairs as well."""
         from ctmr.metrics.distribution import features, kid, load_extractor
         from ctmr.metrics.fidelity import measure_cycle
         from ctmr.metrics.structure import measure_structure
 
+        translator = self._translator(forward)
         most = max(MIN_IMAGES, min(cases or MAX_SLICES, MAX_SLICES))
         self._extractor = self._extractor or load_extractor()
         low, high = self.description.sides[self.direction.target].target_range or (0.0, 1.0)
@@ -182,7 +205,7 @@ class Scorer:
             subset_size=MAX_SLICES,
             seed=0,
         )
-        return KID_WEIGHT * distance + (1.0 - float(np.mean(kept or [0.0]))) + (1.0 - float(np.mean(restored)))
+        return Terms(distance, float(np.mean(kept or [0.0])), float(np.mean(restored)))
 
 
 def unit_interval(images: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:

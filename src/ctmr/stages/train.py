@@ -46,12 +46,12 @@ def run(context: Context) -> dict[str, Any]:
         data, samples = _data(context, recipe, description)
         trainer = _trainer(context, recipe, data, samples, found)
         tracking = Tracking(context.home)
-        run_id = _open_run(context, tracking, recipe)
+        run_id = open_run(context, tracking, recipe)
         if trainer.resume():
             context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
         _train(context, recipe, trainer, samples, RunLog(tracking, run_id, trainer.reports, trainer.readings))
     model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
-    differences = _export(context, description, {d: trainer.generator(d) for d in recipe.directions})
+    differences = export(context, description, {d: trainer.generator(d) for d in recipe.directions})
     write_tables(context.out, trainer.reports, trainer.readings)
     shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
     (provenance / "losses.png").write_bytes(loss_curves(history(trainer.reports), [r.step for r in trainer.reports]))
@@ -150,7 +150,7 @@ def _train(context: Context, recipe: Recipe, trainer: Trainer, samples: Samples,
     log.finish()
 
 
-def _open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
+def open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
     """Open the model's run, or go on with that of a killed training."""
     from ctmr.home import Code
 
@@ -174,7 +174,8 @@ def _settings(context: Context, recipe: Recipe) -> dict[str, Any]:
     return {"name": recipe.name, **earlier, **{section: own[section] for section in STAGE.sections}}
 
 
-def _export(context: Context, description: model_folder.Description, generators: dict[Any, Any]) -> dict[str, float]:
+def export(context: Context, description: model_folder.Description, generators: dict[Any, Any]) -> dict[str, float]:
+    """Write the ONNX graphs of each direction and return how far they are from PyTorch."""
     from ctmr.serving.export import ServedSpec, export_translator
     from ctmr.serving.export import Side as ServedSide
 

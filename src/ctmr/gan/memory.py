@@ -1,0 +1,55 @@
+"""Memory of the device: what a step that does not fit is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_ON_CPU = "can't allocate memory"
+"""How PyTorch says it on a CPU, where there is no class of errors for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of PyTorch says that the device has too little memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _ON_CPU in str(error)
+
+
+def largest_batch(attempt: Callable[[int], None], above: int) -> int:
+    """Return the largest batch below `above` that `attempt` has memory for; 0: not even 1.
+
+    Parameters
+    ----------
+    attempt
+        Takes a step with so many images of each modality. What fits for one batch fits for smaller ones.
+    above
+        Is known not to fit.
+    """
+    fits = 0
+    while above - fits > 1:
+        batch = (fits + above) // 2
+        if _has_memory_for(attempt, batch):
+            fits = batch
+        else:
+            above = batch
+    return fits
+
+
+def _has_memory_for(attempt: Callable[[int], None], batch: int) -> bool:
+    try:
+        attempt(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def size_of(device: torch.device) -> str:
+    """Return the device and its memory in words."""
+    if device.type != "cuda":
+        return "this machine"
+    about = torch.cuda.get_device_properties(device)
+    return f"{about.name} ({about.total_memory / 2**30:.0f} GiB)"
