@@ -91,6 +91,7 @@ VARIANTS: Mapping[str, Variant] = {
     "without both": Variant(("network.discriminator.position=false", "loss.warmup.weight=0")),
     "piecewise CT window": Variant((f"normalise.hu={PIECEWISE}",)),
     "T1 and T2": Variant(("data.sequences=[T1, T2]",)),
+    "piecewise window and resize": Variant((f"normalise.hu={PIECEWISE}", "network.generator.upsampling=resize")),
     "resize convolution": Variant(("network.generator.upsampling=resize",)),
     "U-Net": Variant(("network.generator={kind: unet, width: 16, blocks: 4}",)),
     "U-Net on ResNet-18": Variant(("network.generator={kind: unet_resnet18, width: 16, blocks: 3}",)),
