@@ -1,15 +1,13 @@
 """The core runs where only torch, numpy, scipy and pydantic are installed: GPU machines have no MLOps packages."""
 
 import json
-import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
 import pytest
+from few_packages import blocked_packages
 
 CORE = ("ctmr.networks", "ctmr.gan", "ctmr.data", "ctmr.metrics", "ctmr.imaging")
-ALLOWED = ("torch", "numpy", "scipy", "pydantic")
 
 PROGRAM = """
 import importlib, json, pkgutil, sys
@@ -32,32 +30,6 @@ for package in sys.argv[2:]:
     imported += [importlib.import_module(name).__name__ for name in names]
 print(json.dumps(imported))
 """
-
-
-def distributions_of(names):
-    """The distributions and everything that they need."""
-    seen, waiting = set(), list(names)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in seen:
-            continue
-        try:
-            needed = requires(name) or []
-        except PackageNotFoundError:
-            continue
-        seen.add(name)
-        waiting += [re.match(r"[\w.-]+", text).group() for text in needed if "extra ==" not in text]
-    return seen
-
-
-def blocked_packages():
-    allowed = distributions_of(ALLOWED)
-    return sorted(
-        module
-        for module, owners in packages_distributions().items()
-        if module not in ("ctmr", "_distutils_hack")
-        and not allowed & {re.sub(r"[-_.]+", "-", o).lower() for o in owners}
-    )
 
 
 def run(*packages):

@@ -75,7 +75,6 @@ def test_where_preprocessing_registers_a_pair_its_truth_is_compared_where_it_bel
     world, tmp_path, monkeypatch, moving
 ):
     """The scanner put the CT elsewhere; the shards are aligned, as preprocessing would have left them."""
-    pytest.importorskip("SimpleITK")
     changed = with_raw(world, tmp_path)
     for path in sorted((changed.inputs["raw"] / "test" / "CT").glob("*.nii.gz")):
         image = nibabel.load(path)

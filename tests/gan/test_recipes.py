@@ -54,8 +54,6 @@ def heads(inside: float, subjects: tuple[str, ...], seed: int, pictures: bool) -
 @pytest.mark.parametrize("pictures", [False, True], ids=["volumes", "pictures"])
 def test_every_recipe_trains_through_the_same_trainer(path: Path, pictures: bool) -> None:
     recipe = small(path)
-    if recipe.loss.perceptual.weight > 0:
-        pytest.importorskip("efficientnet_lite_pytorch")
     data = TrainingData(mr=heads(0.4, ("a", "b"), 1, pictures), ct=heads(0.0, ("c", "d"), 2, pictures))
     if not recipe.network.discriminator.position:
         data = TrainingData(*(dataclasses.replace(d, depth=None) for d in (data.mr, data.ct)))

@@ -281,7 +281,6 @@ def test_each_direction_has_its_own_weight_and_identity_follows_it() -> None:
 
 
 def test_the_perceptual_loss_compares_both_reconstructions_and_teaches_both_generators() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch")
     from ctmr.networks.features import build_features
 
     net, b = networks(False), batch(1)

@@ -129,8 +129,7 @@ def action_for(tag: int, keyword: str, *, enhanced: bool, inner: bool = False) -
 
     Where the table leaves a choice (``X/Z``, ``X/Z/D``, …, PS3.15 E.1.1), the attribute is removed unless the image
     must have it: then it is emptied if it may be empty (never in an item of a sequence, `inner`), else replaced by a
-    dummy. What the table replaces by a dummy
-    (``D``) and a CT or MR image need not have is removed as well.
+    dummy. What the table replaces by a dummy (``D``) and a CT or MR image need not have is removed as well.
     """
     group = tag >> 16
     if group % 2 or 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:

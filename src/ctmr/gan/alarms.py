@@ -34,8 +34,7 @@ CONTRAST_LIMIT = 0.0
 """The contrast of skull and scalp that is the reverse of the target's own."""
 SHORTCUT_LIMIT = 0.5
 """Translations that a straight line of their input explains, but for less than this share of what it leaves of slices
-of the target. Generators that translate phantom heads read 0.87 to 1.2, a U-Net that copies 0.44 to 0.6
-(docs/training.md)."""
+of the target. Readings of good trainings and of copies, some of them above it, stand in docs/training.md."""
 
 VISIBLE = 0.05 * DATA_RANGE
 """A spread, contrast or difference of the real slices that is smaller tells nothing."""

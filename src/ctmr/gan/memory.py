@@ -17,6 +17,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _ON_CPU in str(error)
 
 
+def words_of_lack(step: Callable[[], None]) -> str:
+    """Take a step and return PyTorch's words where memory was too small for it, else nothing.
+
+    When this has returned nothing holds the step's images any more, as an error would.
+    """
+    try:
+        step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
+
+
+def sentence(batch: int, device: torch.device, words: str, attempt: Callable[[int], None] | None) -> str:
+    """Say that a batch does not fit, and which one does.
+
+    Parameters
+    ----------
+    words
+        PyTorch's own.
+    attempt
+        As `largest_batch` takes it; ``None`` where smaller batches cannot be tried.
+    """
+    what = f"the memory of {_size_of(device)} is too small for a step with train.batch {batch}"
+    less = "lower network.generator.width or the size of the slices, or set train.precision to bf16"
+    if attempt is None:
+        return f"{what} on several processes; lower it, or {less}"
+    fits = largest_batch(attempt, batch)
+    return f"{what}; {fits} fits, set train.batch to it" if fits else f"{what}, and for any ({words}); {less}"
+
+
 def largest_batch(attempt: Callable[[int], None], above: int) -> int:
     """Return the largest batch below `above` that `attempt` has memory for; 0: not even 1.
 
@@ -47,7 +79,7 @@ def _has_memory_for(attempt: Callable[[int], None], batch: int) -> bool:
     return True
 
 
-def size_of(device: torch.device) -> str:
+def _size_of(device: torch.device) -> str:
     """Return the device and its memory in words."""
     if device.type != "cuda":
         return "this machine"

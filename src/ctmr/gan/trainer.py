@@ -186,7 +186,7 @@ class Trainer:
         stop = steps if until_step is None else min(until_step, steps)
         while self.step < stop:
             began = time.perf_counter()
-            if words := self._lack_of_memory():
+            if words := memory.words_of_lack(self._one_step):
                 raise EnvironmentFault(self._too_large(words))
             last = self.step == steps
             report = last or self.step % self._report_every == 0
@@ -251,27 +251,8 @@ class Trainer:
         """Return the optimiser when this step updates its networks."""
         return self._optimisers[name] if (self.step + 1) % every == 0 else None
 
-    def _lack_of_memory(self) -> str:
-        """Take a step and return PyTorch's words where memory was too small for it.
-
-        When this has returned nothing holds the step's images any more, as an error would.
-        """
-        try:
-            self._one_step()
-        except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
-                raise
-            return str(error).partition("\n")[0] or type(error).__name__
-        return ""
-
     def _too_large(self, words: str) -> str:
         """Say which batch fits, by taking steps with smaller ones; the training cannot go on afterwards."""
-        batch = self._train.batch
-        sentence = f"the memory of {memory.size_of(self._device)} is too small for a step with train.batch {batch}"
-        less = "lower network.generator.width or the size of the slices, or set train.precision to bf16"
-        if self._team.size > 1:
-            # The others wait for this process and would not take part.
-            return f"{sentence} on {self._team.size} processes; lower it, or {less}"
         self._step_function.replay = None
         self._networks.compiled.clear()
 
@@ -280,10 +261,9 @@ class Trainer:
                 optimiser.zero_grad(set_to_none=True)
             self._update(self._make_sampler(self._data, count).draw())
 
-        fits = memory.largest_batch(attempt, batch)
-        if fits:
-            return f"{sentence}; {fits} fits, set train.batch to it"
-        return f"{sentence}, and for any ({words}); {less}"
+        # Other processes wait for this one and would not take part.
+        alone = self._team.size == 1
+        return memory.sentence(self._train.batch, self._device, words, attempt if alone else None)
 
     def _one_step(self) -> None:
         train = self._train
