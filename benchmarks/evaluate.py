@@ -23,15 +23,15 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from ctmr.data.cohort import affine_of
-from ctmr.data.phantom import make_head
+from ctmr.data.manifest import Split
 from ctmr.data.shards import Shard, ShardVolume, write_shard
-from ctmr.grid import OUTSIDE_VALUE, volume_grid
-from ctmr.home import Home
-from ctmr.manifest import Split
-from ctmr.recipe import Recipe
-from ctmr.recipe_files import load
-from ctmr.volume import Direction, Modality, Unit
+from ctmr.imaging.grid import OUTSIDE_VALUE, volume_grid
+from ctmr.imaging.volume import Direction, Modality, Unit
+from ctmr.phantom import make_head
+from ctmr.phantom.cohort import affine_of
+from ctmr.recipe.loading import load
+from ctmr.recipe.recipe import Recipe
+from ctmr.system.home import Home
 
 COUNTS = (5, 10, 20, 40)
 SHAPE = (200, 256, 256)
@@ -63,9 +63,9 @@ def head(shape: tuple[int, int, int]) -> dict[Modality, np.ndarray]:
 
 def world(root: Path, count: int, shape: tuple[int, int, int], recipe: Recipe) -> dict[str, Path]:
     """Write the inputs of evaluate for `count` held-out heads and return them."""
+    from ctmr.networks import model_folder
     from ctmr.networks.generators import build_generator
-    from ctmr.stages import model_folder
-    from ctmr.stages.training import describe
+    from ctmr.training.setup import describe
 
     images, affine, rows = head(shape), affine_of(shape, SPACING_MM), []
     preprocessed, raw = root / "preprocess", root / "raw"
@@ -140,8 +140,8 @@ def _write_test(
 
 def child(root: Path, settings: list[str]) -> None:
     """Evaluate the world that lies at `root` and print seconds and peak memory as JSON."""
-    from ctmr.stages.contract import run_stage
-    from ctmr.stages.evaluate import STAGE
+    from ctmr.pipeline.stage import run_stage
+    from ctmr.pipeline.stages.evaluate import STAGE
 
     inputs = {
         "model": root / "train", "preprocessed": root / "preprocess", "raw": root / "raw",

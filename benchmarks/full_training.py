@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from ctmr.gan.trainer import Trainer
-    from ctmr.recipe import Recipe
-    from ctmr.stages.contract import Context
-    from ctmr.stages.scoring import Scorer
-    from ctmr.volume import Direction
+    from ctmr.imaging.volume import Direction
+    from ctmr.pipeline.stage import Context
+    from ctmr.recipe.recipe import Recipe
+    from ctmr.training.trainer import Trainer
+    from ctmr.tuning.objective import Scorer
 
 PIECE_BYTES = 15 * 2**20
 PIECE, VALIDATION, RECORD = "weights-{:02d}.part", "validation.csv", "training.json"
@@ -51,10 +51,10 @@ def pack(recipe: Recipe, dataset: str, root: Path, out: Path) -> Path:
     root
         A home; its run folder is named after the recipe, and `adopt` goes on in it.
     """
-    from ctmr.home import Home, quiet_libraries
-    from ctmr.orchestration.local import inputs_below, stage
-    from ctmr.stages.contract import run_stage
-    from ctmr.storage import resolve
+    from ctmr.datasets.dvc import resolve
+    from ctmr.pipeline.inline import inputs_below, stage
+    from ctmr.pipeline.stage import run_stage
+    from ctmr.system.home import Home, quiet_libraries
 
     quiet_libraries()
     home = Home(root.resolve())
@@ -81,7 +81,7 @@ def pack(recipe: Recipe, dataset: str, root: Path, out: Path) -> Path:
 
 def unpack(archive: Path, folder: Path) -> Recipe:
     """Unpack once and return the recipe."""
-    from ctmr.recipe import Recipe
+    from ctmr.recipe.recipe import Recipe
 
     if not folder.is_dir():
         partial_folder = folder.with_name(folder.name + ".partial")
@@ -104,13 +104,13 @@ def train(archive: Path, work: Path, out: Path, minutes: float, measurements: in
     measurements
         About how often the validation split is measured over the whole training; always at checkpoints.
     """
-    from ctmr.gan.events import AlarmEvent, NoticeEvent, SampleEvent, StepEvent
-    from ctmr.gan.trainer import Trainer
-    from ctmr.stages.samples import Samples
-    from ctmr.stages.scoring import Scorer
-    from ctmr.stages.train_log import write_tables
-    from ctmr.stages.training import describe, training_data
-    from ctmr.volume import Direction
+    from ctmr.imaging.volume import Direction
+    from ctmr.training.events import AlarmEvent, NoticeEvent, SampleEvent, StepEvent
+    from ctmr.training.run_log import write_tables
+    from ctmr.training.samples import Samples
+    from ctmr.training.setup import describe, training_data
+    from ctmr.training.trainer import Trainer
+    from ctmr.tuning.objective import Scorer
 
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
@@ -267,16 +267,16 @@ def read_pieces(folder: Path) -> dict[str, torch.Tensor]:
 
 def adopt(archive: Path, folder: Path, root: Path) -> Path:
     """Make a trained model of the pieces, as the stage train would have left it, evaluate it and return its folder."""
-    from ctmr.home import Home, quiet_libraries
-    from ctmr.orchestration.local import inputs_below, stage
-    from ctmr.stages.contract import run_stage
+    from ctmr.pipeline.inline import inputs_below, stage
+    from ctmr.pipeline.stage import run_stage
+    from ctmr.system.home import Home, quiet_libraries
 
     quiet_libraries()
     home = Home(root.resolve())
     with tarfile.open(archive) as opened:
         text = opened.extractfile("recipe.json")
         assert text is not None
-        from ctmr.recipe import Recipe
+        from ctmr.recipe.recipe import Recipe
 
         recipe = Recipe.model_validate(json.load(text))
     run = home.runs / recipe.name
@@ -297,12 +297,13 @@ def adopt(archive: Path, folder: Path, root: Path) -> Path:
 
 
 def _adopted(context: Context, folder: Path) -> dict[str, Any]:
+    from ctmr.imaging.volume import Direction
+    from ctmr.networks import model_folder
     from ctmr.networks.generators import build_generator
     from ctmr.networks.stacks import stack_size
-    from ctmr.stages import model_folder, train
-    from ctmr.stages.training import describe
-    from ctmr.tracking import Tracking
-    from ctmr.volume import Direction
+    from ctmr.pipeline.stages import train
+    from ctmr.tracking.mlflow import Tracking
+    from ctmr.training.setup import describe
 
     recipe, tensors = context.recipe, read_pieces(folder)
     description = describe(context.inputs["preprocessed"], recipe)
@@ -347,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser_of_one.add_argument("pack", type=Path)
     given = parser.parse_args(arguments)
     if given.step == "pack":
-        from ctmr.recipe_files import load
+        from ctmr.recipe.loading import load
 
         print(pack(load(given.recipe, given.set), given.dataset, given.home, given.out))
         return 0

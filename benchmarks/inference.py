@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctmr.imaging.volume import Unit
 from ctmr.networks.generators import build_generator
+from ctmr.networks.normaliser import normaliser_for
 from ctmr.networks.translator import Translator
-from ctmr.normaliser import normaliser_for
-from ctmr.processes import share_cores
-from ctmr.recipe_files import load
-from ctmr.volume import Unit
+from ctmr.recipe.loading import load
+from ctmr.system.processes import share_cores
 
 PLAIN = "PyTorch, eager, fp32"
 VOLUME = 200

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ctmr.parallel import PROCESSES
+from ctmr.system.pool import PROCESSES
 
 SLICES, SIDE, PICTURE = 200, 512, 256
 TURNS = 3
@@ -101,10 +101,10 @@ def pictures_bare(folder: Path) -> None:
 
 
 def pictures_ours(folder: Path) -> None:
-    from ctmr.grid import picture_grid
-    from ctmr.imaging.served_path import prepare
+    from ctmr.imaging.grid import picture_grid
+    from ctmr.imaging.inference_path import prepare
+    from ctmr.imaging.volume import Modality
     from ctmr.io import raster
-    from ctmr.volume import Modality
 
     grid = picture_grid((PICTURE, PICTURE))
     for path in pictures_of(folder):
@@ -126,11 +126,11 @@ def pictures_monai(folder: Path) -> None:
 
 def whole(folder: Path, *, pictures: bool) -> int:
     """Prepare everything in a folder as the stage does; return how many files were read."""
-    from ctmr.grid import Plane, picture_grid, volume_grid
-    from ctmr.manifest import MANIFEST_COLUMNS, Column
-    from ctmr.parallel import in_order
-    from ctmr.stages.preparing import Preparer, Unusable, Work
-    from ctmr.volume import UNEVEN_LIMIT
+    from ctmr.data.manifest import MANIFEST_COLUMNS, Column
+    from ctmr.data.preparation import Preparer, Unusable, Work
+    from ctmr.imaging.grid import Plane, picture_grid, volume_grid
+    from ctmr.imaging.volume import UNEVEN_LIMIT
+    from ctmr.system.pool import in_order
 
     if pictures:
         found = [(p.relative_to(folder), "raster") for p in pictures_of(folder)]

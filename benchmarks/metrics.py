@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ctmr.data.phantom import make_head
 from ctmr.metrics.fidelity import measure_paired
-from ctmr.metrics.similarity import masked_ssim, ssim
-from ctmr.protocol import SsimWindow, protocol
+from ctmr.metrics.protocol import SsimWindow, protocol
+from ctmr.metrics.ssim import masked_ssim, ssim
+from ctmr.phantom import make_head
 
 CT_NOISE_HU = 60.0
 AGREEMENT = 1e-6

@@ -22,19 +22,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctmr.data.cohort import CohortPlan, write_cohort
-from ctmr.data.phantom import make_head
-from ctmr.digest import tree_digest
-from ctmr.home import Home, quiet_libraries
-from ctmr.manifest import PHANTOM_PREFIX, Split
-from ctmr.metrics.paired import wilcoxon_p
-from ctmr.orchestration.local import inputs_below, stage
-from ctmr.processes import share_cores
-from ctmr.recipe import Recipe
-from ctmr.recipe_files import load
-from ctmr.stages.contract import run_stage
-from ctmr.storage import resolve
-from ctmr.volume import Modality
+from ctmr.data.manifest import PHANTOM_PREFIX, Split
+from ctmr.datasets.dvc import resolve
+from ctmr.imaging.volume import Modality
+from ctmr.metrics.significance import wilcoxon_p
+from ctmr.phantom import make_head
+from ctmr.phantom.cohort import CohortPlan, write_cohort
+from ctmr.pipeline.inline import inputs_below, stage
+from ctmr.pipeline.stage import run_stage
+from ctmr.recipe.loading import load
+from ctmr.recipe.recipe import Recipe
+from ctmr.system.digest import tree_digest
+from ctmr.system.home import Home, quiet_libraries
+from ctmr.system.processes import share_cores
 
 TRAINED, VALIDATED, TESTED = 24, 2, 6
 """Phantom heads. Half of the first are CT and half MR, or the first half is both."""

@@ -1,8 +1,8 @@
 """Two trainings that share the cores, with threads that spin while they wait and with threads that sleep.
 
 ``python benchmarks/shared_cores.py [--json]``: GNU OpenMP lets a waiting thread spin. With as many threads as cores in
-each of two processes, each burns the time slices that the other needs. `ctmr.processes.share_cores` lets them sleep;
-what that costs a process that has the machine for itself stands beside it. Times of one run, in turns.
+each of two processes, each burns the time slices that the other needs. `ctmr.system.processes.share_cores` lets them
+sleep; what that costs a process that has the machine for itself stands beside it. Times of one run, in turns.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
     given = arguments.parse_args()
     if given.train:
         if given.shares:
-            from ctmr.processes import share_cores
+            from ctmr.system.processes import share_cores
 
             share_cores()
         print(train())

@@ -2,8 +2,9 @@
 
 ``python benchmarks/train_step.py --size 128 --batch 1 [--json]``. The plain step is written here from the paper (Zhu et
 al. 2017, arXiv:1703.10593): ResNet-9 generators, 70×70 PatchGANs, least squares, cycle and identity losses, pools of 50
-images, Adam; eager, fp32, contiguous, each image translated and judged by itself. Ours is `ctmr.gan.trainer.Trainer`
-with a recipe's ``train.speed``. Shares of the peak count the multiplications of both networks' passes against the best
+images, Adam; eager, fp32, contiguous, each image translated and judged by itself. Ours is
+`ctmr.training.trainer.Trainer` with a recipe's ``train.speed``.
+Shares of the peak count the multiplications of both networks' passes against the best
 matrix product measured here in the same arithmetic.
 """
 
@@ -25,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctmr.data.sampling import Domain, TrainingData
-from ctmr.gan.cyclegan import CycleGan
-from ctmr.gan.speed import step_tflop
-from ctmr.gan.trainer import Trainer
-from ctmr.recipe import Loss, Network, Train
-from ctmr.volume import Direction
+from ctmr.imaging.volume import Direction
+from ctmr.recipe.recipe import Loss, Network, Train
+from ctmr.training.cyclegan.networks import CycleGan
+from ctmr.training.hardware.speed import step_tflop
+from ctmr.training.trainer import Trainer
 
 CYCLE, POOL, RATE, BETAS = 10.0, 50, 2e-4, (0.5, 0.999)
 IMAGES = 64
@@ -225,9 +226,7 @@ def profile(contender: Contender, device: torch.device) -> list[dict[str, Any]]:
     field = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     rows = sorted(found.key_averages(), key=lambda row: -getattr(row, field))
     whole = sum(getattr(row, field) for row in rows)
-    return [
-        {"kernel": row.key[:100], "calls": row.count, "share": getattr(row, field) / whole} for row in rows[:5]
-    ]
+    return [{"kernel": row.key[:100], "calls": row.count, "share": getattr(row, field) / whole} for row in rows[:5]]
 
 
 def main() -> None:

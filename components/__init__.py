@@ -1,4 +1,4 @@
-"""Kubeflow components: one folder a stage, each a thin shell over `ctmr.stages`."""
+"""Kubeflow components: one folder a stage, each a thin shell over `ctmr.pipeline`."""
 
 from ctmr import __version__
 

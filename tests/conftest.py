@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from ctmr.home import Home
-from ctmr.processes import share_cores
+from ctmr.system.home import Home
+from ctmr.system.processes import share_cores
 
 REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data"
 TELEMETRY_OFF = {
@@ -50,7 +50,7 @@ def shared_data() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the whole runs first: the longest files must not be what everything waits for at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/pipeline/"))
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/doors/"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -15,7 +15,7 @@ def deploy(
     out: dsl.Output[dsl.Artifact],
 ):
     """Bring the registered version live on Triton, proven by a golden case, or leave the old one live."""
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     upstream = {"register": register.path, "evaluate": evaluate.path, "fetch": fetch.path}
     run_task("deploy", upstream, out, settings=settings, workspace=workspace)

@@ -23,7 +23,7 @@ def evaluate(
     import shutil
     from pathlib import Path
 
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     upstream = {"train": train.path, "preprocess": preprocess.path, "fetch": fetch.path, "validate": validate.path}
     summary = run_task(
@@ -47,6 +47,6 @@ def evaluate(
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def reject(evaluate: dsl.Input[dsl.Artifact]):
     """End the run as failed with the gate's reason; what evaluate wrote and logged stays."""
-    from ctmr.orchestration import task
+    from ctmr.kubeflow import tasks
 
-    task.reject(evaluate.path)
+    tasks.reject(evaluate.path)

@@ -14,7 +14,7 @@ def preprocess(
     out: dsl.Output[dsl.Dataset],
 ):
     """Bring usable images onto the model's grid, in shards of physical units; a refused dataset ends the run here."""
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     upstream = {"fetch": fetch.path, "validate": validate.path}
     run_task("preprocess", upstream, out, settings=settings, workspace=workspace)

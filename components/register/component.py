@@ -17,7 +17,7 @@ def register(
     out: dsl.Output[dsl.Model],
 ):
     """Make a model that passed the gate an MLflow version whose tags lead back to its data."""
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     upstream = {"train": train.path, "evaluate": evaluate.path, "fetch": fetch.path, "validate": validate.path}
     run_task("register", upstream, out, settings=settings, workspace=workspace, tracking_uri=tracking_uri)

@@ -36,9 +36,9 @@ def start(
     """Pin the dataset's revision and md5, find the champion, and split the recipe into each stage's settings."""
     from collections import namedtuple
 
-    from ctmr.orchestration import task
+    from ctmr.kubeflow import tasks
 
-    begun = task.start(
+    begun = tasks.start(
         dataset_repo=dataset_repo,
         dataset_rev=dataset_rev,
         dataset_path=dataset_path,

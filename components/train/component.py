@@ -15,7 +15,7 @@ def train(
     out: dsl.Output[dsl.Model],
 ):
     """Train the CycleGAN with the best settings found and export it to ONNX."""
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     upstream = {"preprocess": preprocess.path, "tune": tune.path}
     run_task("train", upstream, out, settings=settings, workspace=workspace, tracking_uri=tracking_uri)

@@ -14,7 +14,7 @@ def create_study(
     study: dsl.Output[dsl.Artifact],
 ) -> list:
     """Create the Optuna study with all its trials waiting; returns one name a worker."""
-    from ctmr.orchestration.task import plan_study
+    from ctmr.kubeflow.tasks import plan_study
 
     return plan_study(preprocess.path, study, settings=settings, study_storage=study_storage, tracking_uri=tracking_uri)
 
@@ -28,9 +28,9 @@ def work_on_study(
     tracking_uri: str,
 ):
     """Run trials until none is left."""
-    from ctmr.orchestration import task
+    from ctmr.kubeflow import tasks
 
-    task.work_on_study(worker, study.path, preprocess.path, study_storage=study_storage, tracking_uri=tracking_uri)
+    tasks.work_on_study(worker, study.path, preprocess.path, study_storage=study_storage, tracking_uri=tracking_uri)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -43,7 +43,7 @@ def tune(
     out: dsl.Output[dsl.Artifact],
 ):
     """Run what is left of the study, if anything, and write its best settings."""
-    from ctmr.orchestration.task import run_task
+    from ctmr.kubeflow.tasks import run_task
 
     run_task(
         "tune",

@@ -93,9 +93,9 @@ def test_zoom_and_rotation_equal_scipys_affine_transform(seed: int, degrees: flo
     turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) / zoom
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     expected = ndimage.affine_transform(image, turn, centre - turn @ centre, order=1, cval=-1.0)
-    out = augment(
-        torch.from_numpy(image)[None, None], Augmentation(rotation_deg=degrees, zoom=(low, high)), rng(seed)
-    )[0, 0].numpy()
+    out = augment(torch.from_numpy(image)[None, None], Augmentation(rotation_deg=degrees, zoom=(low, high)), rng(seed))[
+        0, 0
+    ].numpy()
     inside = ndimage.affine_transform(np.ones_like(image), turn, centre - turn @ centre, order=1, cval=0.0) == 1.0
     np.testing.assert_allclose(out[inside], expected[inside], atol=1e-4)
 

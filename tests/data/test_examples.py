@@ -8,8 +8,8 @@ import torch
 
 from ctmr.data.examples import choose_examples
 from ctmr.data.shards import Shard, ShardVolume
-from ctmr.recipe import Normalise
-from ctmr.volume import Modality, Unit
+from ctmr.imaging.volume import Modality, Unit
+from ctmr.recipe.recipe import Normalise
 
 EYE = tuple(tuple(float(x) for x in row) for row in np.eye(4))
 COUNT = 8

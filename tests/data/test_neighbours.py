@@ -12,8 +12,8 @@ from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Sampler, TrainingData
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
-from ctmr.recipe import Normalise
-from ctmr.volume import Modality, Unit
+from ctmr.imaging.volume import Modality, Unit
+from ctmr.recipe.recipe import Normalise
 
 EYE = tuple(tuple(float(x) for x in row) for row in np.eye(4))
 
@@ -38,9 +38,7 @@ def shard(modality: Modality, counts: list[int], heads: list[bool], *, channels:
 
 
 def build(ct: Shard, mr: Shard, neighbours: int, *, depth: bool = False) -> TrainingData:
-    return TrainingData.from_shards(
-        ct, mr, Normalise(), min_head_fraction=0.02, depth=depth, neighbours=neighbours
-    )
+    return TrainingData.from_shards(ct, mr, Normalise(), min_head_fraction=0.02, depth=depth, neighbours=neighbours)
 
 
 def hounsfield(slices: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Domain, Sampler, TrainingData, depth_channel, target_ranges
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
-from ctmr.recipe import Normalise, Window
-from ctmr.volume import Modality, Unit
+from ctmr.imaging.volume import Modality, Unit
+from ctmr.recipe.recipe import Normalise, Window
 
 MOVES = Augmentation(flip=True, shift=2)
 EYE = tuple(tuple(float(x) for x in row) for row in np.eye(4))
@@ -273,9 +273,7 @@ def test_pairs_are_of_one_subject_at_one_level_and_are_moved_alike() -> None:
     levels, volume = [0.0, 1.0, 2.0] * 2, [0, 0, 0, 1, 1, 1]
     mr, ct = indexed(levels, volume, ("a", "b")), indexed([2.0, 1.0, 9.0, 0.0, 1.0, 2.0], volume, ("b", "c"))
     rng = torch.Generator().manual_seed(0)
-    draws = Sampler(
-        TrainingData(mr, ct), batch=2, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng
-    )
+    draws = Sampler(TrainingData(mr, ct), batch=2, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng)
     assert set(draw(draws, 60)) == {(5, 0), (4, 1)}
     pattern = torch.rand(6, 1, 8, 8)
     same = Domain(**(vars(mr) | {"images": pattern}))
@@ -287,9 +285,7 @@ def test_pairs_are_of_one_subject_at_one_level_and_are_moved_alike() -> None:
 def test_pairs_that_do_not_exist_are_refused() -> None:
     data = TrainingData(mr=indexed([0.0], [0], ("",)), ct=indexed([0.0], [0], ("",)))
     with pytest.raises(InputError, match=r"training has none; set data\.disjoint_training to false"):
-        Sampler(
-            data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator()
-        )
+        Sampler(data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator())
 
 
 def test_pictures_are_paired_by_subject() -> None:

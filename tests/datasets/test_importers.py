@@ -14,7 +14,7 @@ from ctmr.datasets.importers import plan
 from ctmr.datasets.names import Layout
 from ctmr.datasets.scanning import Item, Scan, scanned
 from ctmr.errors import InputError
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
 
 
 def item(path, *, modality="", patient="", uid="", description="", image_type=("ORIGINAL", "PRIMARY"), kind=None):

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from ctmr.home import Home
-from ctmr.tracking import Tracking
+from ctmr.system.home import Home
+from ctmr.tracking.mlflow import Tracking
 
 pytestmark = pytest.mark.slow
 

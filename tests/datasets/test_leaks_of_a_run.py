@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
-from ctmr.home import Home
-from ctmr.tracking import Tracking
+from ctmr.system.home import Home
+from ctmr.tracking.mlflow import Tracking
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:pydicom")]
 
 RUN = """
 import sys
 from pathlib import Path
-from ctmr.home import Home, quiet_libraries
-from ctmr.orchestration.local import run_pipeline
-from ctmr.recipe_files import load
-from ctmr.storage import resolve
+from ctmr.system.home import Home, quiet_libraries
+from ctmr.pipeline.inline import run_pipeline
+from ctmr.recipe.loading import load
+from ctmr.datasets.dvc import resolve
 
 class Enough(Exception): pass
 

@@ -15,13 +15,13 @@ import pytest
 from data_repository import PAIRS, pictures, run_git, state
 from PIL import Image
 
+from ctmr.datasets.dvc import materialise, resolve
+from ctmr.datasets.dvc.objects import Where
 from ctmr.datasets.names import Dates, Layout
 from ctmr.datasets.operations import AddOptions, add, list_datasets, show, verify
 from ctmr.datasets.repository import DataRepository
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.stages.fetch import describe, find_images
-from ctmr.storage import materialise, resolve
-from ctmr.storage.objects import Where
+from ctmr.pipeline.stages.fetch import describe, find_images
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,13 @@ from dicom_files import image, save
 from PIL import Image
 
 from ctmr.datasets.build import build
-from ctmr.datasets.identities import Key
+from ctmr.datasets.deid.pseudonyms import Key
+from ctmr.datasets.dvc import unpack
 from ctmr.datasets.importers import plan
 from ctmr.datasets.names import Dates, Layout
 from ctmr.datasets.scanning import scanned
-from ctmr.stages.fetch import describe, find_images
-from ctmr.storage import unpack
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
+from ctmr.pipeline.stages.fetch import describe, find_images
 
 RNG = np.random.default_rng(0)
 KEY = Key(b"k" * 32)

@@ -9,13 +9,13 @@ import pydicom
 import pytest
 
 from ctmr.datasets.build import build
-from ctmr.datasets.identities import Key
+from ctmr.datasets.deid.pseudonyms import Key
+from ctmr.datasets.deid.residual import remaining
+from ctmr.datasets.dvc import unpack
 from ctmr.datasets.importers import plan
 from ctmr.datasets.names import Dates, Layout
-from ctmr.datasets.remaining import remaining
 from ctmr.datasets.scanning import Scan, scanned
 from ctmr.io.dicom import read_series
-from ctmr.storage import unpack
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 KEY = Key(b"k" * 32)

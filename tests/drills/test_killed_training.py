@@ -9,7 +9,7 @@ import pytest
 import torch
 from killed_training import KILLS, STEPS, Victim, data, kill_repeatedly, recipe
 
-from ctmr.gan.trainer import Trainer
+from ctmr.training.trainer import Trainer
 
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 

@@ -12,22 +12,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmr.data.cohort import affine_of
-from ctmr.data.phantom import make_head
-from ctmr.data.phantom.twins import make_twins
 from ctmr.evaluation.candidates import Model
-from ctmr.grid import Grid
-from ctmr.home import Home
-from ctmr.imaging.served_path import prepare
+from ctmr.evaluation.testset import HeldOut
+from ctmr.imaging.grid import Grid
+from ctmr.imaging.inference_path import prepare
+from ctmr.imaging.volume import Direction, Modality, Unit, Volume
+from ctmr.networks import model_folder
 from ctmr.networks.generators import build_generator
-from ctmr.recipe import Recipe
-from ctmr.recipe_files import load
-from ctmr.stages import model_folder, preprocess
-from ctmr.stages.contract import Result, run_stage
-from ctmr.stages.evaluate import STAGE
-from ctmr.stages.heldout import HeldOut
-from ctmr.stages.training import describe
-from ctmr.volume import Direction, Modality, Unit, Volume
+from ctmr.phantom import make_head
+from ctmr.phantom.cohort import affine_of
+from ctmr.phantom.twins import make_twins
+from ctmr.pipeline.stage import Result, run_stage
+from ctmr.pipeline.stages import preprocess
+from ctmr.pipeline.stages.evaluate import STAGE
+from ctmr.recipe.loading import load
+from ctmr.recipe.recipe import Recipe
+from ctmr.system.home import Home
+from ctmr.training.setup import describe
 
 SHAPE, SPACING_MM = (24, 28, 24), 8.0
 RADII_MM = (12.0, 16.0)
@@ -123,7 +124,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, no page, no MLflow: for tests of what is measured and judged."""
-    from ctmr.stages import evaluate
+    from ctmr.pipeline.stages import evaluate
 
     monkeypatch.setattr(evaluate, "_report", lambda *arguments: "")
 

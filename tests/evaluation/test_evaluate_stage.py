@@ -9,9 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from ctmr.metrics.trivial import FilledHead
-from ctmr.stages.contract import run_stage
-from ctmr.stages.evaluate import STAGE
+from ctmr.evaluation import testset
+from ctmr.metrics.baselines import FilledHead
+from ctmr.pipeline.stage import run_stage
+from ctmr.pipeline.stages.evaluate import STAGE
 
 from .conftest import ALONE, QUICK, oracle, pretend, recipe
 
@@ -60,7 +61,7 @@ def test_the_recorded_content_is_the_same_on_a_second_run(world, home, tmp_path)
 
 @pytest.mark.slow
 def test_figures_and_the_report_lie_in_provenance_and_in_mlflow(world, home, tmp_path, monkeypatch):
-    from ctmr.tracking import Tracking
+    from ctmr.tracking.mlflow import Tracking
 
     pretend(monkeypatch, world, lambda array, truth: truth + array.mean() / 100)
     result, tree = world.evaluate(home, tmp_path / "out")
@@ -217,10 +218,9 @@ def test_the_direction_without_a_unit_is_judged_without_pairs(world, home, tmp_p
 
 
 def test_memory_of_images_has_a_bound(world, monkeypatch):
-    from ctmr.stages import heldout
 
     held = world.held()
-    monkeypatch.setattr(heldout, "READ_CACHE_BYTES", 40_000)
+    monkeypatch.setattr(testset, "READ_CACHE_BYTES", 40_000)
     for index in (0, 1):
         held.case(index)
     assert len(held.read._kept) == 1

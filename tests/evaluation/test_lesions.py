@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctmr.data.phantom import make_head
-from ctmr.data.phantom.tissue import PROPERTIES, Tissue
-from ctmr.data.phantom.twins import make_twins, seed_of
 from ctmr.evaluation.candidates import Model
+from ctmr.evaluation.lesion_insertion import TwinCache, insert, plant
 from ctmr.evaluation.lesions import lesion_tests
-from ctmr.evaluation.planting import TwinCache, insert, plant
-from ctmr.volume import Direction
+from ctmr.imaging.volume import Direction
+from ctmr.phantom import make_head
+from ctmr.phantom.tissue import PROPERTIES, Tissue
+from ctmr.phantom.twins import make_twins, seed_of
 
 from .conftest import RADII_MM, SHAPE, SPACING_MM, pretend, recipe
 
@@ -100,11 +100,11 @@ def test_a_head_without_room_gets_none(world):
 
 
 def test_both_directions_scan_each_phantom_once(world, monkeypatch):
-    from ctmr.evaluation import planting
+    from ctmr.evaluation import lesion_insertion
 
     made = []
-    genuine = planting.make_twins
-    monkeypatch.setattr(planting, "make_twins", lambda *a, **k: made.append(a) or genuine(*a, **k))
+    genuine = lesion_insertion.make_twins
+    monkeypatch.setattr(lesion_insertion, "make_twins", lambda *a, **k: made.append(a) or genuine(*a, **k))
     pretend(monkeypatch, world, lambda array, truth: truth)
     sides = [(world.held(d), Model.load(world.inputs["model"], d)) for d in Direction]
     tests = lesion_tests(sides, recipe())

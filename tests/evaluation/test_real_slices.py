@@ -12,14 +12,15 @@ from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.lesions import lesion_tests
-from ctmr.grid import Grid
-from ctmr.home import Home
+from ctmr.evaluation.testset import HeldOut
+from ctmr.imaging.grid import Grid
+from ctmr.imaging.volume import Direction, Unit
+from ctmr.networks import model_folder
 from ctmr.networks.generators import build_generator
-from ctmr.stages import model_folder, preprocess
-from ctmr.stages.contract import run_stage
-from ctmr.stages.heldout import HeldOut
-from ctmr.stages.training import describe
-from ctmr.volume import Direction, Unit
+from ctmr.pipeline.stage import run_stage
+from ctmr.pipeline.stages import preprocess
+from ctmr.system.home import Home
+from ctmr.training.setup import describe
 
 from .conftest import recipe
 

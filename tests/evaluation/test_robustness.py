@@ -7,7 +7,7 @@ import pytest
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.robustness import STRONGEST, disturb, head_levels, robustness_sweep
-from ctmr.volume import Direction
+from ctmr.imaging.volume import Direction
 
 from .conftest import pretend, recipe
 
@@ -81,7 +81,7 @@ def test_the_sweep_starts_at_the_undisturbed_error_and_turns_the_truth_along(wor
 
 def test_the_truth_turns_along_with_a_turned_input(world, monkeypatch):
     """Where the truth is the input itself, a model that copies its input errs by the rounding of storage alone."""
-    from ctmr.stages.heldout import Case
+    from ctmr.evaluation.testset import Case
 
     held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
     monkeypatch.setattr(Model, "translate", lambda self, array, slices: array[0, slices].astype(np.float32) - 1000)

@@ -13,9 +13,9 @@ import pytest
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
-from ctmr.evaluation.side import measure_side
-from ctmr.protocol import Mask
-from ctmr.volume import Direction
+from ctmr.evaluation.direction import measure_side
+from ctmr.imaging.volume import Direction
+from ctmr.metrics.protocol import Mask
 
 from .conftest import QUICK, pretend, recipe
 
@@ -128,7 +128,7 @@ def test_masks_of_other_kinds_need_no_file(world):
 
 
 def test_masks_are_left_out_of_the_inventory_and_kept_in_raw(tmp_path):
-    from ctmr.stages.fetch import find_images
+    from ctmr.pipeline.stages.fetch import find_images
 
     for name in ("p1/ct.nii.gz", "p1/mr.nii.gz", "p1/mask.nii.gz"):
         Path(tmp_path / name).parent.mkdir(exist_ok=True)

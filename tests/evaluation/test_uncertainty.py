@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.uncertainty import BOTH, COVERAGES, CYCLE, FLIP, sparsification, uncertainty
-from ctmr.volume import Direction
+from ctmr.imaging.volume import Direction
 
 from .conftest import recipe
 

@@ -154,8 +154,8 @@ def test_real_pictures_have_one_plausible_head() -> None:
     folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "kaggle_ct_mr" / "test"
     if not folder.is_dir():
         pytest.skip(f"the real images are not here ({folder})")
+    from ctmr.imaging.volume import Modality
     from ctmr.io import raster
-    from ctmr.volume import Modality
 
     for name in ("CT", "MRI"):
         shares = []

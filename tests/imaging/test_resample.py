@@ -14,9 +14,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ctmr.errors import InputError
-from ctmr.grid import ORIENTATION, Grid, Plane, ServeStep, picture_grid, volume_grid
+from ctmr.imaging.grid import ORIENTATION, Grid, Plane, ServeStep, picture_grid, volume_grid
 from ctmr.imaging.resample import Placement, from_grid, resample_to, to_grid
-from ctmr.volume import Modality, Unit, Volume
+from ctmr.imaging.volume import Modality, Unit, Volume
 
 ORDERS = [
     "".join(pair[side] for pair, side in zip(order, sides, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from ctmr.volume import Modality, Unit, Volume
+from ctmr.imaging.volume import Modality, Unit, Volume
 
 
 @pytest.fixture(scope="session")

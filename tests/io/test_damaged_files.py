@@ -16,9 +16,9 @@ from PIL import Image
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality
 from ctmr.io import read_image
 from ctmr.io.dicom import group_series
-from ctmr.volume import Modality
 
 KINDS = ("explicit.dcm", "implicit.dcm", "big.dcm", "bare.dcm", "enhanced.dcm", "rle.dcm", "j2k.dcm",
          "a.nii", "scaled.nii", "a.nii.gz", "grey.png", "wide.png", "colour.png", "a.jpg")  # fmt: skip

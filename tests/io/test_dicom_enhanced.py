@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.io.dicom import SyntheticProvenance, group_series, read_header, read_series, write_synthetic_series
-from ctmr.volume import Direction, Modality, Unit, Volume
 
 FRAMES = np.random.default_rng(5).integers(0, 1000, (5, 4, 3)).astype(np.uint16)
 PLACES = [(0.0, 0.0, 2.5 * k) for k in range(5)]

@@ -27,8 +27,8 @@ from pydicom.uid import (
 
 import ctmr.io.dicom.pixels as pixels_module
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality
 from ctmr.io.dicom import read_series
-from ctmr.volume import Modality
 
 SIGNED = np.random.default_rng(1).integers(-1024, 3071, (6, 7)).astype(np.int16)
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)

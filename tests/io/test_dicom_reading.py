@@ -13,8 +13,8 @@ import pytest
 from pydicom.uid import MPEG2MPML, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.dicom import group_series, guess_sequence, read_series, write_series
-from ctmr.volume import Modality, Unit, Volume
 
 Edit = Callable[[pydicom.Dataset, int], None]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Volume
 from ctmr.io.dicom import read_series, write_series
-from ctmr.volume import Volume
 
 Same = Callable[[Volume, Volume], None]
 SHAPE, SPACING = (9, 8), (1.5, 1.25)

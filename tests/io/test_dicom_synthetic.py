@@ -15,6 +15,7 @@ import pydicom
 import pytest
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.io.dicom import (
     MrParameters,
     SyntheticProvenance,
@@ -23,7 +24,6 @@ from ctmr.io.dicom import (
     write_series,
     write_synthetic_series,
 )
-from ctmr.volume import Direction, Modality, Volume
 
 Build = Callable[..., Volume]
 PROVENANCE = SyntheticProvenance(

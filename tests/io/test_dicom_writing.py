@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import nifti
 from ctmr.io.dicom import MrParameters, read_series, write_series
-from ctmr.volume import Modality, Unit, Volume
 
 Build = Callable[..., Volume]
 Same = Callable[[Volume, Volume], None]

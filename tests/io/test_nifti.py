@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import nifti
-from ctmr.volume import Modality, Unit, Volume
 
 Build = Callable[..., Volume]
 CT = {"modality": Modality.CT, "unit": Unit.HU}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import raster
-from ctmr.volume import Modality, Unit, Volume
 
 GREY = np.arange(0, 252, dtype=np.uint8).reshape(14, 18)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import FORMATS, format_of, nifti, raster, read_image
 from ctmr.io.dicom import write_series
-from ctmr.volume import Modality, Unit, Volume
 
 Build = Callable[..., Volume]
 

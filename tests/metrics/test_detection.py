@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from ctmr.imaging.volume import Unit
 from ctmr.metrics.detection import (
     Site,
     blob_contrast,
@@ -19,7 +20,6 @@ from ctmr.metrics.detection import (
     wilson_interval,
 )
 from ctmr.metrics.stats import summarise
-from ctmr.volume import Unit
 
 SPACING = (2.0, 1.0, 1.5)
 SHAPE = (24, 48, 36)

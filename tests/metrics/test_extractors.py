@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ctmr.digest import file_digest
 from ctmr.errors import InputError
 from ctmr.metrics.distribution import features, load_extractor
 from ctmr.metrics.inception import FEATURES, FidInception, load_inception
+from ctmr.system.digest import file_digest
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ctmr.metrics.fidelity import dice, mae, measure_cycle, measure_paired, psnr, rmse, ssim, ssim_map
-from ctmr.protocol import SsimWindow, protocol
+from ctmr.metrics.protocol import SsimWindow, protocol
 
 torch.set_num_threads(1)
 GREY = protocol("paired_slice_grey8_full")

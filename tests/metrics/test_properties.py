@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 
 from ctmr.metrics.distribution import fid, kid
 from ctmr.metrics.fidelity import measure_cycle, measure_paired, through_plane_flicker
+from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric, Pairing, protocol
 from ctmr.metrics.stats import summarise
 from ctmr.metrics.structure import measure_structure
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Metric, Pairing, protocol
 
 torch.set_num_threads(1)
 SHAPE = (9, 10, 11)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from ctmr.metrics.protocol import CaseMetrics, protocol
 from ctmr.metrics.stats import FEW_PATIENTS, bootstrap_interval, per_patient, summarise
-from ctmr.protocol import CaseMetrics, protocol
 
 HU = protocol("wolterink")
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from ctmr.data.phantom import Tissue, make_head
 from ctmr.metrics.tissue import (
     TissueClass,
     classes_by_hu,
@@ -17,6 +16,7 @@ from ctmr.metrics.tissue import (
     table_to_dict,
     tissue_table,
 )
+from ctmr.phantom import Tissue, make_head
 
 VALUES = {TissueClass.FAT: -90.0, TissueClass.CSF: 8.0, TissueClass.BRAIN: 36.0, TissueClass.BONE: 1000.0,
           TissueClass.INSIDE_AIR: -990.0}  # fmt: skip

@@ -114,7 +114,7 @@ def test_other_devices_formulas_equal_the_cpu_kernels(monkeypatch: pytest.Monkey
 
 
 def test_a_residual_block_of_fast_layers_has_the_gradients_of_float64() -> None:
-    from ctmr.gan.speed import exchange_layers
+    from ctmr.training.hardware.speed import exchange_layers
 
     torch.manual_seed(0)
     plain = ResidualBlock(6)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.stacks import gather_stacks, middle, stack_rows, stack_size
 from ctmr.networks.translator import Translator
-from ctmr.normaliser import Normaliser
-from ctmr.recipe import Window
+from ctmr.recipe.recipe import Window
 
 
 @settings(max_examples=60)

@@ -9,9 +9,9 @@ from scipy import ndimage, signal
 from skimage.metrics import normalized_mutual_information, structural_similarity
 
 from ctmr.metrics.fidelity import measure_cycle, measure_paired, measure_unpaired_pixels, through_plane_flicker
-from ctmr.metrics.similarity import ms_ssim
+from ctmr.metrics.protocol import PROTOCOLS, Pairing
+from ctmr.metrics.ssim import ms_ssim
 from ctmr.metrics.structure import measure_structure
-from ctmr.protocol import PROTOCOLS, Pairing
 
 torch.set_num_threads(1)
 

@@ -13,8 +13,8 @@ import pytest
 from dicom_files import image, save
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
 from ctmr.io.dicom import group_series, is_dicom, read_series, write_series
-from ctmr.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
 
 Run = Callable[..., str]
 LPS = np.array([-1.0, -1.0, 1.0])

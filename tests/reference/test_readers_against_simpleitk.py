@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
 from ctmr.io import nifti
 from ctmr.io.dicom import read_series, write_series
-from ctmr.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -6,10 +6,10 @@ import torch
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ctmr.metrics import similarity
+from ctmr.metrics import ssim as similarity
 from ctmr.metrics.fidelity import measure_paired
-from ctmr.metrics.similarity import masked_ssim, ssim, ssim_map
-from ctmr.protocol import SsimWindow, protocol
+from ctmr.metrics.protocol import SsimWindow, protocol
+from ctmr.metrics.ssim import masked_ssim, ssim, ssim_map
 
 torch.set_num_threads(1)
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

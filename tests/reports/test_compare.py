@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ctmr.cli import main
-from ctmr.digest import content_digest
+from ctmr.cli.app import main
 from ctmr.errors import InputError
+from ctmr.evaluation.gate import judge
+from ctmr.metrics.protocol import CaseMetrics, UnlikeProtocolsError, protocol
 from ctmr.metrics.stats import summarise
-from ctmr.metrics.verdict import judge
-from ctmr.protocol import CaseMetrics, UnlikeProtocolsError, protocol
-from ctmr.recipe import Recipe
+from ctmr.recipe.recipe import Recipe
 from ctmr.reports.compare import compare_runs, digits, number_text, p_text, render_comparison
 from ctmr.reports.html import Report, render_report
 from ctmr.reports.runs import read_run
+from ctmr.system.digest import content_digest
 
 HU = protocol("paired_volume_hu")
 
@@ -339,7 +339,7 @@ def test_unlike_protocols_end_with_exit_2_and_name_both(ctmr, home):
 
 @pytest.mark.slow
 def test_mlflow_runs_are_compared_with_their_parameters(ctmr, home, tmp_path):
-    from ctmr.tracking import Tracking
+    from ctmr.tracking.mlflow import Tracking
 
     tracking = Tracking(home)
     ids = []

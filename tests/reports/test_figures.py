@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctmr.imaging.volume import Unit
 from ctmr.reports.figures import (
     LesionPanel,
     compare,
@@ -18,7 +19,6 @@ from ctmr.reports.figures import (
     way_sheet,
 )
 from ctmr.reports.samples import SampleGroup, sample_sheet
-from ctmr.volume import Unit
 
 RNG = np.random.default_rng(0)
 
@@ -133,9 +133,10 @@ def test_losses_and_previews_are_drawn():
     steps = range(50)
     size(loss_curves({"cycle": [10 / (1 + k) for k in steps], "generator": [0.5] * 50}, steps))
     ways = [("s1", [("as it is", RNG.random((20, 30)), (2.0, 1.0)), ("on the grid", RNG.random((16, 16)), (1.0, 1.0))])]
-    assert size(way_sheet([*ways, ("s2", ways[0][1][:1])], unit=Unit.ARBITRARY))[1] > size(
-        way_sheet(ways, unit=Unit.ARBITRARY)
-    )[1]
+    assert (
+        size(way_sheet([*ways, ("s2", ways[0][1][:1])], unit=Unit.ARBITRARY))[1]
+        > size(way_sheet(ways, unit=Unit.ARBITRARY))[1]
+    )
 
 
 def test_a_sheet_of_unlike_rows_or_too_few_titles_and_an_empty_sheet_are_refused():

@@ -3,13 +3,13 @@
 import math
 import re
 
+from ctmr.evaluation.gate import judge
+from ctmr.imaging.volume import Direction, Unit
+from ctmr.metrics.protocol import CaseMetrics, protocol
 from ctmr.metrics.stats import summarise
 from ctmr.metrics.tissue import TissueClass, TissueRow
-from ctmr.metrics.verdict import judge
-from ctmr.protocol import CaseMetrics, protocol
-from ctmr.recipe import Recipe
+from ctmr.recipe.recipe import Recipe
 from ctmr.reports.html import LesionRow, LesionTable, OtherDirection, Place, Report, ReportFigure, render_report
-from ctmr.volume import Direction, Unit
 
 
 def summary(name, values):

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from ctmr.grid import Plane, volume_grid
+from ctmr.imaging.grid import Plane, volume_grid
+from ctmr.imaging.volume import Direction, Modality, Unit, Volume
+from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.translator import Translator
-from ctmr.normaliser import Normaliser
-from ctmr.recipe import Percentile, Window
-from ctmr.serving.embedded import EmbeddedTriton, Endpoint, Ports
+from ctmr.recipe.recipe import Percentile, Window
 from ctmr.serving.export import ExportedFiles, ServedSpec, Side, export_translator
 from ctmr.serving.model_repository import Release
-from ctmr.volume import Direction, Modality, Unit, Volume
+from ctmr.serving.server import EmbeddedTriton, Endpoint, Ports
 
 SIZE = (24, 32)
 CHANNELS = 2

@@ -13,11 +13,11 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.imaging.served_path import finish, prepare
+from ctmr.imaging.inference_path import finish, prepare
+from ctmr.imaging.volume import Modality, Unit
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import NotServed, TritonClient
 from ctmr.serving.model_repository import Part
-from ctmr.volume import Modality, Unit
 
 pytestmark = pytest.mark.slow
 

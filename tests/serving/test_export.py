@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ctmr.errors import CtmrError, InputError
-from ctmr.normaliser import Normaliser
-from ctmr.recipe import Window
+from ctmr.networks.normaliser import Normaliser
+from ctmr.recipe.recipe import Window
 from ctmr.serving.export import MAX_BATCH, OPSET, ServedSpec, export_translator
 
 

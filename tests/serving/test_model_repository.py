@@ -9,11 +9,11 @@ import json
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.grid import picture_grid
+from ctmr.imaging.grid import picture_grid
+from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.serving import model_repository as repo
 from ctmr.serving.export import Side
 from ctmr.serving.model_repository import Part, Release
-from ctmr.volume import Direction, Modality, Unit
 
 MODEL = "tiny_mr2ct"
 

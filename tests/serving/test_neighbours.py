@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from ctmr.errors import InputError
+from ctmr.evaluation.inference import translate_array
+from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.translator import Translator
-from ctmr.normaliser import Normaliser
-from ctmr.recipe import Percentile, Window
+from ctmr.recipe.recipe import Percentile, Window
 from ctmr.serving import model_repository as repo
 from ctmr.serving import rollout
 from ctmr.serving.client import TritonClient
 from ctmr.serving.export import ServedSpec, export_translator
 from ctmr.serving.model_repository import Part, Release
-from ctmr.stages.translation import translate_array
 
 SIZE, CHANNELS = (24, 32), 2
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.data.sampling import Batch
-from ctmr.gan.cyclegan import CycleGan
-from ctmr.gan.speed import Plan
-from ctmr.gan.step import CycleGanStep
-from ctmr.recipe import Loss
+from ctmr.recipe.recipe import Loss
+from ctmr.training.cyclegan.networks import CycleGan
+from ctmr.training.cyclegan.step import CycleGanStep
+from ctmr.training.hardware.speed import Plan
 
 RELATIVE_FP32 = 5e-4
 """Largest error of a parameter's gradient, relative to its norm; measured at most 5e-5."""
@@ -25,7 +25,6 @@ PATHS = {
     "channels_last": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True),
     "channels_last, separate": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True, joined=False),
 }
-
 
 
 class ElementaryInstanceNorm(nn.Module):

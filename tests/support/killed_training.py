@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ctmr.data.sampling import Domain, TrainingData
-from ctmr.gan.trainer import Trainer
-from ctmr.recipe import Adversarial, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.recipe.recipe import Adversarial, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.training.trainer import Trainer
 
 KILLS = 20 if os.environ.get("CTMR_DRILL") == "full" else 3
 STEPS = 40 * (KILLS + 1)
@@ -33,7 +33,7 @@ import killed_training as drill
 import safetensors.torch
 if sys.argv[2] == "stage":
     import mlflow, onnx, onnxruntime, onnxscript, torch.onnx, torch._dynamo
-    import ctmr.stages.train, ctmr.serving.export, ctmr.reports.figures, ctmr.tracking
+    import ctmr.pipeline.stages.train, ctmr.serving.export, ctmr.reports.figures, ctmr.tracking.mlflow
 print("ready", flush=True)
 for line in sys.stdin:
     # A fork has everything imported, so that most of a kill's time goes into training.
@@ -95,10 +95,10 @@ def training(kind: str, folder: str) -> None:
 
 def stage(preprocessed: str, best: str, settings: list[Any], home: str, out: str) -> None:
     """Run the stage train."""
-    from ctmr.home import Home
-    from ctmr.recipe import Recipe, override
-    from ctmr.stages import train
-    from ctmr.stages.contract import run_stage
+    from ctmr.pipeline.stage import run_stage
+    from ctmr.pipeline.stages import train
+    from ctmr.recipe.recipe import Recipe, override
+    from ctmr.system.home import Home
 
     run_stage(
         train.STAGE,
@@ -140,7 +140,6 @@ class Victim:
         line = self._server.stdout.readline().strip()
         assert line, self.errors()
         return line
-
 
 
 def kill_repeatedly(victim: Victim, checkpoints: Callable[[], set[Path]], arguments: dict[str, Any]) -> dict[str, int]:

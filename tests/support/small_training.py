@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ctmr.data.sampling import Batch, Domain, TrainingData
-from ctmr.gan.cyclegan import CycleGan
-from ctmr.gan.trainer import Trainer
-from ctmr.recipe import Discriminator, Generator, GeneratorKind, LayerNorm, Loss, Network, Speed, Train
+from ctmr.recipe.recipe import Discriminator, Generator, GeneratorKind, LayerNorm, Loss, Network, Speed, Train
+from ctmr.training.cyclegan.networks import CycleGan
+from ctmr.training.trainer import Trainer
 
 
 def networks(kind: GeneratorKind = GeneratorKind.RESNET) -> CycleGan:

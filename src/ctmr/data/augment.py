@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctmr.data.transfer import to_device
-from ctmr.recipe import Train
+from ctmr.recipe.recipe import Train
 
 BACKGROUND = -1.0
 """Normalised value of air, of no signal and of depth 0."""

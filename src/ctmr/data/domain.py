@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ctmr.data.shards import Shard, pack_head
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Unit
+from ctmr.networks.normaliser import Normaliser, normaliser_for
 from ctmr.networks.stacks import gather_stacks, stack_rows
-from ctmr.normaliser import Normaliser, normaliser_for
-from ctmr.recipe import Normalise
-from ctmr.volume import Unit
+from ctmr.recipe.recipe import Normalise
 
 DEPTH_MIDDLE_PX = 6.0
 """Depth under the skin that becomes 0; the skin is -1, twice this depth and deeper is 1."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from ctmr.data.domain import as_tensor, require_volumes
 from ctmr.data.sampling import Batch
 from ctmr.data.shards import Shard, ShardVolume, pairs
+from ctmr.networks.normaliser import normaliser_for
 from ctmr.networks.stacks import gather_stacks, stack_rows, stack_size
-from ctmr.normaliser import normaliser_for
-from ctmr.recipe import Normalise
+from ctmr.recipe.recipe import Normalise
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ctmr.data.domain import target_ranges as target_ranges
 from ctmr.data.shards import Shard, unpack_head
 from ctmr.data.transfer import to_device
 from ctmr.errors import InputError
-from ctmr.recipe import Normalise
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
+from ctmr.recipe.recipe import Normalise
 
 _SAME_LEVEL = 0.5
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctmr.data.manifest import Split
 from ctmr.errors import InputError
-from ctmr.manifest import Split
-from ctmr.stored import STORAGE_DTYPE
-from ctmr.volume import Modality, Unit
+from ctmr.imaging.storage_types import STORAGE_DTYPE
+from ctmr.imaging.volume import Modality, Unit
 
 
 @dataclass(frozen=True)

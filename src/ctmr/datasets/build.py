@@ -11,15 +11,17 @@ from typing import Any
 
 import pydicom
 
-from ctmr.datasets import cleaning, dicom, naming
-from ctmr.datasets.dicom import METHOD, Cleaner
-from ctmr.datasets.identities import Key, Originals
+from ctmr.datasets import naming
+from ctmr.datasets.deid import dicom
+from ctmr.datasets.deid import files as cleaning
+from ctmr.datasets.deid.dicom import METHOD, Cleaner
+from ctmr.datasets.deid.pseudonyms import Key, Originals
+from ctmr.datasets.dvc import pack
 from ctmr.datasets.importers import Found, Plan
 from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
-from ctmr.parallel import in_order
-from ctmr.storage import pack
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
+from ctmr.system.pool import in_order
 
 PICTURES_PER_ARCHIVE = 1000
 NOT_STATED = "not stated"

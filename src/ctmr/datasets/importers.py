@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from ctmr.datasets import naming
-from ctmr.datasets.dicom import IMAGES, not_an_image, quiet_pydicom
+from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
 from ctmr.datasets.names import Layout
 from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
 
 
 @dataclass(frozen=True)

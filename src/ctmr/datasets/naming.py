@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
+from ctmr.data.manifest import Split
 from ctmr.errors import InputError
-from ctmr.manifest import Split
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
 
 SUBJECT_PREFIX = "sub-"
 """A folder that begins so names the subject, as in BIDS and in every dataset that `ctmr dataset add` makes."""

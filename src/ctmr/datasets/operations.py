@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.datasets.build import build
-from ctmr.datasets.identities import DEFAULT_FILE, IdentityFile, refuse_below
+from ctmr.datasets.deid.pseudonyms import DEFAULT_FILE, IdentityFile, refuse_below
+from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc
+from ctmr.datasets.dvc.objects import Fault, Objects, State, Where, read_pinned, sentence
+from ctmr.datasets.dvc.remotes import preflight, remote_of
 from ctmr.datasets.importers import Plan, plan
 from ctmr.datasets.names import Dates, Layout
 from ctmr.datasets.repository import NAME, DataRepository, same_remote
 from ctmr.datasets.scanning import scanned
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.storage.commands import TRANSFER_LIMIT_S, CommandFailed, dvc
-from ctmr.storage.objects import Fault, Objects, State, Where, read_pinned, sentence
-from ctmr.storage.remotes import preflight, remote_of
-from ctmr.volume import Modality
+from ctmr.imaging.volume import Modality
 
 Report = Callable[[str, float | None], None]
 
@@ -285,7 +285,7 @@ def _transfer(repository: DataRepository, verb: str, name: str) -> None:
 
 def _resolved(repository: DataRepository, name: str, revision: str) -> str:
     """The full hash of a revision; without one, of the commit that last changed the dataset."""
-    from ctmr.storage.commands import git
+    from ctmr.datasets.dvc.commands import git
 
     if revision:
         return git(repository.root, "rev-parse", f"{revision}^{{commit}}").strip()

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, author_environment, dvc, git
+from ctmr.datasets.dvc.remotes import check_address, remote_of
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.storage.commands import TRANSFER_LIMIT_S, CommandFailed, author_environment, dvc, git
-from ctmr.storage.remotes import check_address, remote_of
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _REMOTE = "storage"

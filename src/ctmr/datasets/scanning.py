@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ctmr.datasets.dicom import quiet_pydicom
+from ctmr.datasets.deid.dicom import quiet_pydicom
 from ctmr.errors import EnvironmentFault, InputError
 
 VOLUMES = (".nii", ".nii.gz", ".mha")
@@ -94,7 +94,7 @@ def _clear_up(private: Path) -> None:
 
 
 def _scan(source: Path, scratch: Path) -> Scan:
-    from ctmr.storage import unpack
+    from ctmr.datasets.dvc import unpack
 
     roots = [source]
     archives = sorted(p for p in source.rglob("*") if p.suffix.lower() == ".zip" and p.is_file())

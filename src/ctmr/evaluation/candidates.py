@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.stages.heldout import Case, HeldOut
-from ctmr.stages.model_folder import Description, load_generator, load_translator
-from ctmr.stages.translation import cycle_slices, translate_array
-from ctmr.volume import Direction
+from ctmr.evaluation.inference import cycle_slices, translate_array
+from ctmr.evaluation.testset import Case, HeldOut
+from ctmr.imaging.volume import Direction
+from ctmr.networks.model_folder import Description, load_generator, load_translator
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ctmr.metrics.trivial import TrivialTranslator
+    from ctmr.metrics.baselines import TrivialTranslator
     from ctmr.networks.translator import Translator
 
 OWN = "this model"
@@ -97,7 +97,7 @@ def reverse(direction: Direction) -> Direction:
 
 def fit_trivials(held: HeldOut) -> dict[str, TrivialTranslator]:
     """Fit every translator that sees no pairs, on the training shards."""
-    from ctmr.metrics.trivial import fit_trivial
+    from ctmr.metrics.baselines import fit_trivial
 
     direction = held.direction
     return fit_trivial(held.training(direction.source), held.training(direction.target), direction)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from ctmr.data.manifest import Column
 from ctmr.evaluation.candidates import OWN, Candidate
+from ctmr.evaluation.testset import Case, HeldOut
+from ctmr.evaluation.truth import Truth
 from ctmr.imaging.mask import head_mask_ct
-from ctmr.manifest import Column
+from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
+from ctmr.metrics.protocol import CaseMetrics, Metric, protocol
 from ctmr.metrics.tissue import TissueTable, classes_by_hu, pool_tables, table_of_classes, tissue_table
-from ctmr.protocol import CaseMetrics, Metric, protocol
-from ctmr.recipe import Recipe
-from ctmr.stages.heldout import Case, HeldOut
-from ctmr.stages.truth import Truth
-from ctmr.volume import UNEVEN_LIMIT, Unit, Volume
+from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from ctmr.reports.figures import Compared

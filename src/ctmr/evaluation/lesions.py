@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.planting import CONTRAST_HU, Prepared, TwinCache, insert, plant
+from ctmr.evaluation.lesion_insertion import CONTRAST_HU, Prepared, TwinCache, insert, plant
+from ctmr.evaluation.testset import Case, HeldOut, spread
+from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.detection import (
     Findings,
     Response,
@@ -22,11 +24,9 @@ from ctmr.metrics.detection import (
     visible_contrast,
     wilson_interval,
 )
+from ctmr.metrics.protocol import CaseMetrics, Metric
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
-from ctmr.protocol import CaseMetrics, Metric
-from ctmr.recipe import Lesions, Recipe
-from ctmr.stages.heldout import Case, HeldOut, spread
-from ctmr.volume import Direction, Unit
+from ctmr.recipe.recipe import Lesions, Recipe
 
 SOFT_TISSUE_HU = (-20.0, 100.0)
 """Where a blob in a CT could be taken for a lesion."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
-from ctmr.grid import OUTSIDE_VALUE
-from ctmr.recipe import Recipe
-from ctmr.stages.heldout import Case, HeldOut, spread
-from ctmr.volume import Unit
+from ctmr.evaluation.testset import Case, HeldOut, spread
+from ctmr.imaging.grid import OUTSIDE_VALUE
+from ctmr.imaging.volume import Unit
+from ctmr.recipe.recipe import Recipe
 
 BRIGHT_PERCENTILE = 99.0
 NOISE_SHARE, NOISE_HU = 0.10, 60.0

@@ -11,10 +11,10 @@ from scipy import stats
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.robustness import CLIP_HU, head_levels
+from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.imaging.volume import Unit
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
-from ctmr.recipe import Recipe
-from ctmr.stages.heldout import HeldOut, spread
-from ctmr.volume import Unit
+from ctmr.recipe.recipe import Recipe
 
 FLIP, CYCLE, BOTH = "mirrored input", "cycle error", "both"
 COVERAGES = tuple(float(c) for c in np.round(np.linspace(1.0, 0.1, 10), 2))

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
 from ctmr.evaluation.comparison import Cases
-from ctmr.recipe import Recipe
-from ctmr.stages.heldout import HeldOut, spread
-from ctmr.stages.scoring import unit_interval
+from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.recipe.recipe import Recipe
+from ctmr.tuning.objective import unit_interval
 
 if TYPE_CHECKING:
-    from ctmr.metrics.trivial import TrivialTranslator
+    from ctmr.metrics.baselines import TrivialTranslator
 
 MIN_IMAGES = 2
 """A distribution needs as many on either side; with fewer it is not measured, and a limit on it fails."""
@@ -53,7 +53,6 @@ def measure_unpaired(
     """
     from ctmr.metrics.fidelity import measure_cycle
     from ctmr.metrics.structure import measure_structure
-
 
     def own(volume: NDArray[Any], k: int, head: NDArray[np.bool_], level: float) -> NDArray[np.float32]:
         made: NDArray[np.float32] = model.translate(volume, [k])[0]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from ctmr.errors import InputError
-from ctmr.grid import OUTSIDE_VALUE, Grid, ServeStep
-from ctmr.volume import Volume, orientation_of
+from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, ServeStep
+from ctmr.imaging.volume import Volume, orientation_of
 
 SPACING_TOLERANCE_MM = 1e-3
 """Spacings closer than this are one; nothing is interpolated for them."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
-from ctmr.volume import Modality, Unit, Volume
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "dicom": DICOM_SUFFIXES,

@@ -12,9 +12,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.io.atomic import write_file
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.values import HU_EVIDENCE, Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
-from ctmr.volume import Modality, Unit, Volume
+from ctmr.system.files import write_file
 
 SUFFIXES = (".nii", ".nii.gz")
 MAXIMUM_VOXELS = 2**31

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ctmr.errors import InputError
-from ctmr.io.atomic import write_file
-from ctmr.volume import Modality, Unit, Volume
+from ctmr.imaging.volume import Modality, Unit, Volume
+from ctmr.system.files import write_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAXIMUM_PIXELS = 64 * 2**20

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.volume import HOUNSFIELD_FLOOR_HU
+from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU
 
 HU_EVIDENCE = -500.0
 """A CT whose lowest value is above this shows no air in Hounsfield units (Cormack units, rescaled pictures)."""

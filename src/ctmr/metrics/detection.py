@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Metric, Protocol
-from ctmr.volume import Unit
+from ctmr.imaging.volume import Unit
+from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric, Protocol
 
 ROSE = 5.0
 """Contrast-to-noise ratio from which a disc of known size is seen reliably (Rose 1948)."""

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ctmr.digest import file_digest
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Metric
+from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric
+from ctmr.system.digest import file_digest
 
 EXTRACTOR = "efficientnet-lite0"
 EXTRACTOR_SIDE_PX = 224

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctmr.metrics.similarity import masked_ssim, ms_ssim, ssim, ssim_map
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, Protocol, SsimWindow
-from ctmr.volume import HOUNSFIELD_FLOOR_HU
+from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU
+from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, Protocol, SsimWindow
+from ctmr.metrics.ssim import masked_ssim, ms_ssim, ssim, ssim_map
 
 __all__ = [
     "dice", "mae", "measure_cycle", "measure_paired", "measure_unpaired_pixels", "ms_ssim", "mse", "psnr", "rmse",
@@ -112,7 +112,7 @@ def measure_paired(
         ``[D, H, W]`` bool, the mask that the protocol names, for SynthRAD the dataset's own; ignored where it names
         none.
     protocol
-        One of the paired protocols of `ctmr.protocol.PROTOCOLS`.
+        One of the paired protocols of `ctmr.metrics.protocol.PROTOCOLS`.
     case, subject
         Identifiers of the case and its patient.
     slice_axis

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.protocol import CaseMetrics, Protocol, require_same_protocol
+from ctmr.metrics.protocol import CaseMetrics, Protocol, require_same_protocol
 
 CONFIDENCE = 0.95
 FEW_PATIENTS = 12

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctmr.protocol import PROTOCOLS, CaseMetrics, Metric
+from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric
 
 NMI_BINS = 64
 NMI_PERCENTILES = (0.5, 99.5)

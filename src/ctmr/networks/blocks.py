@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.errors import InputError
-from ctmr.recipe import LayerNorm, Upsampling
+from ctmr.recipe.recipe import LayerNorm, Upsampling
 
 LEAK = 0.2
 """Slope of leaky rectifiers below zero (Radford et al. 2016)."""
@@ -31,7 +31,8 @@ def norm(channels: int, kind: LayerNorm) -> nn.Module:
     Notes
     -----
     Tensors stay in the default memory format: on CPU the backward pass of PyTorch's instance norm is wrong for batch 1
-    and a channels_last gradient (PyTorch 2.13). `ctmr.gan.speed` puts a norm that is right there in its place.
+    and a channels_last gradient (PyTorch 2.13). `ctmr.training.hardware.speed` puts a norm that is right
+    there in its place.
     """
     return nn.BatchNorm2d(channels) if kind is LayerNorm.BATCH else nn.InstanceNorm2d(channels)
 

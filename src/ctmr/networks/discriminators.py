@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ctmr.errors import InputError
 from ctmr.networks.blocks import LEAK, WIDEST, convolutions, initialise, norm, require_room, triple
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe import Discriminator, DiscriminatorKind, LayerNorm
+from ctmr.recipe.recipe import Discriminator, DiscriminatorKind, LayerNorm
 
 POSITION_CHANNELS = 3
 """Row, |column| and depth under the skin."""
@@ -75,9 +75,7 @@ class Convolutional(nn.Module):
         Norm; the paper's is batch norm.
     """
 
-    def __init__(
-        self, in_channels: int, width: int = 64, layers: int = 4, kind: LayerNorm = LayerNorm.BATCH
-    ) -> None:
+    def __init__(self, in_channels: int, width: int = 64, layers: int = 4, kind: LayerNorm = LayerNorm.BATCH) -> None:
         super().__init__()
         body: list[nn.Module] = []
         taken = in_channels
@@ -109,9 +107,7 @@ class ResNet18Classifier(nn.Module):
         Norm; the paper's is batch norm.
     """
 
-    def __init__(
-        self, in_channels: int, width: int = 64, stages: int = 4, kind: LayerNorm = LayerNorm.BATCH
-    ) -> None:
+    def __init__(self, in_channels: int, width: int = 64, stages: int = 4, kind: LayerNorm = LayerNorm.BATCH) -> None:
         super().__init__()
         self.resnet = ResNet18(in_channels, width, stages, kind, classes=1)
 

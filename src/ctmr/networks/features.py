@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ctmr.digest import file_digest
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.networks.weights import read_weights, require_fit
-from ctmr.recipe import FeatureExtractor, Perceptual
+from ctmr.recipe.recipe import FeatureExtractor, Perceptual
+from ctmr.system.digest import file_digest
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1], as torchvision's weights expect them normalised."""

@@ -19,7 +19,7 @@ from ctmr.networks.blocks import (
     upsampling,
 )
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
+from ctmr.recipe.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
 
 
 class ResNetGenerator(nn.Module):
@@ -212,9 +212,7 @@ class UNetResNet18(nn.Module):
         for taken, given in pairwise(reversed(self.encoder.channels)):
             self.up.append(nn.Sequential(*upsampling(up, taken, given, 4), norm(given, kind), nn.ReLU(inplace=True)))
             self.join.append(
-                nn.Sequential(
-                    nn.Conv2d(2 * given, given, 3, padding=1), norm(given, kind), nn.ReLU(inplace=True)
-                )
+                nn.Sequential(nn.Conv2d(2 * given, given, 3, padding=1), norm(given, kind), nn.ReLU(inplace=True))
             )
         self.last = nn.Sequential(*upsampling(up, width, out_channels, 4), nn.Tanh())
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctmr.digest import file_digest
 from ctmr.networks.blocks import norm
 from ctmr.networks.weights import read_weights, require_fit
-from ctmr.recipe import LayerNorm
+from ctmr.recipe.recipe import LayerNorm
+from ctmr.system.digest import file_digest
 
 STEM_DIVISOR = 4
 """Stem and first stage see a quarter of the resolution; each further stage halves it."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.stacks import middle, stack_size
-from ctmr.normaliser import Normaliser
 
 
 class Translator(nn.Module):

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctmr.data.manifest import PHANTOM_PREFIX
 from ctmr.errors import InputError
-from ctmr.manifest import PHANTOM_PREFIX
-from ctmr.metrics.paired import SIGNIFICANCE, PairedTest, compare_cases, correct, require_same_cases
+from ctmr.metrics.protocol import Metric, Pairing, Protocol, UnlikeProtocolsError, require_same_protocol
+from ctmr.metrics.significance import SIGNIFICANCE, PairedTest, compare_cases, correct, require_same_cases
 from ctmr.metrics.stats import FEW_PATIENTS, MetricSummary, Summary
-from ctmr.protocol import Metric, Pairing, Protocol, UnlikeProtocolsError, require_same_protocol
 from ctmr.reports.runs import FinishedRun
 
 RESAMPLES = 2000

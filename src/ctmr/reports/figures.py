@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctmr.imaging.volume import Unit
 from ctmr.reports.canvas import BOX, BOX_INK, BOX_MUTED, bare, colour_bar, light_box, marked
 from ctmr.reports.charts import loss_chart
-from ctmr.volume import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

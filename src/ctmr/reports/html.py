@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ctmr.evaluation.gate import Verdict
+from ctmr.imaging.volume import Direction, Unit
+from ctmr.metrics.protocol import CaseMetrics, Metric, Pairing, Protocol, require_same_protocol
 from ctmr.metrics.stats import Summary
 from ctmr.metrics.tissue import TissueClass, TissueRow
-from ctmr.metrics.verdict import Verdict
-from ctmr.protocol import CaseMetrics, Metric, Pairing, Protocol, require_same_protocol
 from ctmr.reports.compare import digits, interval_text, number_text, value_text
-from ctmr.volume import Direction, Unit
 
 MOST_CASES = 200
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -140,7 +140,7 @@ class Report:
     title
         Recipe, direction and data in a few words.
     verdict
-        From `ctmr.metrics.verdict.judge`.
+        From `ctmr.evaluation.gate.judge`.
     summaries
         Protocol name → the model's summary.
     others

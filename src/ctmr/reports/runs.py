@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ctmr.digest import PROVENANCE, content_digest
 from ctmr.errors import InputError
+from ctmr.metrics.protocol import CaseMetrics, Protocol, read_description
 from ctmr.metrics.stats import MetricSummary, Summary, per_patient
-from ctmr.protocol import CaseMetrics, Protocol, read_description
-from ctmr.tracking import flatten
+from ctmr.system.digest import PROVENANCE, content_digest
+from ctmr.tracking.mlflow import flatten
 
 EVALUATE = "evaluate"
 CASES = "cases.csv"
@@ -193,7 +193,7 @@ def _images(manifest: Path) -> dict[str, dict[str, str]]:
         return {}
     import pandas as pd
 
-    from ctmr.manifest import Column, Split
+    from ctmr.data.manifest import Column, Split
 
     table = pd.read_parquet(manifest, columns=[Column.SUBJECT, Column.IMAGE, Column.SHA256, Column.SPLIT])
     out: dict[str, dict[str, str]] = {}

@@ -65,8 +65,6 @@ def sample_sheet(groups: Sequence[SampleGroup], *, title: str = "", phantom: boo
                 axes[0, c].set_title(name, fontsize=9, color=BOX_INK)
             for ax, caption in zip(axes[:, 0], group.names, strict=True):
                 ax.set_ylabel(caption, fontsize=7.5, color=BOX_MUTED)
-            colour_bar(
-                drawing.figure, shown, axes, group.unit, location="bottom", fraction=0.03, pad=0.015, aspect=45
-            )
+            colour_bar(drawing.figure, shown, axes, group.unit, location="bottom", fraction=0.03, pad=0.015, aspect=45)
             first += len(group.images)
     return drawing.png

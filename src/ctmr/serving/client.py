@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.imaging.served_path import finish, prepare
+from ctmr.imaging.inference_path import finish, prepare
+from ctmr.imaging.storage_types import STORAGE_DTYPE
+from ctmr.imaging.volume import Volume
 from ctmr.serving.export import ServedSpec
 from ctmr.serving.model_repository import Part
-from ctmr.stored import STORAGE_DTYPE
-from ctmr.volume import Volume
 
 DEADLINE_S = 600.0
 """For one volume, queueing and retries included."""

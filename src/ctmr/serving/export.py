@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctmr.errors import CtmrError, InputError
-from ctmr.grid import Grid
-from ctmr.volume import Direction, Modality, Unit
+from ctmr.imaging.grid import Grid
+from ctmr.imaging.volume import Direction, Modality, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import InputError
+from ctmr.imaging.storage_types import STORAGE_DTYPE
+from ctmr.imaging.volume import Direction, Unit
 from ctmr.serving.export import MAX_BATCH, ServedSpec
-from ctmr.stored import STORAGE_DTYPE
-from ctmr.volume import Direction, Unit
 
 GENERATOR_QUEUE = 256
 """Requests that may wait for a generator; more are refused as UNAVAILABLE."""

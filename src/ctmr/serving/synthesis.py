@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
-from ctmr.home import Home
-from ctmr.volume import Direction, Modality, Unit, Volume
+from ctmr.imaging.volume import Direction, Modality, Unit, Volume
+from ctmr.system.home import Home
 
 if TYPE_CHECKING:
     from ctmr.io.dicom import SyntheticProvenance
@@ -47,10 +47,10 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
         The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
     """
     from ctmr.io import format_of, read_image
-    from ctmr.lineage import record
     from ctmr.serving.client import TritonClient
-    from ctmr.serving.embedded import EmbeddedTriton
     from ctmr.serving.model_repository import served_name
+    from ctmr.serving.server import EmbeddedTriton
+    from ctmr.tracking.lineage import record
 
     if to.upper() not in set(Modality):
         raise InputError(f"--to {to!r}: allowed are CT and MR")

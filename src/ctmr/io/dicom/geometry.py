@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.volume import UNEVEN_LIMIT
+from ctmr.imaging.volume import UNEVEN_LIMIT
 
 GAP_TOLERANCE_MM = 0.1
 GAP_TOLERANCE = 0.01
@@ -21,7 +21,7 @@ SHEAR_TOLERANCE = 1e-3
 ROUNDING_MM = 5e-3
 """Scanners round positions to about this; less than it is never called a shear or a gap."""
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""DICOM counts towards left, posterior, superior; NIfTI and `ctmr.volume` towards right, anterior, superior."""
+"""DICOM counts towards left, posterior, superior; NIfTI and `ctmr.imaging.volume` towards right, anterior, superior."""
 _NAMED = 3
 
 Vector = NDArray[np.float64]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.grid import OUTSIDE_VALUE
+from ctmr.imaging.grid import OUTSIDE_VALUE
+from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, Source, name_of, open_header, printable
@@ -22,7 +23,6 @@ from ctmr.io.dicom.sequence import guess_sequence
 from ctmr.io.dicom.straighten import straighten
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
-from ctmr.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value in here is a value that tissue has too."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Direction, Volume
 from ctmr.io.dicom.frames import frames_of, is_enhanced
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
 from ctmr.io.dicom.headers import read_header
@@ -28,7 +29,6 @@ from ctmr.io.dicom.writing import (
     write_images,
 )
 from ctmr.io.signature import is_dicom
-from ctmr.volume import Direction, Volume
 
 PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "ctmr"

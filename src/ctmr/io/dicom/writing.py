@@ -16,10 +16,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 from pydicom.valuerep import DSfloat
 
 from ctmr.errors import InputError
-from ctmr.io.atomic import new_folder
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
 from ctmr.io.values import hounsfield_int16, require_finite
-from ctmr.volume import Modality, Unit, Volume
+from ctmr.system.files import new_folder
 
 MANUFACTURER = "ctmr"
 IMPLEMENTATION_VERSION = "CTMR_0_1"

@@ -1,0 +1,220 @@
+"""What a person sees in the terminal: progress, one line a stage, tables; or one JSON document for machines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ctmr.pipeline.inline import Run
+    from ctmr.pipeline.stage import Report, Result
+    from ctmr.recipe.recipe import Recipe
+    from ctmr.tracking.lineage import Link
+
+PLAIN_INTERVAL_S = 5.0
+"""Between progress lines where the output is not a terminal."""
+_SHOWN = (
+    "mae", "psnr", "ssim", "ms_ssim", "dice_bone", "kid", "nmi", "edge_overlap", "detection_rate", "invented",
+    "false_findings",
+)  # fmt: skip
+"""Metrics of the summary; the report has all."""
+_DECIMALS = {"mae": 1, "psnr": 2, "invented": 1, "false_findings": 1}
+
+
+class Console:
+    """Terminal output of one command.
+
+    Parameters
+    ----------
+    as_json
+        Progress goes to standard error, and standard output holds one JSON document.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.out = RichConsole(stderr=as_json, highlight=False, soft_wrap=True)
+        self._last = 0.0
+        self._status: Any = None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._close()
+        self.out.print(text, markup=False)
+
+    def title(self, text: str) -> None:
+        """Print a heading."""
+        self._close()
+        self.out.print()
+        self.out.print(text, style="bold", markup=False)
+
+    def document(self, tree: Mapping[str, Any]) -> None:
+        """Print the one JSON document."""
+        self._close()
+        print(json.dumps(tree, indent=1, sort_keys=True, default=str))
+
+    def report_for(self, stage: str) -> Report:
+        """Return where a stage reports progress: a live line on a terminal, a line every few seconds elsewhere."""
+
+        def report(message: str, fraction: float | None = None) -> None:
+            percent = "" if fraction is None else f"{100 * fraction:3.0f} % "
+            line = f"  {stage:<10} {percent}{message}"
+            if self.out.is_terminal:
+                if self._status is None:
+                    self._status = self.out.status("")
+                    self._status.start()
+                self._status.update(line)
+            elif time.monotonic() - self._last >= PLAIN_INTERVAL_S:
+                self._last = time.monotonic()
+                print(line, file=self.out.file, flush=True)
+
+        return report
+
+    def stage_done(self, result: Result) -> None:
+        """Print one line for a finished stage."""
+        what = "reused" if result.reused else f"{result.seconds:6.1f} s"
+        why = "" if result.reused or result.because == "it had not run yet" else f"  ({_reasons(result.because)})"
+        self.say(f"  {result.name:<10} {what:<9} {result.digest[:12]}  {summary_line(result)}{why}")
+
+    def stage_summary(self, result: Result) -> None:
+        """Print the JSON document of one stage."""
+        if self.as_json:
+            self.document({"stage": result.name, "out": result.out, "digest": result.digest, "reused": result.reused,
+                           "summary": result.summary})  # fmt: skip
+
+    def run_summary(self, run: Run, recipe: Recipe) -> None:
+        """Print what a whole run came to."""
+        if self.as_json:
+            self.document({n: {"digest": r.digest, "reused": r.reused, "seconds": round(r.seconds, 1),
+                               "summary": r.summary} for n, r in run.results.items()})  # fmt: skip
+            return
+        if run.reused:
+            self.say("Nothing had changed: every stage was reused.")
+        self.measurements(run.results["evaluate"].summary)
+        register, deploy = run.results["register"].summary, run.results["deploy"].summary
+        self.title("Model")
+        self.say(f"  {register['name']} version {register['version']}, live on Triton at {deploy['grpc']}")
+        self.say(
+            f"  outputs in {_short(run.folder)}, report in {_short(run.folder / 'evaluate/provenance/report.html')}"
+        )
+
+    def measurements(self, summary: Mapping[str, Any]) -> None:
+        """Print the metrics beside the trivial translators, the protocol, and the verdict."""
+        for name, metrics in summary["metrics"].items():
+            self.title(f"Held-out test, {summary['protocols'][name]}")
+            columns = [m for m in _SHOWN if m in metrics]
+            rows = [("this model", metrics)] + [(k, v[name]) for k, v in summary["trivial"].items() if name in v]
+            table = Table(box=None, pad_edge=False, padding=(0, 2))
+            table.add_column("")
+            for column in columns:
+                table.add_column(column.replace("_", " "), justify="right")
+            for who, values in rows:
+                cells = [_cell(c, values.get(c)) for c in columns]
+                table.add_row(f"  {who}", *cells, style="bold" if who == "this model" else "dim")
+            self.out.print(table)
+        if summary["tissues"]:
+            self.title("Median HU by tissue (synthetic for true)")
+            self.say(
+                "  "
+                + ", ".join(f"{k} {v['prediction']:.0f} for {v['truth']:.0f}" for k, v in summary["tissues"].items())
+            )
+        for warning in summary["warnings"]:
+            self.say(f"  still wrong: {warning}")
+        self.title("Verdict")
+        self.say(f"  {summary['statement']}")
+
+    def synthesized(self, written: Mapping[str, Any]) -> None:
+        """Print where a translation went."""
+        if self.as_json:
+            self.document(written)
+            return
+        self.say(
+            f"synthetic {written['modality']} from {written['model']} version {written['version']}: {written['path']}"
+        )
+        self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
+
+    def lineage(self, links: Sequence[Link]) -> None:
+        """Print the walk from a synthetic image to its data."""
+        if self.as_json:
+            self.document({"links": [vars(link) for link in links]})
+            return
+        for link in links:
+            mark = {True: "  [verified]", False: "  [NOT FOUND]", None: ""}[link.checked]
+            self.say(f"  {link.what:<17} {link.value}{mark}")
+
+    def services(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Print services with their addresses."""
+        if self.as_json:
+            self.document({"services": list(rows)})
+            return
+        for row in rows:
+            self.say(f"  {row['name']:<12} {row['state']:<10} {row['address']}")
+
+    def _close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+_FETCHED = {"unreadable": "of them unreadable", "left_out": "series that are no images"}
+
+
+def summary_line(result: Result) -> str:
+    """Return what a stage came to, in half a line."""
+    s = result.summary
+    match result.name:
+        case "fetch":
+            revision = f"revision {s['revision'][:12]}, " if s["revision"] else ""
+            more = "".join(f", {s[k]} {words}" for k, words in _FETCHED.items() if s[k])
+            return f"{s['images']} image{'s' if s['images'] != 1 else ''}{more}, {revision}md5 {s['md5']}"
+        case "validate":
+            return (
+                f"{s['outcome'].replace('_', ' ')}: {s['used']} of {s['images']} used, expectations {s['expectations']}"
+                f"{_and(s['reason'])}"
+            )
+        case "preprocess":
+            slices = sum(c["slices"] for c in s["counts"].values())
+            return f"{slices} slices of {s['size'][0]}×{s['size'][1]}, {s['plane']}"
+        case "tune":
+            return (
+                f"best of {s['trials']} trials ({s['pruned']} pruned): trial {s['best_trial']}, {s['best_score']:.4g}"
+            )
+        case "train":
+            alarms = f", alarms: {', '.join(s['alarms'])}" if s.get("alarms") else ""
+            return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch{alarms}"
+        case "evaluate":
+            measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
+            return f"{s['verdict']}{measured}{_and(s['reason'])}"
+        case "register":
+            return f"{s['name']} version {s['version']}"
+        case "deploy":
+            return f"live at {s['grpc']}, golden case within {s['golden_difference']:g} {s['golden_unit']}"
+        case _:
+            return ""
+
+
+def _and(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _reasons(because: str) -> str:
+    return because if len(because) < 100 else because[:97] + "…"
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    unit = {"psnr": " dB"}.get(metric, "")
+    return f"{value:.{_DECIMALS.get(metric, 3)}f}{unit}"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

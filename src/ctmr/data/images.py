@@ -1,0 +1,83 @@
+"""Reading one row of an inventory: the same path for fetch, preprocess and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctmr.data.manifest import Column
+from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit, Volume
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ctmr.io.dicom import SeriesGroups
+
+
+def read(raw: Path, row: Mapping[str, Any]) -> Volume:
+    """Return the volume of an inventory row: its path, format, modality and subject say how to read it."""
+    from ctmr.io import dicom, nifti, raster
+
+    path, kind = str(row[Column.PATH]), row[Column.FORMAT]
+    if kind == "dicom":
+        folder, mark, series = path.rpartition("#")
+        files = _series_in(raw / folder, raw.stat().st_ino, raw.stat().st_mtime_ns)[series] if mark else raw / path
+        return dicom.read_series(files, uneven_limit=float(row[Column.UNEVEN_LIMIT]))
+    modality, subject = Modality(row[Column.MODALITY]), str(row[Column.SUBJECT])
+    if kind == "raster":
+        return raster.read(raw / path, modality=modality, subject=subject)
+    return nifti.read(raw / path, modality=modality, subject=subject, sequence=row[Column.SEQUENCE] or None)
+
+
+def read_mask(raw: Path, row: Mapping[str, Any], like: Volume) -> NDArray[np.bool_] | None:
+    """Return the mask that came with an inventory row's image, on the voxels of an image of the same subject.
+
+    Parameters
+    ----------
+    like
+        With geometry; a mask on another grid is sampled at the nearest voxel.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        ``[D, H, W]`` of `like`; ``None`` when no mask came along.
+
+    Raises
+    ------
+    InputError
+        A mask that cannot be read, or is empty there.
+    """
+    from ctmr.imaging.resample import resample_to
+    from ctmr.io import nifti
+
+    path = row[Column.MASK]
+    if not isinstance(path, str) or not path:
+        return None
+    mask = nifti.read(raw / path, modality=Modality.MR, unit=Unit.ARBITRARY)
+    inside = mask.with_array((mask.array > 0).astype(np.uint8))
+    found: NDArray[np.bool_] = resample_to(inside, like.require_affine(), like.array.shape, order=0, outside=0) > 0
+    if not found.any():
+        raise InputError(f"the mask {path} marks no voxel of {row[Column.IMAGE]}; mend it, or remove it")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _series_in(folder: Path, raw: int, changed_ns: int) -> SeriesGroups:
+    """Return the series of a folder; of a folder with many they are asked for one by one, and sorting reads them all.
+
+    Fetch exchanges ``raw/`` as a whole, so its inode and time say whether it is still the same.
+    """
+    from ctmr.io import dicom
+
+    return dicom.group_series(folder)
+
+
+def rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:
+    """Return a manifest's rows as mappings."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]

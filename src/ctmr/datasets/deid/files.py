@@ -1,0 +1,103 @@
+"""NIfTI files and pictures written anew: voxels and geometry stay, every text and every name goes."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctmr.errors import InputError
+
+_GEOMETRY = (
+    "dim", "datatype", "bitpix", "pixdim", "scl_slope", "scl_inter", "xyzt_units", "qform_code", "sform_code",
+    "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+"""Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
+_NIFTI2 = (540).to_bytes(4, "little")
+_NO_EXTENSION = bytes(4)
+_SPATIAL_AXES = 4
+"""pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
+
+
+def clean_nifti(source: Path) -> bytes:
+    """Return a NIfTI file as gzip, in its own version, with the voxels and geometry of `source` and nothing else.
+
+    Parameters
+    ----------
+    source
+        ``.nii``, ``.nii.gz``, or ``.mha`` (SynthRAD2025), which is converted.
+
+    Raises
+    ------
+    InputError
+        What is no such file; without its name.
+    """
+    if source.name.lower().endswith(".mha"):
+        return _clean_metaimage(source)
+    try:
+        raw = source.read_bytes()
+        if source.name.lower().endswith(".gz"):
+            raw = gzip.decompress(raw)
+        header = nifti_header(raw)
+        if not bytes(header["magic"]).startswith(b"n+"):
+            raise ValueError("no single NIfTI file")
+        count = int(np.prod([int(n) for n in header.get_data_shape()]))
+        size = count * int(header["bitpix"]) // 8
+        offset = int(header["vox_offset"])
+        voxels = raw[offset : offset + size]
+        if len(voxels) != size:
+            raise ValueError(f"{len(voxels)} of {size} bytes")
+        clean = type(header)(endianness=header.endianness, check=False)
+        for field in _GEOMETRY:
+            clean[field] = header[field]
+        clean["pixdim"][_SPATIAL_AXES:] = 0
+        clean["vox_offset"] = len(clean.binaryblock) + len(_NO_EXTENSION)
+    except Exception as error:
+        # nibabel, gzip and struct have no common base; each means that this is no usable file.
+        raise InputError(f"cannot be read as NIfTI ({type(error).__name__}); export it again") from None
+    # gzip gets no file name and no time.
+    return gzip.compress(clean.binaryblock + _NO_EXTENSION + voxels, 6, mtime=0)
+
+
+def nifti_header(start: bytes) -> Any:
+    """Return nibabel's header of a file's first bytes, version 1 or 2, without looking at its extensions.
+
+    nibabel fails on an extension whose text is not UTF-8.
+    """
+    import nibabel
+
+    kind = nibabel.Nifti2Header if _NIFTI2 in (start[:4], start[3::-1]) else nibabel.Nifti1Header
+    return kind(start[: kind.template_dtype.itemsize], check=False)
+
+
+def clean_picture(source: Path, target: Path) -> None:
+    """Write a picture as 8-bit grey PNG without text, exactly as ctmr reads it.
+
+    Raises
+    ------
+    InputError
+        What is no PNG or JPEG.
+    """
+    from ctmr.imaging.volume import Modality
+    from ctmr.io import raster
+
+    try:
+        raster.write(target, raster.read(source, modality=Modality.MR))
+    except InputError:
+        raise InputError("cannot be decoded as PNG or JPEG; export it again") from None
+
+
+def _clean_metaimage(source: Path) -> bytes:
+    import SimpleITK
+
+    try:
+        image: Any = SimpleITK.ReadImage(str(source))
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder) / "image.nii"
+            SimpleITK.WriteImage(image, str(converted))
+            return clean_nifti(converted)
+    except RuntimeError:
+        raise InputError("cannot be read as MetaImage; export it again") from None

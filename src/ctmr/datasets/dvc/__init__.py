@@ -1,0 +1,18 @@
+"""Datasets: where images come from (a DVC repository or a plain folder), pinned to a revision and an md5."""
+
+from ctmr.datasets.dvc.archives import MAX_ARCHIVE_BYTES, MAX_ARCHIVE_RATIO, pack, unpack
+from ctmr.datasets.dvc.folders import files_below, folder_md5
+from ctmr.datasets.dvc.sources import Dataset, Source, materialise, resolve
+
+__all__ = [
+    "MAX_ARCHIVE_BYTES",
+    "MAX_ARCHIVE_RATIO",
+    "Dataset",
+    "Source",
+    "files_below",
+    "folder_md5",
+    "materialise",
+    "pack",
+    "resolve",
+    "unpack",
+]

@@ -1,0 +1,303 @@
+"""Verdict: whether measurements meet a gate, as a pure function of summaries, with a sentence for every failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ctmr.imaging.volume import Unit
+from ctmr.metrics.protocol import PROTOCOLS, Metric, Pairing, require_same_protocol
+from ctmr.metrics.stats import Summary, finite_or_none
+from ctmr.recipe.recipe import Gate
+
+REQUIRED_WITHOUT_PAIRS = ("cycle_slice", "structure", "unpaired_distribution")
+PROTOCOL_UNIT = {Unit.HU: "HU", Unit.GREY8: "grey levels"}
+"""What paired protocols call the unit of the images they compare."""
+
+_SENTENCES = ("reasons", "not_applied", "information")
+_DECIDING = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes
+    ----------
+    protocol, metric
+        What was looked at.
+    found
+        Mean over patients; ``None`` when it was not measured. May be infinite (PSNR of equal images).
+    limit
+        In words: ``at least 20``, ``below 245.1 (mean image)``.
+    ok
+        Whether it holds.
+    sentence
+        The check in one sentence.
+    """
+
+    protocol: str
+    metric: str
+    found: float | None
+    limit: str
+    ok: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model may be registered, and why.
+
+    Attributes
+    ----------
+    passed
+        Every check holds and there was at least one limit.
+    fidelity_measured
+        True when the same patients' truth was compared.
+    statement
+        The verdict in one sentence for people.
+    checks
+        All checks, limits first.
+    reasons
+        A sentence for every failure; empty when passed.
+    not_applied
+        Limits of the gate that this test set gives no measurement for, each with the reason.
+    replaces_champion
+        Passed, and not worse than the champion under the deciding metric; True when there is no champion.
+    champion
+        The comparison with the champion in a sentence; empty when there is none.
+    information
+        Sentences about what was measured besides and decides nothing.
+    """
+
+    passed: bool
+    fidelity_measured: bool
+    statement: str
+    checks: tuple[Check, ...]
+    reasons: tuple[str, ...]
+    not_applied: tuple[str, ...]
+    replaces_champion: bool
+    champion: str
+    information: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types without time or host; an infinite number is ``null`` beside ``"infinite": true``."""
+        tree = asdict(self)
+        for name in _SENTENCES:
+            tree[name] = list(tree[name])
+        tree["checks"] = [
+            asdict(c) | {"found": finite_or_none(c.found), "infinite": c.found is not None and math.isinf(c.found)}
+            for c in self.checks
+        ]
+        return tree
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Verdict:
+        """Inverse of `to_dict`."""
+        checks = []
+        for row in tree["checks"]:
+            fields = dict(row)
+            if fields.pop("infinite"):
+                fields["found"] = math.inf
+            checks.append(Check(**fields))
+        fields = dict(tree) | {k: tuple(tree[k]) for k in _SENTENCES} | {"checks": tuple(checks)}
+        return cls(**fields)
+
+
+def judge(
+    summaries: Mapping[str, Summary],
+    gate: Gate,
+    *,
+    has_pairs: bool,
+    unit: Unit = Unit.HU,
+    trivial: Mapping[str, Mapping[str, Summary]] | None = None,
+    alarms: Sequence[str] = (),
+    champion: Mapping[str, Summary] | None = None,
+    champion_name: str = "the champion",
+    information: Sequence[str] = (),
+) -> Verdict:
+    """Judge a model.
+
+    Parameters
+    ----------
+    summaries
+        Protocol name → summary of the model on the held-out test.
+    gate
+        ``<protocol>.<metric>.min|max``, from the recipe.
+    has_pairs
+        The test holds both images of a subject in a unit that has a paired protocol (HU or 8-bit grey levels).
+    unit
+        That unit. Limits of paired protocols in another unit cannot apply and are listed in `Verdict.not_applied`.
+    trivial
+        Name of a translator that saw no pairs → protocol name → summary on the same test.
+    alarms
+        Sentences of the tissue-order alarm; any fails the model.
+    champion
+        The present champion's summaries on the same test.
+    champion_name
+        How to call it.
+    information
+        Sentences for `Verdict.information`.
+
+    Returns
+    -------
+    Verdict
+        With pairs only paired limits apply, a missing measurement fails, and the model must beat the best trivial
+        translator in MAE, PSNR and SSIM. Without pairs, limits and measurements of ``cycle_slice``, ``structure`` and
+        ``unpaired_distribution`` are required and the statement says that fidelity was not measured. Limits of
+        ``lesions`` apply in both cases and are never enough.
+
+    Raises
+    ------
+    TypeError
+        When a trivial translator or the champion was measured under another protocol than the model.
+    """
+    applied, not_applied = _applicable(gate, has_pairs, unit)
+    checks = [c for name, metrics in applied.items() for c in _limits(name, metrics, summaries.get(name))]
+    problems = []
+    if not any(PROTOCOLS[c.protocol].pairing is not Pairing.LESION for c in checks):
+        problems.append(f"no limit of the gate applies to a test {'with' if has_pairs else 'without'} pairs; set one")
+    if has_pairs:
+        gated = [n for n in applied if n in summaries and PROTOCOLS[n].measures_fidelity]
+        paired = gated or _paired_protocols(summaries, unit)
+        rivals, problem = _against_trivial(summaries, trivial or {}, paired)
+        checks += rivals
+        problems += problem
+    else:
+        for name in REQUIRED_WITHOUT_PAIRS:
+            if not any(limit.min is not None or limit.max is not None for limit in applied.get(name, {}).values()):
+                problems.append(f"the gate has no limit for {name}, which a test without pairs requires; set one")
+    problems += list(alarms)
+    reasons = tuple(c.sentence for c in checks if not c.ok) + tuple(problems)
+    passed = not reasons
+    better, words = _against_champion(summaries, champion, champion_name, has_pairs, unit)
+    return Verdict(
+        passed=passed,
+        fidelity_measured=has_pairs and any(PROTOCOLS[n].measures_fidelity for n in summaries),
+        statement=_statement(passed, has_pairs, checks, reasons, summaries),
+        checks=tuple(checks),
+        reasons=reasons,
+        not_applied=tuple(not_applied),
+        replaces_champion=passed and better,
+        champion=words,
+        information=tuple(information),
+    )
+
+
+def _applicable(gate: Gate, has_pairs: bool, unit: Unit) -> tuple[Gate, list[str]]:
+    applied, skipped = {}, []
+    for name in sorted(gate):
+        p = PROTOCOLS[name]
+        if p.pairing is Pairing.LESION:
+            applied[name] = gate[name]
+        elif p.measures_fidelity and not has_pairs:
+            skipped.append(f"{name} does not apply: the test holds no pairs")
+        elif p.measures_fidelity and p.unit != PROTOCOL_UNIT.get(unit):
+            skipped.append(f"{name} does not apply: it is in {p.unit}, the test's pairs are in {unit}")
+        elif not p.measures_fidelity and has_pairs:
+            skipped.append(f"{name} does not apply: the test holds pairs, so fidelity decides")
+        elif p.pairing is Pairing.UNPAIRED_PIXELS:
+            skipped.append(f"{name} does not apply: images of different patients never decide")
+        else:
+            applied[name] = gate[name]
+    return applied, skipped
+
+
+def _limits(name: str, metrics: Mapping[str, Any], summary: Summary | None) -> list[Check]:
+    checks = []
+    for metric in sorted(metrics):
+        limit = metrics[metric]
+        for bound, text, sign in ((limit.min, "at least", 1), (limit.max, "at most", -1)):
+            if bound is None:
+                continue
+            found = None if summary is None else summary.mean(metric)
+            words = f"{text} {bound:g}"
+            what = f"{name} {metric}"
+            if found is None or math.isnan(found):
+                checks.append(Check(name, metric, None, words, False, f"{what} was not measured, but must be {words}"))
+                continue
+            ok = sign * found >= sign * bound
+            verb = "is" if ok else "is not"
+            checks.append(Check(name, metric, found, words, ok, f"{what} is {found:.4g}, which {verb} {words}"))
+    return checks
+
+
+def _paired_protocols(summaries: Mapping[str, Summary], unit: Unit) -> list[str]:
+    paired = (n for n in sorted(summaries) if PROTOCOLS[n].measures_fidelity)
+    return [n for n in paired if PROTOCOLS[n].unit == PROTOCOL_UNIT.get(unit)]
+
+
+def _against_trivial(
+    summaries: Mapping[str, Summary], trivial: Mapping[str, Mapping[str, Summary]], paired: Sequence[str]
+) -> tuple[list[Check], list[str]]:
+    checks: list[Check] = []
+    for name in paired:
+        rivals = {t: by_protocol[name] for t, by_protocol in trivial.items() if name in by_protocol}
+        require_same_protocol([summaries[name].protocol, *(s.protocol for s in rivals.values())])
+        for metric in _DECIDING:
+            measured = {t: m for t, s in rivals.items() if (m := s.mean(metric)) is not None and not math.isnan(m)}
+            if not measured:
+                continue
+            higher = bool(metric.higher_is_better)
+            best = (max if higher else min)(sorted(measured), key=lambda t: measured[t])
+            limit = f"{'above' if higher else 'below'} {measured[best]:.4g} ({best})"
+            own = summaries[name].mean(metric)
+            if own is None or math.isnan(own):
+                sentence = f"{name} {metric} was not measured, but must be {limit}"
+                checks.append(Check(name, metric, None, limit, False, sentence))
+                continue
+            ok = own > measured[best] if higher else own < measured[best]
+            words = f"which beats the best trivial translator, {best} with {measured[best]:.4g}"
+            if not ok:
+                words = f"no better than {best} with {measured[best]:.4g}, a trivial translator that saw no pairs"
+            checks.append(Check(name, metric, own, limit, ok, f"{name} {metric} is {own:.4g}, {words}"))
+    if checks:
+        return checks, []
+    return [], ["no trivial translator was measured beside the model, so nothing says that it learned anything"]
+
+
+def _against_champion(
+    summaries: Mapping[str, Summary],
+    champion: Mapping[str, Summary] | None,
+    champion_name: str,
+    has_pairs: bool,
+    unit: Unit,
+) -> tuple[bool, str]:
+    if champion is None:
+        return True, ""
+    names = _paired_protocols(summaries, unit) if has_pairs else ["unpaired_distribution"]
+    metric = Metric.MAE if has_pairs else Metric.KID
+    for name in names:
+        if name not in summaries or name not in champion:
+            continue
+        require_same_protocol([summaries[name].protocol, champion[name].protocol])
+        own, theirs = summaries[name].mean(metric), champion[name].mean(metric)
+        if own is None or theirs is None or math.isnan(own) or math.isnan(theirs):
+            continue
+        ok = own <= theirs
+        words = "no worse" if ok else "worse"
+        return ok, f"{name} {metric} is {own:.4g}, {words} than {champion_name} with {theirs:.4g} on the same test"
+    return False, f"{champion_name} and this model share no measurement of {metric}, so it stays"
+
+
+def _statement(
+    passed: bool,
+    has_pairs: bool,
+    checks: Sequence[Check],
+    reasons: Sequence[str],
+    summaries: Mapping[str, Summary],
+) -> str:
+    names = {c.protocol for c in checks}
+    subjects = max((s.subjects for n, s in summaries.items() if n in names), default=0)
+    over = f" on {subjects} patient{'s' if subjects != 1 else ''}" if has_pairs else ""
+    unmeasured = "" if has_pairs else (
+        " Fidelity was not measured: the test holds no pairs, so nothing here says that a synthetic image shows this "
+        "patient's anatomy."
+    )  # fmt: skip
+    if passed:
+        beaten = " and every trivial translator is beaten" if has_pairs else ""
+        return f"Passed: all {len(checks)} checks hold{over}{beaten}.{unmeasured}"
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"Failed{over}: {reasons[0]}{more}.{unmeasured}"

@@ -1,1 +1,0 @@
-"""Losses, image pool, training step, trainer and checkpoints."""

@@ -1,0 +1,1 @@
+"""Image steps of preprocessing by name: registration, bias field, table removal."""

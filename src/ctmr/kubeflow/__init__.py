@@ -1,0 +1,1 @@
+"""Kubeflow Pipelines: the compiled pipeline, its check, its tasks and its client."""

@@ -1,0 +1,83 @@
+"""What the tasks of a run tell whoever started it: one JSON line an event, in the file that CTMR_EVENTS names."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ctmr.errors import CtmrError
+from ctmr.pipeline.stage import Report, Result
+
+EVENTS = "CTMR_EVENTS"
+"""Environment variable with the path of the events' file; without it, tasks print for the log of their container."""
+
+Event = Mapping[str, Any]
+
+
+def emit(stage: str, **fields: Any) -> None:
+    """Append one event, or print it where nobody listens."""
+    path = os.environ.get(EVENTS)
+    if path:
+        # One short write in append mode: lines of tasks that run side by side never mix.
+        line = json.dumps({"stage": stage, **fields}, default=str) + "\n"
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(line)
+    elif "message" in fields:
+        print(f"{stage}: {fields['message']}", flush=True)
+
+
+def started(stage: str) -> None:
+    """Say that a stage begins."""
+    emit(stage, started=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def progress(stage: str) -> Report:
+    """Return where a stage reports progress."""
+
+    def report(message: str, fraction: float | None = None) -> None:
+        emit(stage, message=message, fraction=fraction)
+
+    return report
+
+
+def finished(result: Result) -> None:
+    """Say what a stage left."""
+    emit(result.name, result={**asdict(result), "out": str(result.out)})
+
+
+def failed(stage: str, error: CtmrError) -> None:
+    """Say in one sentence why a stage ended, in the events and in the log."""
+    emit(stage, error=str(error), kind=type(error).__name__, exit_code=error.exit_code)
+    print(f"ctmr: {error}", file=sys.stderr, flush=True)
+
+
+def result_of(event: Event) -> Result:
+    """Return the result that an event of kind ``result`` carries."""
+    fields = dict(event["result"])
+    return Result(**{**fields, "out": Path(fields["out"])})
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
+    """Yield (offset after it, event) of every complete line from `offset` on; a torn last line waits for its rest."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "stage" in event:
+                yield offset, event

@@ -1,0 +1,189 @@
+"""Run the eight stages in order, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ctmr.datasets.dvc import Source
+from ctmr.errors import GateFailed, InputError
+from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline.parameters import DEMO
+from ctmr.pipeline.stage import Report, Result, Stage, read_record, run_stage, silent
+from ctmr.recipe.recipe import Recipe
+from ctmr.system.digest import content_digest
+from ctmr.system.home import Home
+from ctmr.tracking.mlflow import whole_run
+
+
+@dataclass
+class Run:
+    """A finished or stopped pipeline run.
+
+    Attributes
+    ----------
+    folder
+        Holds a folder a stage.
+    results
+        Stage name → what it left, in order.
+    """
+
+    folder: Path
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @property
+    def reused(self) -> bool:
+        """True when nothing had to be done."""
+        return all(r.reused for r in self.results.values())
+
+    def summaries(self) -> dict[str, Mapping[str, Any]]:
+        """Return stage name → summary of what has ended so far."""
+        return {name: result.summary for name, result in self.results.items()}
+
+
+def stage(name: str) -> Stage:
+    """Return a stage by name; imports only that stage."""
+    if name not in STAGE_NAMES:
+        raise InputError(f"there is no stage {name!r}; the stages are {', '.join(STAGE_NAMES)}")
+    found: Stage = import_module(f"ctmr.pipeline.stages.{name}").STAGE
+    return found
+
+
+def default_inputs(spec: Stage, folder: Path) -> dict[str, Path]:
+    """Return where the pipeline finds a stage's inputs below a run folder."""
+    return {name: folder / where for name, where in spec.takes.items()}
+
+
+def inputs_below(spec: Stage, outputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Return a stage's inputs below the outputs of earlier stages, wherever each of them lies."""
+    found = {}
+    for name, where in spec.takes.items():
+        earlier, _, rest = where.partition("/")
+        found[name] = outputs[earlier] / rest
+    return found
+
+
+def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> Source:
+    """Pin a dataset; ``demo`` is the phantom cohort, made now where it is not there yet."""
+    from ctmr.datasets.dvc import resolve
+    from ctmr.system.home import quiet_libraries
+
+    quiet_libraries()
+    if address == DEMO:
+        from ctmr.phantom.cohort import CohortPlan
+        from ctmr.phantom.repository import demo_repository, make_demo_dataset
+
+        make_demo_dataset(home, CohortPlan(), report)
+        address = str(demo_repository(home))
+    return resolve(address, path=path, revision=revision)
+
+
+def run_pipeline(
+    source: Source,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    home: Home,
+    report_for: Callable[[str], Report] = lambda name: silent,
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> Run:
+    """Run all stages; stop after evaluate when the gate fails.
+
+    Raises
+    ------
+    GateFailed
+        The model was measured and refused; nothing was registered or deployed. The run folder keeps the verdict.
+    InputError
+        The dataset was refused, or an option cannot be used.
+    """
+    done = Run(folder)
+    options = {"fetch": {"dataset": source.to_option()}}
+    with whole_run(home, done.summaries):
+        champion = resolve_champion(source.dataset.name, recipe, home)
+        for name in STAGE_NAMES:
+            spec = stage(name)
+            if name == "evaluate":
+                options[name] = {"champion": champion_option(champion, folder / "train", folder / name)}
+            result = run_stage(
+                spec,
+                inputs=default_inputs(spec, folder),
+                recipe=recipe,
+                out=folder / name,
+                home=home,
+                options=options.get(name, {}),
+                report=report_for(name),
+            )
+            done.results[name] = result
+            on_result(result)
+            if name == "validate":
+                _stop_if_refused(result)
+            if name == "evaluate":
+                _stop_if_failed(result)
+    return done
+
+
+def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
+    """Return evaluate's champion option for a stage that is run alone."""
+    pinned = folder / "fetch" / "dataset.json"
+    if not pinned.is_file():
+        raise InputError(f"there is no fetched dataset in {folder}; run `ctmr fetch` first, or name the run with --out")
+    dataset = json.loads(pinned.read_text())["name"]
+    return champion_option(resolve_champion(dataset, recipe, home), folder / "train", folder / "evaluate")
+
+
+def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, str]:
+    """Find the registered champion of a dataset once, at the start of a run."""
+    scheme, _, rest = home.tracking_uri.partition(":///")
+    if scheme != "sqlite" or Path(rest.partition("?")[0]).exists():
+        from ctmr.tracking.mlflow import Tracking
+
+        found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)
+        if found:
+            return {"name": found.name, "version": found.version, "digest": found.digest, "run_id": found.run_id}
+    return {}
+
+
+def model_name(recipe: Recipe, dataset: str) -> str:
+    """Return the registered model's name."""
+    return recipe.register_.name or f"{recipe.name}-{dataset}"
+
+
+def champion_option(champion: Mapping[str, str], candidate: Path, out: Path) -> str:
+    """Return the champion as evaluate's option.
+
+    A champion is not judged against itself: when the candidate is the champion, the judgement that made it one stands.
+
+    Parameters
+    ----------
+    champion
+        Name, version, digest and run id; empty when there is none.
+    candidate
+        Model folder.
+    out
+        Evaluate's output, where it may have judged this model before.
+    """
+    if champion and champion["digest"] == content_digest(candidate):
+        record = read_record(out)
+        return str(record["summary"]["champion"]) if record else ""
+    return json.dumps(champion, sort_keys=True) if champion else ""
+
+
+def _stop_if_refused(result: Result) -> None:
+    if result.summary["outcome"] == "refuse":
+        raise InputError(f"the dataset was refused: {result.summary['reason']}; see {result.out / 'findings.csv'}")
+
+
+def _stop_if_failed(result: Result) -> None:
+    if result.summary["verdict"] != "pass":
+        raise gate_failed(result.summary["reason"], result.out)
+
+
+def gate_failed(reason: str, evaluate: Path) -> GateFailed:
+    """Return the error of a failed gate."""
+    return GateFailed(
+        f"the gate failed: {reason}; nothing was registered or deployed, the verdict is in {evaluate / 'verdict.json'}"
+    )

@@ -1,0 +1,208 @@
+"""fetch: a pinned dataset becomes ``raw/`` and an inventory of one row an image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctmr.data import images
+from ctmr.data.manifest import INVENTORY_COLUMNS, Column, Split
+from ctmr.datasets import naming
+from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
+from ctmr.datasets.deid.residual import remaining
+from ctmr.datasets.dvc import Source, materialise
+from ctmr.errors import CtmrError, InputError, visible
+from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
+from ctmr.pipeline.stage import Context, Stage
+from ctmr.system.digest import file_digest
+from ctmr.system.pool import in_order
+
+_WORTH = 8
+"""Images that are worth starting a process for."""
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Copy the dataset, read every image once and describe it.
+
+    An image that cannot be read gets a row with `Column.ERROR`; it never ends the run.
+    """
+    import pandas as pd
+
+    source = Source.from_option(context.options["dataset"])
+    raw = context.out / "raw"
+    context.report(f"fetching {source.dataset.name}", 0.0)
+    materialise(source, raw, lambda message, fraction: context.report(message, 0.2 * (fraction or 0.0)))
+    (context.out / "dataset.json").write_text(json.dumps(source.dataset.to_json(), indent=1, sort_keys=True) + "\n")
+    entries = find_images(raw)
+    if not entries:
+        raise InputError(
+            f"dataset {source.dataset.name} holds no image; DICOM series, NIfTI files and PNG or JPEG pictures are read"
+        )
+    rows = []
+    look = partial(describe, raw, uneven_limit=context.recipe.fetch.uneven_limit)
+    for k, row in enumerate(in_order(look, entries, worth=_WORTH), start=1):
+        rows.append(row)
+        if k % 20 == 1 or k == len(entries):
+            context.report(f"read {k} of {len(entries)} images", 0.2 + 0.8 * k / len(entries))
+    table = pd.DataFrame(rows, columns=list(INVENTORY_COLUMNS)).sort_values(Column.IMAGE.value, ignore_index=True)
+    table.to_parquet(context.out / "inventory.parquet", index=False)
+    unreadable, left_out = (int((table[c] != "").sum()) for c in (Column.ERROR, Column.NO_IMAGE))
+    counts = {"images": len(table) - left_out, "unreadable": unreadable, "left_out": left_out}
+    return {**source.dataset.to_json(), **counts}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that was found; every path is relative to ``raw/``.
+
+    Attributes
+    ----------
+    path
+        Folder of a DICOM series (``folder#key`` where it holds more than that series), file otherwise; as it stands in
+        the inventory.
+    error
+        Why it cannot even be opened; empty for all others.
+    """
+
+    path: str
+    format: str
+    files: tuple[str, ...]
+    error: str = ""
+
+
+def find_images(raw: Path) -> list[Entry]:
+    """Return every image below `raw`; masks, and files that are neither DICOM, NIfTI nor picture, are left alone."""
+    from ctmr.io import FORMATS, dicom
+
+    found = []
+    for file in sorted(p for p in raw.rglob("*") if p.is_file()):
+        for kind in ("raster", "nifti"):
+            if file.name.lower().endswith(FORMATS[kind]) and not naming.is_mask(Path(file.name)):
+                found.append(_entry(raw, file, kind, [file]))
+    series = dicom.group_series(raw)
+    parents = {key: {f.parent for f in files} for key, files in series.items()}
+    # A folder names its series only when nothing else in it is DICOM.
+    used = Counter(folder for folders in parents.values() for folder in folders)
+    used.update(file.parent for file in series.unreadable)
+    for key, files in sorted(series.items()):
+        folder = Path(os.path.commonpath(parents[key]))
+        alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.name
+        found.append(_entry(raw, folder, "dicom", files, key="" if alone else key))
+    for file, reason in sorted(series.unreadable.items()):
+        found.append(_entry(raw, file, "dicom", [file], error=reason))
+    return found
+
+
+def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = "", error: str = "") -> Entry:
+    """Return an entry with relative paths; one whose path is not UTF-8 cannot be named in tables, so it is an error."""
+    relative = path.relative_to(raw).as_posix() + (f"#{key}" if key else "")
+    shown = visible(relative)
+    if shown != relative:
+        error = error or f"the name {shown} is not UTF-8, so no table can hold it; rename it"
+    return Entry(shown, kind, tuple(f.relative_to(raw).as_posix() for f in files), error)
+
+
+def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dict[str, Any]:
+    """Return the inventory row of one image; what is wrong with it stands in `Column.ERROR`."""
+    path, kind = entry.path, entry.format
+    row: dict[str, Any] = dict.fromkeys(INVENTORY_COLUMNS, "")
+    numbers = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM, Column.MINIMUM, Column.MAXIMUM)
+    row.update(dict.fromkeys(numbers, float("nan")))
+    row.update({Column.DEPTH: 0, Column.HEIGHT: 0, Column.WIDTH: 0})
+    row.update({Column.IMAGE: path, Column.PATH: path, Column.FORMAT: kind, Column.UNEVEN_LIMIT: uneven_limit})
+    place = Path(path.rpartition("#")[0] if kind == "dicom" and "#" in path else path)
+    folders = place.parts if (raw / place).is_dir() else place.parent.parts
+    row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in folders), "")
+    try:
+        row[Column.SHA256] = _digest(raw, entry.files)
+        if entry.error:
+            raise InputError(entry.error)
+        if kind != "dicom":
+            row[Column.MODALITY] = naming.modality_of(place).value
+            row[Column.SEQUENCE] = naming.sequence_of(place) or ""
+            row[Column.SUBJECT] = naming.subject_of(place, picture=kind == "raster")
+        elif reason := _no_image(raw / entry.files[0]):
+            row[Column.NO_IMAGE] = reason
+            return {str(k): v for k, v in row.items()}
+        row[Column.MASK] = _mask_of(raw, place) if kind != "raster" else ""
+        row[Column.IDENTITY] = ";".join(remaining(kind, [raw / f for f in entry.files]))
+        row.update(_measurements(images.read(raw, row), kind))
+    except (CtmrError, OSError, MemoryError) as error:
+        # One file that a disk or the memory fails on is as bad as a damaged one, and as little a reason to stop.
+        reason = str(error) if isinstance(error, CtmrError) else f"{path} cannot be read ({error or 'no memory'})"
+        row[Column.ERROR] = reason.replace(str(raw) + "/", "")
+    return {str(k): v for k, v in row.items()}
+
+
+def _no_image(file: Path) -> str:
+    from ctmr.io import dicom
+
+    with quiet_pydicom():
+        return not_an_image(dicom.read_header(file))
+
+
+def _mask_of(raw: Path, place: Path) -> str:
+    """Return the mask beside an image: ``<image>_mask``, else ``mask``, which belongs to every image of its folder."""
+    from ctmr.io import FORMATS
+
+    folder = raw / place.parent
+    suffixes = FORMATS["nifti"]
+    masks = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
+    for name in (place.name.partition(".")[0].lower(), ""):
+        found = [p for p in masks if re.sub(r"[_-]?mask", "", p.name.partition(".")[0].lower()) == name]
+        if len(found) == 1 and visible(found[0].name) == found[0].name:
+            return found[0].relative_to(raw).as_posix()
+    return ""
+
+
+def _measurements(volume: Volume, kind: str) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        Column.MODALITY: volume.modality.value,
+        Column.UNIT: volume.unit.value,
+        Column.UID: volume.uid,
+        Column.DEPTH: volume.array.shape[0],
+        Column.HEIGHT: volume.array.shape[1],
+        Column.WIDTH: volume.array.shape[2],
+        Column.MINIMUM: float(volume.array.min()),
+        Column.MAXIMUM: float(volume.array.max()),
+        Column.PERCEPTUAL_HASH: perceptual_hash(volume),
+        Column.NOTES: "; ".join(volume.notes),
+    }
+    if kind == "dicom":
+        out[Column.SUBJECT] = volume.subject
+        out[Column.SEQUENCE] = volume.sequence or ""
+    if volume.affine is not None:
+        spacing = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM)
+        out.update(dict(zip(spacing, volume.spacing_mm, strict=True)))
+        out[Column.ORIENTATION] = volume.orientation
+    return out
+
+
+def perceptual_hash(volume: Volume) -> str:
+    """Return the 64-bit DCT hash of the middle slice, hexadecimal."""
+    import imagehash
+    from PIL import Image
+
+    middle = volume.array[volume.array.shape[0] // 2].astype(np.float64)
+    if volume.unit is not Unit.GREY8:
+        low, high = float(middle.min()), float(middle.max())
+        middle = (middle - low) / (high - low) * 255 if high > low else np.zeros_like(middle)
+    return str(imagehash.phash(Image.fromarray(middle.astype(np.uint8))))
+
+
+def _digest(raw: Path, files: tuple[str, ...]) -> str:
+    if len(files) == 1:
+        return file_digest(raw / files[0])
+    return hashlib.sha256("".join(sorted(file_digest(raw / f) for f in files)).encode()).hexdigest()
+
+
+STAGE = Stage("fetch", takes={}, options=("dataset",), sections=("fetch",), run=run, version=3)

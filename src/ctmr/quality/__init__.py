@@ -1,1 +1,0 @@
-"""Findings over an inventory: pure functions."""

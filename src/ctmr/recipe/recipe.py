@@ -1,0 +1,309 @@
+"""Recipe: one typed tree that is configuration, command-line option and documentation at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from ctmr.imaging.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
+from ctmr.imaging.volume import UNEVEN_LIMIT, Direction
+from ctmr.metrics.protocol import PROTOCOLS, Metric
+from ctmr.recipe.base import Count, Fraction, NonNegative, Positive
+from ctmr.recipe.base import Section as Section
+from ctmr.recipe.evaluation import Lesions as Lesions
+from ctmr.recipe.evaluation import Robustness as Robustness
+from ctmr.recipe.evaluation import Uncertainty as Uncertainty
+from ctmr.recipe.reading import merge as merge
+from ctmr.recipe.reading import override as override
+from ctmr.recipe.reading import parse as parse
+from ctmr.recipe.reading import set_key as set_key
+from ctmr.recipe.speed import Layers as Layers
+from ctmr.recipe.speed import Layout as Layout
+from ctmr.recipe.speed import Precision as Precision
+from ctmr.recipe.speed import Speed as Speed
+from ctmr.recipe.training import Adversarial as Adversarial
+from ctmr.recipe.training import Alarm as Alarm
+from ctmr.recipe.training import Alarms as Alarms
+from ctmr.recipe.training import CycleTerms as CycleTerms
+from ctmr.recipe.training import Discriminator as Discriminator
+from ctmr.recipe.training import DiscriminatorKind as DiscriminatorKind
+from ctmr.recipe.training import FeatureExtractor as FeatureExtractor
+from ctmr.recipe.training import Generator as Generator
+from ctmr.recipe.training import GeneratorKind as GeneratorKind
+from ctmr.recipe.training import LayerNorm as LayerNorm
+from ctmr.recipe.training import Loss as Loss
+from ctmr.recipe.training import Network as Network
+from ctmr.recipe.training import Pairs as Pairs
+from ctmr.recipe.training import Perceptual as Perceptual
+from ctmr.recipe.training import Supervised as Supervised
+from ctmr.recipe.training import Term as Term
+from ctmr.recipe.training import Train as Train
+from ctmr.recipe.training import Upsampling as Upsampling
+from ctmr.recipe.training import Warmup as Warmup
+from ctmr.recipe.tuning import Choice as Choice
+from ctmr.recipe.tuning import Integers as Integers
+from ctmr.recipe.tuning import LogUniform as LogUniform
+from ctmr.recipe.tuning import Pruner as Pruner
+from ctmr.recipe.tuning import Sampler as Sampler
+from ctmr.recipe.tuning import Tune as Tune
+from ctmr.recipe.tuning import Uniform as Uniform
+from ctmr.system.digest import tree_digest
+
+
+class Fetch(Section):
+    """How the images of a dataset are read."""
+
+    uneven_limit: Annotated[float, Field(ge=0, lt=1)] = UNEVEN_LIMIT
+    """Gaps between DICOM slices that differ from the usual one by up to this share of it are resampled to even ones, a
+    larger one is an error; below 1, because a missing slice differs by 1 and is never made up."""
+
+
+class Data(Section):
+    """Which images of the dataset are used, and how subjects are split."""
+
+    sequences: tuple[str, ...] = ()
+    """MR sequences the model reads as channels, in order; empty: whatever single sequence there is."""
+    max_images: Count | None = None
+    """At most this many images per split and modality (a seeded choice); ``null`` uses all."""
+    val_fraction: Fraction = 0.1
+    """Share of subjects for validation, when the dataset has no split of its own."""
+    test_fraction: Fraction = 0.15
+    """Share of subjects for the test, when the dataset has no split of its own."""
+    disjoint_training: bool = True
+    """No subject gives both a CT and an MR to training: the unpaired setting."""
+    split_seed: int = 0
+
+
+class Validate(Section):
+    """What an image must fulfil; the rest is dropped with a finding, or the dataset is refused."""
+
+    max_dropped_fraction: Fraction = 0.25
+    """More findings of kind *drop* than this refuse the dataset."""
+    min_images: Count = 2
+    """Images each modality must keep in training, and in the test."""
+    hu_range: tuple[float, float] = (-2048.0, 4096.0)
+    """Values outside can not be Hounsfield units of a patient."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 4
+    """Pictures whose perceptual hashes (64 bits) are this close are one image, which belongs in one split."""
+    min_side: Pixels = 32
+    """Pixels of the shorter side."""
+
+
+class Preprocess(Section):
+    """The grid of the model, and what is done to images before they go onto it."""
+
+    steps: tuple[ImageStep, ...] = ()
+    """Steps on native voxels, in order; each is for one modality, and served with the model or for training only."""
+    interpolation: Interpolation = Interpolation.LINEAR
+    """Between voxels, where an image is brought onto the grid."""
+    plane: Plane = Plane.AXIAL
+    spacing_mm: tuple[Millimetres, Millimetres] = (1.0, 1.0)
+    slice_spacing_mm: Millimetres | None = None
+    size: tuple[Pixels, Pixels] = (256, 256)
+    """Slices (H, W) of volumes; both divisible by 4."""
+    picture_size: tuple[Pixels, Pixels] = (256, 256)
+    """Slices (H, W) when the dataset is pictures."""
+    min_head_fraction: Fraction = 0.02
+    """Slices with less head than this are not trained on."""
+
+    @field_validator("plane")
+    @classmethod
+    def _a_plane_of_volumes(cls, plane: Plane) -> Plane:
+        if plane is Plane.PICTURE:
+            raise ValueError("pictures get their grid by themselves; allowed are axial, sagittal and coronal")
+        return plane
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[ImageStep, ...]) -> tuple[ImageStep, ...]:
+        check_order(steps)
+        return steps
+
+    @field_validator("size", "picture_size")
+    @classmethod
+    def _divisible(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if size[0] % 4 or size[1] % 4:
+            raise ValueError(f"size {size} is not divisible by 4, which two down-sampling layers need")
+        return size
+
+
+class Window(Section):
+    """Fixed range of physical values."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+    knots: tuple[tuple[float, float], ...] = ()
+    """Piecewise-linear (physical, normalised) points instead of one line; rising in both, ends included."""
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+    """Quantise to this many levels, as the papers' 8-bit data."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Window:
+        if self.low >= self.high:
+            raise ValueError(f"window low {self.low:g} must be below high {self.high:g}")
+        if self.knots:
+            physical, normal = zip(*self.knots, strict=True)
+            if len(self.knots) < 2 or any(b <= a for seq in (physical, normal) for a, b in zip(seq, seq[1:])):  # noqa: B905, RUF007
+                raise ValueError("knots must rise strictly in both coordinates")
+            if (physical[0], physical[-1]) != (self.low, self.high) or (normal[0], normal[-1]) != (-1.0, 1.0):
+                raise ValueError("the first knot is (low, -1) and the last (high, 1)")
+        return self
+
+
+class Percentile(Section):
+    """Range taken from the volume: 0 to a percentile of the foreground (voxels above the mean) times headroom."""
+
+    kind: Literal["percentile"] = "percentile"
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
+    headroom: Positive = 1.2
+    levels: Annotated[int, Field(ge=2, le=65536)] | None = None
+
+
+class Normalise(Section):
+    """How each unit is brought to [-1, 1] and back; one implementation, `ctmr.networks.normaliser`."""
+
+    hu: Window = Window(low=-1024.0, high=2000.0)
+    arbitrary: Annotated[Window | Percentile, Field(discriminator="kind")] = Percentile()
+    grey8: Window = Window(low=0.0, high=255.0)
+
+
+class Evaluate(Section):
+    """How the model is measured."""
+
+    paired_protocols: tuple[str, ...] = ("paired_volume_hu",)
+    """Taken where the test holds both images of a subject in HU."""
+    paired_grey_protocols: tuple[str, ...] = ("paired_slice_grey8", "paired_slice_grey8_full")
+    """Taken where pairs exist as 8-bit pictures."""
+    bootstrap: Count = 2000
+    """Resamples over patients of the 95 % interval."""
+    max_unpaired_images: Count = 200
+    """Images a modality that unpaired protocols use at most; of a volume, its middle slice."""
+    kid_subsets: Count = 20
+    kid_subset_size: Count = 50
+    threads: Annotated[int, Field(ge=0)] = 2
+    """CPU threads; 0 leaves PyTorch's choice. Part of the recipe because it changes the order of sums."""
+    feature_weights: str | None = None
+    """Extractor of KID and FID: a safetensors or TorchScript file; ``null``: the packaged EfficientNet-Lite0."""
+    other_direction: Annotated[int, Field(ge=0)] = 8
+    """Images on which the direction that is not gated is measured too, as information; 0: none."""
+    lesions: Lesions = Lesions()
+    robustness: Robustness = Robustness()
+    uncertainty: Uncertainty = Uncertainty()
+    seed: int = 0
+
+    @field_validator("paired_protocols", "paired_grey_protocols")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PROTOCOLS:
+                raise ValueError(f"there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}")
+        return names
+
+
+class Limit(Section):
+    """Limits of one metric's mean; both may be given."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+Gate = dict[str, dict[str, Limit]]
+
+
+class Register(Section):
+    """The MLflow registered model."""
+
+    name: str | None = None
+    """Registered model's name; ``null``: ``<recipe>-<dataset>``, so that different data never replace each other."""
+    alias: str = "champion"
+
+
+class Deploy(Section):
+    """Triton."""
+
+    url: str | None = None
+    """gRPC address of a running Triton; ``null``: the embedded one."""
+    chunk: Annotated[int, Field(ge=1, le=64)] = 8
+    """Slices the volume model sends to the generator at a time."""
+    max_voxels: Count = 64 * 1024 * 1024
+    """Larger volumes are refused by the server, because memory grows with the message."""
+    golden_tolerance_hu: NonNegative = 1.0
+    """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
+
+
+_DEFAULT_GATE: dict[str, Any] = {
+    "paired_volume_hu": {"psnr": {"min": 20.0}, "ssim": {"min": 0.6}},
+    "cycle_slice": {"ssim": {"min": 0.3}},
+    "structure": {"nmi": {"min": 0.01}},
+    "unpaired_distribution": {"kid": {"max": 1.0}},
+}
+
+
+class Recipe(Section):
+    """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
+
+    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which one is
+    evaluated, gated, exported and served.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
+    description: str = ""
+    directions: tuple[Direction, ...] = (Direction.MR2CT,)
+    fetch: Fetch = Fetch()
+    data: Data = Data()
+    validation: Validate = Validate()
+    preprocess: Preprocess = Preprocess()
+    normalise: Normalise = Normalise()
+    network: Network = Network()
+    loss: Loss = Loss()
+    train: Train = Train()
+    tune: Tune = Tune()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Field(default=_DEFAULT_GATE, validate_default=True)
+    """``<protocol>.<metric>.min|max`` on the mean over patients. Limits of paired protocols apply where pairs exist."""
+    register_: Register = Field(default=Register(), alias="register")
+    deploy: Deploy = Deploy()
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @field_validator("directions")
+    @classmethod
+    def _some_direction(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
+        if len(directions) != 1:
+            raise ValueError("one direction is measured, gated and served a run; give [mr2ct] or [ct2mr]")
+        return directions
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_can_be_measured(cls, gate: Gate) -> Gate:
+        for name, metrics in gate.items():
+            if name not in PROTOCOLS:
+                raise ValueError(
+                    f"gate: there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}"
+                )
+            if not PROTOCOLS[name].may_gate:
+                raise ValueError(f"gate: {name} compares images of different patients and can never be in a gate")
+            for metric in metrics:
+                if metric not in set(Metric):
+                    raise ValueError(
+                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(Metric))}"
+                    )
+        return gate
+
+    @model_validator(mode="after")
+    def _neighbours_are_equally_far(self) -> Self:
+        self.network.require_distance(self.preprocess.slice_spacing_mm)
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Return the whole tree as plain JSON types, with every default filled in."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def section_digest(recipe: Recipe, sections: Iterable[str]) -> str:
+    """Return the sha256 over the named sections; other sections never change it."""
+    tree = recipe.dump()
+    return tree_digest({name: tree[name] for name in sections})

@@ -1,1 +1,0 @@
-"""The eight stages; they alone join the core to MLOps."""

@@ -1,0 +1,109 @@
+"""Where ctmr keeps its state: one folder, ``.ctmr`` of the working directory unless CTMR_HOME says otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths of everything that outlives a command.
+
+    Attributes
+    ----------
+    root
+        The folder itself, absolute.
+    """
+
+    root: Path
+
+    @staticmethod
+    def current() -> Home:
+        """Return the home of this process."""
+        return Home(Path(os.environ.get("CTMR_HOME") or ".ctmr").absolute())
+
+    @property
+    def runs(self) -> Path:
+        """Outputs of stages, a folder a run name."""
+        return self.root / "runs"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints and studies, by stage and digest; outside the outputs so that a rerun can resume."""
+        return self.root / "work"
+
+    @property
+    def demo(self) -> Path:
+        """The demo's own git + DVC repository and what it produced."""
+        return self.root / "demo"
+
+    @property
+    def triton(self) -> Path:
+        """State of the embedded tritonserver."""
+        return self.root / "triton"
+
+    @property
+    def model_repository(self) -> Path:
+        """Triton's model repository."""
+        return self.root / "triton" / "models"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON line for each synthetic series that was written."""
+        return self.root / "synthetic.jsonl"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking address: MLFLOW_TRACKING_URI, or SQLite here."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def study_storage(self, work: Path) -> str:
+        """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
+        return os.environ.get("CTMR_STUDY_STORAGE") or f"sqlite:///{work / 'study.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts when tracking is local."""
+        return self.root / "mlartifacts"
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that runs."""
+
+    folder: Path = Path(__file__).resolve().parents[1]
+
+    @cached_property
+    def revision(self) -> str:
+        """Git revision with ``+changes`` when files differ from it; the installed version outside a checkout."""
+        try:
+            head = self._git("rev-parse", "--short=12", "HEAD")
+            changed = self._git("status", "--porcelain", "--untracked-files=no")
+        except (OSError, subprocess.SubprocessError):
+            from ctmr import __version__
+
+            return f"ctmr-{__version__}"
+        return head + ("+changes" if changed else "")
+
+    def _git(self, *words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(self.folder), *words], check=True, capture_output=True, text=True, timeout=20
+        )
+        return done.stdout.strip()
+
+
+def quiet_libraries() -> None:
+    """Turn off what libraries send home, before any of them is imported."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }.items():
+        os.environ.setdefault(name, value)

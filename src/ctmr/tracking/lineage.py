@@ -1,0 +1,134 @@
+"""Lineage: a ledger of synthetic images, and the walk from one of them back to the data that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ctmr.errors import InputError
+from ctmr.system.home import Home
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of the walk.
+
+    Attributes
+    ----------
+    checked
+        True when the fact was found again where it is claimed to be, False when it is only written in the image, and
+        ``None`` where nothing can be checked.
+    """
+
+    what: str
+    value: str
+    where: str
+    checked: bool | None = None
+
+
+def record(home: Home, entry: dict[str, Any]) -> None:
+    """Append one synthetic image to the ledger; on disk when it returns."""
+    home.ledger.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({**entry, "written": datetime.now(UTC).isoformat(timespec="seconds")}, sort_keys=True) + "\n"
+    descriptor = os.open(home.ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # A line that a power cut tore must not swallow this one.
+            line = "\n" + line
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def trace(uid: str, home: Home) -> list[Link]:
+    """Walk from a synthetic image to the data revision.
+
+    Parameters
+    ----------
+    uid
+        Series or SOP instance UID that this machine wrote, or a path to a synthetic DICOM file or series.
+
+    Raises
+    ------
+    InputError
+        Unknown UID, or an image without provenance.
+    """
+    facts, series, where = _facts(uid, home)
+    links = [
+        Link("synthetic series", series, where, True),
+        Link("source series", facts.get("source_uid", "") or "written in the image", "ledger"),
+        Link("direction", str(facts["direction"]), where),
+    ]
+    model = f"{facts['model_name']}_{facts['direction']}"
+    links.append(Link("Triton model", f"{model} version {facts['model_version']}", str(home.model_repository),
+                      _served(home, model, str(facts["model_version"]), str(facts["onnx_sha256"]))))  # fmt: skip
+    links.append(Link("ONNX sha256", str(facts["onnx_sha256"]), "generator.onnx", links[-1].checked))
+    return links + _from_tracking(facts, home)
+
+
+def _facts(uid: str, home: Home) -> tuple[dict[str, Any], str, str]:
+    path = Path(uid)
+    if path.exists():
+        from ctmr.io.dicom import read_header, read_provenance
+
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        if not files:
+            raise InputError(f"{path} holds no file; give the folder or a file of a synthetic DICOM series")
+        file = files[0]
+        facts = {k: str(v) for k, v in vars(read_provenance(file)).items()}
+        return facts, str(read_header(file).get("SeriesInstanceUID", "")), str(path)
+    entries = _entries(home)
+    for entry in reversed(entries):
+        if uid in (entry["series_uid"], *entry.get("instance_uids", [])):
+            return entry, str(entry["series_uid"]), str(entry["path"])
+    raise InputError(
+        f"{uid} is no synthetic image this machine wrote ({len(entries)} in {home.ledger}) and no path; "
+        "give the series or SOP instance UID, or the path, of a synthetic image"
+    )
+
+
+def _entries(home: Home) -> list[dict[str, Any]]:
+    """Return the ledger's lines; one that was torn is passed over and hides no other."""
+    found = []
+    for line in home.ledger.read_text(errors="replace").splitlines() if home.ledger.is_file() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _served(home: Home, model: str, version: str, sha256: str) -> bool:
+    """True when the model repository holds that version with that very file."""
+    path = home.model_repository / model / version / "model.onnx"
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def _from_tracking(facts: dict[str, Any], home: Home) -> list[Link]:
+    from ctmr.errors import CtmrError
+    from ctmr.tracking.mlflow import Tracking
+
+    claimed = {k: str(facts.get(k, "")) for k in ("run_id", "code_revision", "dataset_revision", "dataset_md5")}
+    try:
+        tracking = Tracking(home)
+        version = tracking.version(str(facts["model_name"]), str(facts["model_version"]))
+        tags, where = dict(version.tags), tracking.uri
+        same = {k: tags.get(k) == v for k, v in claimed.items()}
+        same["run_id"] = version.run_id == claimed["run_id"]
+        validation: str | None = tags.get("validation", "")
+    except CtmrError as error:
+        same, validation, where = dict.fromkeys(claimed, False), None, str(error)
+    return [
+        Link("MLflow model", f"{facts['model_name']} version {facts['model_version']}", where, validation is not None),
+        Link("MLflow run", claimed["run_id"], where, same["run_id"]),
+        Link("code revision", claimed["code_revision"], "git", same["code_revision"]),
+        Link("validation", validation or "not found", "Great Expectations, findings", bool(validation)),
+        Link("dataset revision", claimed["dataset_revision"] or "(plain folder)", "git", same["dataset_revision"]),
+        Link("dataset md5", claimed["dataset_md5"], "DVC", same["dataset_md5"]),
+    ]

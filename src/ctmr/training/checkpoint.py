@@ -1,0 +1,205 @@
+"""Checkpoints: safetensors and JSON, written atomically, verified by sha256, the previous one kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.digest import file_digest
+
+KEPT = 2
+"""Checkpoints that stay: the newest, and the one before for when the newest is damaged."""
+
+_FORMAT = 2
+_TENSORS, _STATE = "state.safetensors", "state.json"
+_STEP = "step-"
+_WRITING = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    tensors
+        By name, on the CPU.
+    scalars
+        Plain JSON types by name.
+    damaged
+        Newer checkpoints that were passed over because they are incomplete or altered.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
+
+
+def save(folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> Path:
+    """Write ``<folder>/step-<step>`` and remove all but the `KEPT` newest.
+
+    Parameters
+    ----------
+    folder
+        Made when missing.
+    step
+        Steps done.
+    digest
+        Of everything that decides the training; `load` refuses another one.
+    tensors, scalars
+        The state; scalars are plain JSON types.
+
+    Returns
+    -------
+    Path
+        The checkpoint, complete and flushed to the disk.
+
+    Raises
+    ------
+    EnvironmentFault
+        When the disk cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"{_STEP}{step:09d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear_up(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_WRITING}{os.getpid()}-", dir=folder))
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _TENSORS)
+            body = {
+                "format": _FORMAT,
+                "step": step,
+                "digest": digest,
+                "tensors_sha256": file_digest(temporary / _TENSORS),
+                "scalars": dict(scalars),
+            }
+            text = json.dumps({"body": body, "sha256": _body_sha256(body)}, sort_keys=True)
+            (temporary / _STATE).write_text(text)
+            for name in (_TENSORS, _STATE):
+                _flush(temporary / name)
+            _flush(temporary)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _flush(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in _checkpoints(folder)[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"checkpoint {target} cannot be written ({error}); free space or fix its permissions and run again"
+        ) from error
+    return target
+
+
+def step_of(path: Path) -> int:
+    """Return the steps done of a checkpoint, from its name."""
+    return int(path.name.removeprefix(_STEP))
+
+
+def load(folder: Path, digest: str) -> Checkpoint | None:
+    """Return the newest intact checkpoint, ``None`` when there is none at all.
+
+    Raises
+    ------
+    InputError
+        When it belongs to another recipe or other data, or when every checkpoint is damaged.
+    """
+    from safetensors.torch import load_file
+
+    damaged: list[Path] = []
+    for path in _checkpoints(folder):
+        body = _intact_body(path)
+        if body is None:
+            damaged.append(path)
+            continue
+        if body["digest"] != digest:
+            raise InputError(
+                f"checkpoint {path} was made with digest {body['digest'][:12]} and this training has {digest[:12]}: "
+                "recipe or data differ; use the same ones, or another work directory"
+            )
+        return Checkpoint(body["step"], load_file(path / _TENSORS), body["scalars"], tuple(damaged))
+    if damaged:
+        raise InputError(
+            f"all {len(damaged)} checkpoints in {folder} are damaged (sha256 differs); "
+            "delete that folder to train from the start"
+        )
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_STEP}*"), reverse=True) if folder.is_dir() else []
+
+
+def save_batch(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write tensors, with what is known about them in the file's metadata, for a person to look at.
+
+    Raises
+    ------
+    EnvironmentFault
+        When the disk cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(facts))
+        _flush(temporary)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"{path} cannot be written ({error}); free space or fix its permissions and run again"
+        ) from error
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what killed processes left half-written; what a process that lives is writing stays."""
+    for left in folder.glob(f"{_WRITING}*"):
+        pid = left.name.removeprefix(_WRITING).partition("-")[0]
+        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _intact_body(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads((path / _STATE).read_text())
+        body: dict[str, Any] = document["body"]
+        intact = (
+            document["sha256"] == _body_sha256(body)
+            and body["format"] == _FORMAT
+            and body["tensors_sha256"] == file_digest(path / _TENSORS)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return body if intact else None
+
+
+def _body_sha256(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The CycleGAN algorithm: networks, losses, image pool, one step, weight average."""

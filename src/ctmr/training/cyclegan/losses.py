@@ -1,0 +1,185 @@
+"""Losses of the CycleGAN: adversarial, cycle, and L1 for identity and warm-up; schedules of weights and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ctmr.errors import InputError
+from ctmr.recipe.recipe import Adversarial, CycleTerms
+
+REAL, FAKE = 1.0, 0.0
+DATA_RANGE = 2.0
+"""Of normalised images, [-1, 1]."""
+
+_SSIM_SIGMA_PX = 1.5
+_SSIM_RADIUS_PX = 5
+_SSIM_K1, _SSIM_K2 = 0.01, 0.03
+_TINY = 1e-12
+
+
+def least_squares(scores: Tensor, target: float) -> Tensor:
+    """Mean of (score - target)² (Mao et al. 2017, arXiv:1611.04076, eq. 9 with a = 0 and b = c = 1)."""
+    return (scores - target).square().mean()
+
+
+def least_squares_sigmoid(scores: Tensor, target: float) -> Tensor:
+    """Mean of (sigmoid(score) - target)²: least squares for a discriminator that ends in a sigmoid."""
+    return least_squares(scores.sigmoid(), target)
+
+
+def cross_entropy(scores: Tensor, target: float) -> Tensor:
+    """Mean binary cross-entropy of sigmoid(score) (Goodfellow et al. 2014, non-saturating for the generator)."""
+    return functional.binary_cross_entropy_with_logits(scores, torch.full_like(scores, target))
+
+
+def wasserstein(scores: Tensor, target: float) -> Tensor:
+    """Mean score of fakes, minus the mean score of what is real or should pass for it (Arjovsky et al. 2017, eq. 3)."""
+    return -scores.mean() if target == REAL else scores.mean()
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """An adversarial loss.
+
+    Attributes
+    ----------
+    score
+        ``(scores, target) → scalar``; targets are `REAL` and `FAKE`.
+    share
+        Factor on the discriminator's sum over real and fake: one half lets it learn half as fast as the generator
+        (Zhu et al. 2017, section 7.1); a Wasserstein critic should be ahead.
+    threshold
+        Score above which an image is taken for real; ``None`` where scores have no zero.
+    """
+
+    score: Callable[[Tensor, float], Tensor]
+    share: float
+    threshold: float | None
+
+    def __call__(self, scores: Tensor, target: float) -> Tensor:
+        """Return the loss of scores that should be `target`."""
+        return self.score(scores, target)
+
+
+_ADVERSARIAL: dict[Adversarial, AdversarialLoss] = {
+    Adversarial.LEAST_SQUARES: AdversarialLoss(least_squares, 0.5, (REAL + FAKE) / 2),
+    Adversarial.LEAST_SQUARES_SIGMOID: AdversarialLoss(least_squares_sigmoid, 0.5, 0.0),
+    Adversarial.BCE: AdversarialLoss(cross_entropy, 0.5, 0.0),
+    Adversarial.WASSERSTEIN: AdversarialLoss(wasserstein, 1.0, None),
+}
+
+
+def adversarial_loss(kind: Adversarial) -> AdversarialLoss:
+    """Return the loss that a recipe names."""
+    return _ADVERSARIAL[kind]
+
+
+def discriminator_loss(loss: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the sum over real and fake scores, times the loss's `share`."""
+    return loss.share * (loss(real, REAL) + loss(fake, FAKE))
+
+
+def accuracy(real: Tensor, fake: Tensor, threshold: float) -> Tensor:
+    """Share of scores on the right side of the threshold, real and fake images counting alike; 0.5 is guessing."""
+    return 0.5 * ((real > threshold).float().mean() + (fake <= threshold).float().mean())
+
+
+def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Return the mean of (‖∇D(x̂)‖₂ - 1)² (Gulrajani et al. 2017, arXiv:1704.00028, eq. 3).
+
+    Parameters
+    ----------
+    judge
+        Discriminator: ``[N, C, H, W]`` → scores ``[N, …]``; an image's score is the mean over its patches.
+    real, fake
+        ``[N, C, H, W]``.
+    mix
+        ``[N, 1, 1, 1]`` in [0, 1]: x̂ is ``mix · real + (1 - mix) · fake``.
+    """
+    between = (mix * real + (1.0 - mix) * fake).requires_grad_(True)
+    scores = judge(between).flatten(1).mean(dim=1)
+    (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    length = (slope.flatten(1).square().sum(dim=1) + _TINY).sqrt()
+    return (length - 1.0).square().mean()
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference: cycle loss (Zhu et al. 2017, eq. 2), identity loss (section 5.2) and warm-up."""
+    return functional.l1_loss(a, b)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean structural similarity of images in [-1, 1].
+
+    Gaussian window of 11 pixels, standard deviation 1.5, variances of the population; windows that reach over the
+    border do not count (Wang et al. 2004, eq. 13). Equals scikit-image with the same settings.
+
+    Parameters
+    ----------
+    a, b
+        ``[N, C, H, W]``.
+
+    Raises
+    ------
+    InputError
+        When the images are smaller than the window.
+    """
+    side = 2 * _SSIM_RADIUS_PX + 1
+    height, width = a.shape[-2:]
+    if min(height, width) < side:
+        raise InputError(
+            f"the SSIM cycle loss needs slices of at least {side} pixels, found {height}×{width}; "
+            "enlarge preprocess.size or set loss.cycle_terms.ssim to 0"
+        )
+    offsets = torch.arange(-_SSIM_RADIUS_PX, _SSIM_RADIUS_PX + 1, dtype=a.dtype, device=a.device)
+    weights = torch.exp(-0.5 * (offsets / _SSIM_SIGMA_PX).square())
+    weights = weights / weights.sum()
+
+    def smooth(x: Tensor) -> Tensor:
+        rows = functional.conv2d(x.reshape(-1, 1, height, width), weights.view(1, 1, side, 1))
+        return functional.conv2d(rows, weights.view(1, 1, 1, side))
+
+    mean_a, mean_b = smooth(a), smooth(b)
+    variance = smooth(a * a) + smooth(b * b) - mean_a.square() - mean_b.square()
+    covariance = smooth(a * b) - mean_a * mean_b
+    c1, c2 = (_SSIM_K1 * DATA_RANGE) ** 2, (_SSIM_K2 * DATA_RANGE) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
+    return (luminance * (2 * covariance + c2) / (variance + c2)).mean()
+
+
+_CYCLE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
+    "mse": functional.mse_loss,
+    "ssim": lambda a, b: 1.0 - ssim(a, b),
+}
+
+
+def cycle_loss(terms: CycleTerms) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the weighted sum of differences ``(again, image) → scalar`` that a recipe asks for."""
+    weighted = [(weight, _CYCLE[name]) for name, weight in terms.model_dump().items() if weight > 0]
+
+    def loss(again: Tensor, image: Tensor) -> Tensor:
+        return sum((weight * term(again, image) for weight, term in weighted), image.new_zeros(()))
+
+    return loss
+
+
+def warmup_weight(weight: float, fraction: float, step: int, steps: int) -> float:
+    """Return the warm-up's weight at a step (from 0): linear from `weight` to 0 over `fraction` of all steps."""
+    length = fraction * steps
+    return weight * max(0.0, 1.0 - step / length) if length > 0 else 0.0
+
+
+def learning_rate_factor(step: int, steps: int, constant_fraction: float) -> float:
+    """Return the factor on the learning rate at a step (from 0).
+
+    1 over the first `constant_fraction` of the steps, then linear so that it would reach 0 at step `steps`
+    (Zhu et al. 2017, section 4: constant for 100 epochs, to zero over the next 100).
+    """
+    constant = constant_fraction * steps
+    return 1.0 if step < constant else max(0.0, (steps - step) / (steps - constant)) if constant < steps else 1.0

@@ -1,0 +1,419 @@
+"""Trainer: runs CycleGAN steps over training data and emits events; resumes exactly from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctmr.data.augment import Augmentation
+from ctmr.data.sampling import Batch, Sampler, TrainingData
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.imaging.volume import Direction, Modality
+from ctmr.recipe.recipe import Loss, Network, Pairs, Term, Train
+from ctmr.system.digest import tree_digest
+from ctmr.system.pool import Background
+from ctmr.training import checkpoint, state
+from ctmr.training.alarms import Reading
+from ctmr.training.cyclegan import ema
+from ctmr.training.cyclegan.losses import learning_rate_factor, warmup_weight
+from ctmr.training.cyclegan.networks import CycleGan
+from ctmr.training.cyclegan.pool import ImagePool
+from ctmr.training.cyclegan.step import ACCURACY, CycleGanStep
+from ctmr.training.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
+from ctmr.training.hardware import memory
+from ctmr.training.hardware.cuda_graphs import Replay
+from ctmr.training.hardware.distributed import ALONE, Team
+from ctmr.training.hardware.speed import resolve, set_rate
+from ctmr.training.meters import Failure, Interval
+from ctmr.training.monitor import Watch
+
+
+class Trainer:
+    """CycleGAN training in ``train.steps`` steps.
+
+    Parameters
+    ----------
+    network, loss, train
+        Sections of the recipe. A tuning trial passes ``train.model_copy(update={"steps": n})``.
+    data
+        Normalised slices; its device is the training's.
+    checkpoints
+        Folder of checkpoints; ``None`` keeps none.
+    report_every
+        Steps between `StepEvent`s.
+    samples
+        Slices in a `SampleEvent`; 0 emits none, and only losses that are not finite are watched for.
+    examples
+        The slices of every `SampleEvent`, on the training's device; ``None`` takes them from `data`.
+    team
+        Processes that train together; each takes its share of a batch, and only the leading one emits events.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    reports
+        All `StepEvent`s so far, those before a resumption too.
+
+    Raises
+    ------
+    InputError
+        When the recipe cannot be trained on these data (sizes, channels, subjects) or by so many processes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        train: Train,
+        data: TrainingData,
+        *,
+        checkpoints: Path | None = None,
+        report_every: int = 50,
+        samples: int = 4,
+        examples: Batch | None = None,
+        team: Team = ALONE,
+    ) -> None:
+        self._network, self._loss, self._train, self._data = network, loss, train, data
+        self._folder, self._report_every, self._samples, self._team = checkpoints, report_every, samples, team
+        self._examples = examples
+        self._device = data.mr.images.device
+        self._notices: list[str] = []
+        self._rng = torch.Generator().manual_seed(train.seed)
+        self._networks = CycleGan(
+            network,
+            mr_channels=data.mr.channels,
+            ct_channels=data.ct.channels,
+            size=data.size,
+            rng=self._rng,
+        ).to(self._device)
+        self._notices += self._networks.notices
+        team.require_divisible(train.batch, self._networks)
+        self._average = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
+        self.plan = resolve(train, loss, self._networks, data.size, self._device)
+        """How steps are computed."""
+        self._notices += [self.plan.notice] if self.plan.notice else []
+        self.plan.prepare(self._networks)
+        self._step_function = CycleGanStep(self._networks, loss, self.plan.precision, self._rng)
+        self._step_function.mixture = partial(team.mixture, rng=self._rng)
+        self._step_function.replay = Replay() if self.plan.graphs and team.size == 1 else None
+        self._judges = self._step_function.judges
+        if not self._judges and train.generator_every > 1:
+            raise InputError(
+                f"without discriminators train.generator_every {train.generator_every} leaves steps that train "
+                "nothing; set it to 1, or loss.adversarial_weight above 0"
+            )
+        self._notices += self._step_function.notices
+        self._warmup = loss.warmup.weight
+        if self._warmup and not data.has_levels:
+            self._warmup = 0.0
+            self._notices.append(
+                "the training images are pictures, which have no level to match, so loss.warmup is not used"
+            )
+        self._sampler = self._make_sampler(data, train.batch)
+        self._first_sampler = self._sampler
+        if train.subset_images:
+            self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed), train.batch)
+        self._pools = {m: ImagePool(train.pool, self._rng) for m in Modality}
+        betas = (train.beta1, train.beta2)
+        self._optimisers = {
+            "generator": self.plan.adam(self._networks.generators, train.lr_generator, betas),
+            "discriminator": self.plan.adam(self._networks.discriminators, train.lr_discriminator, betas),
+        }
+        for optimiser in self._optimisers.values():
+            team.average_gradients(optimiser)
+        self.step = 0
+        self.reports: list[StepEvent] = []
+        self._interval = Interval()
+        self._watch = Watch(train, loss, data)
+        self._writing = Background()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the recipe sections and everything that is trained on; checkpoints carry it."""
+        sections = [s.model_dump(mode="json") for s in (self._network, self._loss, self._train)]
+        return tree_digest([sections, state.data_digest(self._data)])
+
+    @property
+    def readings(self) -> list[tuple[int, Reading]]:
+        """All (step, reading) of the alarms so far, those before a resumption too."""
+        return self._watch.readings
+
+    @property
+    def sounded(self) -> list[tuple[int, str]]:
+        """All (step, name) of the alarms that have sounded."""
+        return self._watch.sounded
+
+    def run(self, until_step: int | None = None) -> Iterator[Event]:
+        """Train, yielding events; continue by calling again.
+
+        Parameters
+        ----------
+        until_step
+            Stop once this many steps are done; ``None`` or more than ``train.steps`` runs to the end.
+
+        Yields
+        ------
+        Event
+            At a step: `StepEvent` and `SampleEvent`, each when due and after the last step and each followed by the
+            alarms' `ReadingEvent` and `AlarmEvent`s; `CheckpointEvent` once one is on disk; at the end `DoneEvent`.
+
+        Raises
+        ------
+        CtmrError
+            When a loss is not a finite number, or an alarm of ``train.alarms.stop`` sounds.
+        EnvironmentFault
+            When a checkpoint cannot be written, another process of the team ended, or the device has too little
+            memory for a step; then the sentence says which batch fits.
+
+        Notes
+        -----
+        Sets PyTorch's number of threads for the process when ``train.threads`` is above 0; processes share them.
+        Checkpoints are written in another thread, from a copy; none is unfinished when this ends.
+        """
+        if self._train.threads:
+            torch.set_num_threads(max(1, self._train.threads // self._team.size))
+        self.plan.prepare_process()
+        while self._notices and self._team.leads:
+            yield NoticeEvent(self.step, self._notices.pop(0))
+        steps = self._train.steps
+        stop = steps if until_step is None else min(until_step, steps)
+        while self.step < stop:
+            began = time.perf_counter()
+            if words := memory.words_of_lack(self._one_step):
+                raise EnvironmentFault(self._too_large(words))
+            last = self.step == steps
+            report = last or self.step % self._report_every == 0
+            sample = bool(self._samples) and (last or self.step % self._train.sample_every == 0)
+            save = self._folder is not None and (last or self.step % self._train.checkpoint_every == 0)
+            if report or save:
+                self._settle()
+            self._interval.seconds += time.perf_counter() - began
+            if report:
+                self._report()
+            if self._team.leads:
+                yield from self._events(report, sample)
+                yield from map(_on_disk, self._writing.wait() if save else self._writing.finished())
+                if save:
+                    self._begin_save()
+            if last:
+                yield from map(_on_disk, self._writing.wait())
+                if self._team.leads:
+                    yield DoneEvent(self.step)
+        yield from map(_on_disk, self._writing.wait())
+
+    def generator(self, direction: Direction) -> nn.Module:
+        """Return a copy of the moving average of a generator (the generator, where there is none), in eval mode."""
+        module = copy.deepcopy(self._exported()[direction.value])
+        module.eval().requires_grad_(False)
+        return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+    def resume(self) -> bool:
+        """Continue from the newest intact checkpoint, exactly; False when there is none.
+
+        Raises
+        ------
+        InputError
+            When the checkpoint belongs to another recipe or other data, or all are damaged.
+        """
+        found = None if self._folder is None else checkpoint.load(self._folder, self.digest)
+        self._team.require_equal(found.step if found else 0, "the newest intact checkpoint")
+        if found is None:
+            return False
+        self._restore(found)
+        self._notices += [
+            f"checkpoint {path} is damaged and was passed over; training goes on from step {found.step}"
+            for path in found.damaged
+        ]
+        return True
+
+    def _exported(self) -> nn.ModuleDict:
+        return self._networks.generators if self._average is None else self._average
+
+    def _make_sampler(self, data: TrainingData, batch: int) -> Sampler:
+        return Sampler(
+            data,
+            batch=batch,
+            augmentation=Augmentation.of(self._train),
+            level_slack=self._loss.warmup.level_slack if self._warmup else None,
+            matches=self._loss.warmup.matches,
+            paired=self._loss.supervised.weight > 0 and self._loss.supervised.pairs is Pairs.SUBJECT,
+            rng=self._rng,
+        )
+
+    def _due(self, name: str, every: int) -> torch.optim.Optimizer | None:
+        """Return the optimiser when this step updates its networks."""
+        return self._optimisers[name] if (self.step + 1) % every == 0 else None
+
+    def _too_large(self, words: str) -> str:
+        """Say which batch fits, by taking steps with smaller ones; the training cannot go on afterwards."""
+        self._step_function.replay = None
+        self._networks.compiled.clear()
+
+        def attempt(count: int) -> None:
+            for optimiser in self._optimisers.values():
+                optimiser.zero_grad(set_to_none=True)
+            self._update(self._make_sampler(self._data, count).draw())
+
+        # Other processes wait for this one and would not take part.
+        alone = self._team.size == 1
+        return memory.sentence(self._train.batch, self._device, words, attempt if alone else None)
+
+    def _one_step(self) -> None:
+        train = self._train
+        factor = learning_rate_factor(self.step, train.steps, train.constant_fraction)
+        rates = {
+            "generator": train.lr_generator * factor,
+            "discriminator": train.lr_discriminator * factor,
+        }
+        for name, optimiser in self._optimisers.items():
+            set_rate(optimiser, rates[name])
+        self._rates = rates
+        rng_state = self._rng.get_state()
+        measures = self._update(self._team.share(self._sampler_at(self.step).draw()))
+        if self._average is not None:
+            ema.move(self._average, self._networks.generators, train.ema, self.step)
+        self.step += 1
+        self._interval.add(self.step, measures, rng_state)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        train = self._train
+        return self._step_function(
+            batch,
+            warmup=warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, train.steps),
+            generator_optimiser=self._due("generator", train.generator_every),
+            discriminator_optimiser=self._due("discriminator", train.discriminator_every) if self._judges else None,
+            ct_pool=self._team.pool(self._pools[Modality.CT]),
+            mr_pool=self._team.pool(self._pools[Modality.MR]),
+        )
+
+    def _sampler_at(self, step: int) -> Sampler:
+        """Return what the step after so many steps draws from."""
+        return self._first_sampler if step < self._train.subset_fraction * self._train.steps else self._sampler
+
+    def _settle(self) -> None:
+        failure = self._interval.settle(self._team.average)
+        if failure is not None:
+            raise CtmrError(
+                f"training diverged at step {failure.step} of {self._train.steps}: {', '.join(sorted(failure.names))} "
+                f"became infinite or not a number{self._keep_batch(failure)}; lower train.lr_generator and "
+                "train.lr_discriminator, or use train.precision fp32"
+            )
+
+    def _keep_batch(self, failure: Failure) -> str:
+        """Write the batch of a failed step beside the checkpoints, and return the words that say where."""
+        if self._folder is None or not self._team.leads:
+            return ""
+        self._rng.set_state(failure.rng_state)
+        batch = self._sampler_at(failure.step - 1).draw()
+        images = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        path = self._folder / f"not-finite-step-{failure.step:09d}.safetensors"
+        checkpoint.save_batch(
+            path,
+            {name: value for name, value in images.items() if isinstance(value, Tensor)},
+            {"step": str(failure.step), "losses": ", ".join(sorted(failure.names))},
+        )
+        return f", and its batch is kept in {path}"
+
+    def _report(self) -> None:
+        means = self._interval.means()
+        losses = {name: value for name, value in means.items() if name in set(Term)}
+        accuracy = {name.removeprefix(ACCURACY): value for name, value in means.items() if name.startswith(ACCURACY)}
+        named = {
+            name: sum(losses[term] for term in terms)
+            for name, terms in self._loss.log_as.items()
+            if all(term in losses for term in terms)
+        }
+        seconds = self._interval.seconds / self._interval.count
+        self.reports.append(StepEvent(self.step, losses, self._rates, seconds, accuracy, named))
+        self._interval = Interval()
+
+    def _events(self, report: bool, sample: bool) -> Iterator[Event]:
+        """Yield what is due at this step, and what the alarms make of it."""
+        if report:
+            yield self.reports[-1]
+            if self._samples:
+                yield from self._judged(self._watch.of_report(self.reports[-1]))
+        if sample:
+            networks = self._exported().eval()
+            event, readings = self._sample(networks), self._watch.of_images(networks)
+            networks.train()
+            yield event
+            yield from self._judged(readings)
+
+    def _judged(self, readings: list[Reading]) -> Iterator[Event]:
+        if not readings:
+            return
+        sounding = self._watch.judge(self.step, readings)
+        yield ReadingEvent(self.step, tuple(readings))
+        yield from sounding
+        for alarm in sounding:
+            if alarm.stops:
+                raise CtmrError(
+                    f"training stopped by {alarm.message}, or take {alarm.reading.alarm} out of train.alarms.stop"
+                )
+
+    @torch.no_grad()
+    def _sample(self, networks: nn.ModuleDict) -> SampleEvent:
+        batch = self._examples or self._data.examples(self._samples)
+        to_ct, to_mr = networks[Direction.MR2CT.value], networks[Direction.CT2MR.value]
+        fake_ct, fake_mr = to_ct(batch.mr), to_mr(batch.ct)
+        images = (batch.mr, fake_ct, to_mr(fake_ct), batch.ct, fake_mr, to_ct(fake_mr))
+        return SampleEvent(self.step, *(image.float().cpu() for image in images))
+
+    def _begin_save(self) -> None:
+        assert self._folder is not None
+        tensors, scalars = self._state()
+        self._writing.call(
+            partial(
+                checkpoint.save,
+                self._folder,
+                step=self.step,
+                digest=self.digest,
+                tensors=state.snapshot(tensors),
+                scalars=scalars,
+            )
+        )
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = state.under(self._networks.state_dict(), "networks.")
+        if self._average is not None:
+            tensors |= state.under(self._average.state_dict(), "ema.")
+        for name, optimiser in self._optimisers.items():
+            tensors |= state.under(state.pack_optimiser(optimiser), f"adam.{name}.")
+        for modality, pool in self._pools.items():
+            tensors |= state.under(pool.state_dict(), f"pool.{modality}.")
+        tensors["rng"] = self._rng.get_state()
+        scalars = {
+            "interval": self._interval.state(),
+            "reports": state.pack_reports(self.reports),
+            "watch": self._watch.state(),
+        }
+        return tensors, scalars
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        tensors = found.tensors
+        self._networks.load_state_dict(state.below(tensors, "networks."))
+        if self._average is not None:
+            self._average.load_state_dict(state.below(tensors, "ema."))
+        for name, optimiser in self._optimisers.items():
+            state.unpack_optimiser(optimiser, state.below(tensors, f"adam.{name}."))
+        for modality, pool in self._pools.items():
+            pool.load_state_dict(state.below(tensors, f"pool.{modality}."), self._device)
+        self._rng.set_state(tensors["rng"])
+        self.step = found.step
+        self._interval.restore(found.scalars["interval"])
+        self.reports = state.unpack_reports(found.scalars["reports"])
+        self._watch.restore(found.scalars["watch"])
+
+
+def _on_disk(path: Path) -> CheckpointEvent:
+    return CheckpointEvent(checkpoint.step_of(path), path)

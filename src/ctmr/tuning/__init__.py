@@ -1,0 +1,1 @@
+"""Hyperparameter tuning: an Optuna study that any number of workers share and any of them may leave."""

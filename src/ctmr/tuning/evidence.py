@@ -1,0 +1,62 @@
+"""What a trial leaves to look at, beside its scores: loss curves and pictures, as bytes for the study's database."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ctmr.tuning.objective import Pictures
+from ctmr.tuning.trial import Reported
+
+_LOSSES, _PICTURES = "losses.json", "pictures.npz"
+
+
+@dataclass
+class Evidence:
+    """Loss curves of a trial, and the pictures of its last report.
+
+    Attributes
+    ----------
+    losses
+        Training step → loss → mean since the point before.
+    pictures
+        ``None`` before the first report.
+    step
+        Training step of `pictures`.
+    """
+
+    losses: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    step: int = 0
+
+    def add(self, reported: Reported) -> None:
+        """Take what a report brings."""
+        self.losses |= reported.losses
+        if reported.pictures is not None:
+            self.pictures, self.step = reported.pictures, reported.step
+
+    def files(self) -> dict[str, bytes]:
+        """Return it as bytes by name."""
+        out = {_LOSSES: json.dumps(self.losses).encode()}
+        if self.pictures is not None:
+            stream = io.BytesIO()
+            columns = np.array(self.pictures.columns)
+            np.savez_compressed(stream, images=self.pictures.images, columns=columns, step=np.array(self.step))
+            out[_PICTURES] = stream.getvalue()
+        return out
+
+    @staticmethod
+    def of(files: Mapping[str, bytes]) -> Evidence:
+        """Return what `files` was made of; nothing, where nothing was kept."""
+        out = Evidence()
+        if _LOSSES in files:
+            out.losses = {int(step): row for step, row in json.loads(files[_LOSSES]).items()}
+        if _PICTURES in files:
+            with np.load(io.BytesIO(files[_PICTURES]), allow_pickle=False) as found:
+                out.pictures = Pictures(tuple(map(str, found["columns"])), found["images"])
+                out.step = int(found["step"])
+        return out

@@ -1,0 +1,156 @@
+"""The study in MLflow: one run, with a child for each finished slot: settings, curves, pictures."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctmr.pipeline.stage import Context
+from ctmr.tuning.evidence import Evidence
+from ctmr.tuning.study import Study
+from ctmr.tuning.trial import Slot, SlotState, bracket
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SCORE = "validation_score"
+_MOST_RUNS = 50_000
+_BATCH = 1000
+"""Points that MLflow takes at a time."""
+
+
+class StudyRun:
+    """The study as one MLflow run with a child for each finished slot.
+
+    Parameters
+    ----------
+    context
+        Of the stage.
+    study
+        Created.
+    """
+
+    def __init__(self, context: Context, study: Study) -> None:
+        from ctmr.tracking.mlflow import Tracking
+
+        self.context, self.study = context, study
+        self.tracking = Tracking(context.home)
+        self._logged: set[int] = set()
+        with study.alone():
+            self.parent = self._parent()
+
+    def log_finished(self, slots: Sequence[Slot]) -> None:
+        """Log every finished slot that has no child run yet, and complete a child that a kill left unfinished."""
+        new = [slot for slot in slots if slot.finished and slot.number not in self._logged]
+        if not new:
+            return
+        with self.study.alone():
+            known = {run.info.run_name: run for run in self._runs(f"tags.mlflow.parentRunId = '{self.parent}'")}
+            for slot in new:
+                self._log(slot, known.get(f"trial {slot.number}"))
+                self._logged.add(slot.number)
+
+    def fail(self) -> None:
+        """Close the run of a study in which every trial failed."""
+        self.tracking.end(self.parent, "FAILED")
+
+    def finish(self, best: Slot, name: str, importances: Mapping[str, float], figures: Path) -> str:
+        """Log the outcome on the parent, close it and return its id.
+
+        Parameters
+        ----------
+        name
+            What the score is.
+        importances
+            Dotted recipe key → share of the score's variance.
+        figures
+            Folder.
+        """
+        assert best.score is not None
+        shares = {f"importance.{key}": share for key, share in importances.items()}
+        self.tracking.metrics(self.parent, {"best_validation_score": best.score, **shares})
+        self.tracking.tag(self.parent, {"objective": name, "best_trial": str(best.number)})
+        self.tracking.artifact(self.parent, self.context.out / "best.yaml")
+        self.tracking.artifact(self.parent, figures, "figures")
+        self.tracking.end(self.parent)
+        return self.parent
+
+    def _parent(self) -> str:
+        """Return this study's run, which a killed or finished stage may have begun."""
+        found = self._runs(f"tags.`ctmr.study` = '{self.study.uid}'")
+        begun = [run for run in found if run.info.status != "FAILED"]
+        if begun:
+            return str(begun[0].info.run_id)
+        recipe = self.context.recipe
+        tags = {"stage": "tune", "recipe": recipe.name, "study": self.study.uid}
+        parent = self.tracking.start(f"tune {recipe.name}", tags=tags)
+        self.tracking.params(parent, {"tune": recipe.dump()["tune"]})
+        return parent
+
+    def _log(self, slot: Slot, child: Run | None) -> None:
+        if child is not None and child.info.status != "RUNNING":
+            return
+        evidence = Evidence.of(self.study.kept(slot))
+        if child is None:
+            run_id = self.tracking.start(f"trial {slot.number}", tags=self._tags(slot), parent=self.parent)
+        else:
+            run_id = str(child.info.run_id)
+        self.tracking.params(run_id, slot.params)
+        curves = {SCORE: dict(slot.reports)}
+        for step, losses in evidence.losses.items():
+            for name, value in losses.items():
+                curves.setdefault(f"train.{name}", {})[step] = value
+        self._curves(run_id, curves, begun=child is not None)
+        if evidence.pictures is not None:
+            self._pictures(run_id, slot, evidence)
+        if slot.error:
+            self.tracking.tag(run_id, {"error": slot.error})
+        self.tracking.end(run_id, "FAILED" if slot.state is SlotState.FAILED else "FINISHED")
+
+    def _tags(self, slot: Slot) -> dict[str, str]:
+        mine = bracket(self.context.recipe, slot.number)
+        tags = {"stage": "trial", "state": slot.state.value}
+        return tags if mine is None else {**tags, "bracket": str(mine)}
+
+    def _curves(self, run_id: str, curves: Mapping[str, Mapping[int, float]], *, begun: bool) -> None:
+        """Log points at once; those that a kill let through are left out."""
+        from mlflow.entities import Metric
+
+        from ctmr.tracking.mlflow import faults
+
+        client, now = self.tracking.client, int(time.time() * 1000)
+        with faults(self.tracking.uri):
+            begun_with = {name: client.get_metric_history(run_id, name) for name in (curves if begun else ())}
+            known = {(name, point.step) for name, points in begun_with.items() for point in points}
+            new = [
+                Metric(name, value, now, step)
+                for name, points in curves.items() for step, value in points.items()
+                if (name, step) not in known and math.isfinite(value)
+            ]  # fmt: skip
+            for k in range(0, len(new), _BATCH):
+                client.log_batch(run_id, metrics=new[k : k + _BATCH])
+
+    def _pictures(self, run_id: str, slot: Slot, evidence: Evidence) -> None:
+        """Log the trial's sample: validation images and what it made of them at its last report."""
+        import numpy as np
+
+        from ctmr.reports.samples import SampleGroup, sample_sheet
+
+        assert evidence.pictures is not None
+        shown = evidence.pictures.images.astype(np.float32) / 127.5 - 1.0
+        columns = evidence.pictures.columns
+        group = SampleGroup(
+            columns, tuple(shown.swapaxes(0, 1)), ("",) * len(shown), (-1.0, 1.0), "as the networks see it"
+        )
+        title = f"trial {slot.number} · step {evidence.step} · validation slices"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"step_{evidence.step:07d}.png"
+            path.write_bytes(sample_sheet([group], title=title))
+            self.tracking.artifact(run_id, path, "samples")
+
+    def _runs(self, where: str) -> list[Run]:
+        return list(self.tracking.client.search_runs([self.tracking.experiment_id], where, max_results=_MOST_RUNS))

@@ -1,0 +1,101 @@
+"""A copy of this project in a git repository of its own, where its doors are tried on a few small pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctmr.pipeline.names import STAGE_NAMES
+from tests.doors.test_run_on_pictures import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKSPACE_STAGES = [name for name in STAGE_NAMES if name not in ("register", "deploy")]
+SETTINGS = [
+    *(s for s in TINY if not s.startswith("gate=")),
+    "tune.trials=1",
+    "tune.workers=1",
+    "gate.cycle_slice.ssim.min=-1",
+    "gate.structure.nmi.min=-1",
+    "gate.unpaired_distribution.kid.max=100",
+]
+"""Limits one by one: a recipe's file keeps the default ones, so a replaced gate would differ between doors."""
+NOT_OURS = ("MLFLOW_", "CTMR_", "DVC_", "GIT_")
+
+
+@dataclass(frozen=True)
+class Project:
+    """The copy.
+
+    Attributes
+    ----------
+    environment
+        Without a person's settings, and with no environment active: ``ctmr`` is not on the PATH.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a command of the environment that `make install` made; return what it says."""
+        done = subprocess.run(
+            [str(self.folder / ".venv" / "bin" / words[0]), *words[1:]],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == code, said[-4000:]
+        return said
+
+    def git(self, *words: str) -> str:
+        """Run git; return its standard output."""
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    def commit(self) -> None:
+        """Commit everything that is not ignored."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "state")
+
+
+def copy_project(folder: Path) -> Project:
+    """Copy what git tracks or would track, and commit it there."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    here = str(Path(sys.executable).parent)
+    path = [p for p in os.environ["PATH"].split(os.pathsep) if p != here and not (Path(p) / "ctmr").exists()]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)} | {
+        "PATH": os.pathsep.join(path),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc_global"),
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc_site"),
+        "DVC_NO_ANALYTICS": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_URI": "sqlite:///.ctmr/mlflow.db",
+        "MLFLOW_EXPERIMENT_NAME": "ctmr",
+    }
+    project = Project(folder, environment)
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    project.git("init", "--quiet", "--initial-branch=main")
+    with (folder / ".git" / "info" / "exclude").open("a") as stream:
+        # The pattern of .gitignore is for a folder, this is a link.
+        stream.write(".venv\n")
+    project.commit()
+    return project
+
+
+def digests(folder: Path, stages: Sequence[str] = WORKSPACE_STAGES) -> dict[str, str]:
+    """Stage → content digest of its output below a run folder, whoever made it."""
+    return {n: json.loads((folder / n / "provenance" / "stage.json").read_text())["digest"] for n in stages}

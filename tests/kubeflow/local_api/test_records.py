@@ -1,0 +1,146 @@
+"""Records survive, change whole or not at all, and are their owner's alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+
+import pytest
+
+from ctmr.errors import EnvironmentFault
+from ctmr.kubeflow.local_api.faults import ApiError, Code
+from ctmr.kubeflow.local_api.records import Kind, Records, State, now
+from ctmr.system.processes import Process
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "records.db"
+
+
+@pytest.fixture
+def records(path):
+    opened = Records(path)
+    yield opened
+    opened.close()
+
+
+def add_run(records: Records, key: str, state: str = State.PENDING, experiment: str = "e") -> None:
+    document = {"run_id": key, "display_name": "r", "experiment_id": experiment, "state": state, "created_at": now(),
+                "state_history": []}  # fmt: skip
+    records.add(Kind.RUN, key, document, parent=experiment, specification='{"a": 1}')
+
+
+def test_records_survive_and_keep_their_order(path):
+    first = Records(path)
+    for key in ("c", "a", "b"):
+        add_run(first, key)
+    first.close()
+    again = Records(path)
+    assert [d["run_id"] for _, d in again.all(Kind.RUN)] == ["c", "a", "b"]
+    assert again.specification(Kind.RUN, "a") == {"a": 1}
+    again.close()
+
+
+def test_the_file_and_its_journal_are_readable_by_the_owner_only(path):
+    before = os.umask(0)
+    try:
+        records = Records(path)
+        add_run(records, "a")
+    finally:
+        os.umask(before)
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    assert {f.name for f in path.parent.iterdir()} >= {"records.db", "records.db-wal"}
+    records.close()
+
+
+def test_a_name_is_given_once_but_runs_share_theirs(records):
+    records.add(Kind.EXPERIMENT, "1", {"display_name": "x"})
+    records.add(Kind.PIPELINE, "2", {"display_name": "x"})
+    records.add(Kind.VERSION, "3", {"display_name": "x"}, parent="2")
+    records.add(Kind.VERSION, "4", {"display_name": "x"}, parent="other")
+    for kind, parent in ((Kind.EXPERIMENT, ""), (Kind.PIPELINE, ""), (Kind.VERSION, "2")):
+        with pytest.raises(ApiError) as refused:
+            records.add(kind, "5", {"display_name": "x"}, parent=parent)
+        assert refused.value.code is Code.ALREADY_EXISTS
+    add_run(records, "6")
+    add_run(records, "7")
+
+
+def test_a_run_moves_only_from_the_state_it_is_in(records):
+    add_run(records, "a")
+    assert not records.move("a", State.RUNNING, State.SUCCEEDED)
+    assert records.move("a", State.PENDING, State.RUNNING)
+    assert not records.move("a", State.PENDING, State.CANCELED)
+    assert records.move("a", State.RUNNING, State.FAILED, error={"code": 3, "message": "m"})
+    found = records.get(Kind.RUN, "a")
+    assert [h["state"] for h in found["state_history"]] == ["RUNNING", "FAILED"]
+    assert found["finished_at"] == found["state_history"][-1]["update_time"]
+    assert found["error"] == {"code": 3, "message": "m"}
+
+
+def test_the_oldest_pending_run_is_next(records):
+    for key in ("a", "b", "c"):
+        add_run(records, key)
+    records.move("a", State.PENDING, State.RUNNING)
+    assert records.first_pending() == "b"
+    records.move("b", State.PENDING, State.CANCELED)
+    assert records.first_pending() == "c"
+    records.remove(Kind.RUN, "c")
+    assert records.first_pending() is None
+
+
+def test_the_process_of_a_run_is_forgotten_when_it_ends(records):
+    add_run(records, "a")
+    process = Process.of(os.getpid())
+    records.move("a", State.PENDING, State.RUNNING)
+    records.set_process("a", process)
+    assert records.process("a") == process
+    assert "process" not in json.dumps(records.get(Kind.RUN, "a"))
+    records.move("a", State.RUNNING, State.SUCCEEDED)
+    assert records.process("a") is None
+
+
+def test_a_change_that_fails_leaves_the_record_as_it_was(records):
+    records.add(Kind.EXPERIMENT, "1", {"display_name": "x"})
+
+    def change(document):
+        document["display_name"] = "y"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        records.change(Kind.EXPERIMENT, "1", change)
+    assert records.get(Kind.EXPERIMENT, "1") == {"display_name": "x"}
+    records.change(Kind.EXPERIMENT, "1", lambda document: document.update(display_name="z"))
+    assert records.get(Kind.EXPERIMENT, "1") == {"display_name": "z"}
+
+
+def test_a_pipeline_goes_with_its_versions(records):
+    records.add(Kind.PIPELINE, "p", {"display_name": "p"})
+    records.add(Kind.VERSION, "v", {"display_name": "v"}, parent="p")
+    records.remove(Kind.PIPELINE, "p")
+    assert records.all(Kind.VERSION) == []
+
+
+@pytest.mark.parametrize("call", ["get", "specification", "remove"])
+def test_what_is_not_there_is_not_found(records, call):
+    add_run(records, "a")
+    for kind, key in ((Kind.RUN, "b"), (Kind.EXPERIMENT, "a")):
+        with pytest.raises(ApiError) as refused:
+            getattr(records, call)(kind, key)
+        assert refused.value.status == 404
+        assert repr(key) in str(refused.value)
+
+
+def test_a_file_that_is_no_record_or_of_another_layout_is_refused(path):
+    path.write_text("not a database, but long enough to be read as one" * 100)
+    with pytest.raises(EnvironmentFault, match="cannot be opened"):
+        Records(path)
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version=99")
+    with pytest.raises(EnvironmentFault, match="layout 99"):
+        Records(path)
