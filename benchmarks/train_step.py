@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from ctmr.data.sampling import Domain, TrainingData
 from ctmr.imaging.volume import Direction
-from ctmr.recipe.recipe import Loss, Network, Train
+from ctmr.recipe.training import Loss, Network, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.hardware.speed import step_tflop
 from ctmr.training.trainer import Trainer

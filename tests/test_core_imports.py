@@ -7,7 +7,10 @@ import sys
 import pytest
 from few_packages import blocked_packages
 
-CORE = ("ctmr.networks", "ctmr.training", "ctmr.data", "ctmr.metrics", "ctmr.imaging")
+CORE = (
+    *("ctmr.networks", "ctmr.training", "ctmr.metrics", "ctmr.imaging"),
+    *(f"ctmr.data.{name}" for name in ("shards", "domain", "sampling", "augment", "examples")),
+)
 
 PROGRAM = """
 import importlib, json, pkgutil, sys
@@ -26,7 +29,8 @@ sys.meta_path.insert(0, Blocker())
 imported = []
 for package in sys.argv[2:]:
     module = importlib.import_module(package)
-    names = [m.name for m in pkgutil.walk_packages(module.__path__, f"{package}.")]
+    below = pkgutil.walk_packages(module.__path__, f"{package}.") if hasattr(module, "__path__") else []
+    names = [package, *(m.name for m in below)]
     imported += [importlib.import_module(name).__name__ for name in names]
 print(json.dumps(imported))
 """

@@ -15,8 +15,9 @@ import urllib.request
 import pytest
 
 from ctmr.cli import services
-from ctmr.cli.services import Daemon, mlflow_ui, pipelines, pipelines_address
+from ctmr.cli.services import mlflow_ui, pipelines, pipelines_address
 from ctmr.errors import EnvironmentFault
+from ctmr.system.daemon import Daemon
 from ctmr.system.processes import start_time
 
 # Answers on its port, and has a child.

@@ -11,7 +11,7 @@ from torch import nn
 from ctmr.errors import InputError
 from ctmr.networks import build_discriminator, receptive_field
 from ctmr.networks.discriminators import Convolutional, PatchGan, PositionAware, ResNet18Classifier
-from ctmr.recipe.recipe import Discriminator, DiscriminatorKind, LayerNorm
+from ctmr.recipe.training import Discriminator, DiscriminatorKind, LayerNorm
 
 
 def test_the_patchgan_of_three_layers_has_the_published_2_765_million_parameters() -> None:

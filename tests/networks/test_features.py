@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.networks.features import build_features, vgg19_layers
-from ctmr.recipe.recipe import FeatureExtractor, Perceptual
+from ctmr.recipe.training import FeatureExtractor, Perceptual
 
 torch.set_num_threads(1)
 # Simonyan & Zisserman 2015, table 1, column E; "M" is a pooling.

@@ -11,7 +11,7 @@ from ctmr.errors import InputError
 from ctmr.networks import build_generator
 from ctmr.networks.blocks import convolutions, mixes_images
 from ctmr.networks.generators import EncoderDecoder, ResNetGenerator, UNetGenerator, UNetResNet18
-from ctmr.recipe.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
+from ctmr.recipe.training import Generator, GeneratorKind, LayerNorm, Upsampling
 
 DRAW = torch.Generator().manual_seed(0)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ctmr.errors import InputError
 from ctmr.networks import build_discriminator, build_generator
 from ctmr.networks.resnet18 import ResNet18, load_imagenet
-from ctmr.recipe.recipe import Discriminator, DiscriminatorKind, Generator, GeneratorKind, LayerNorm, Network
+from ctmr.recipe.training import Discriminator, DiscriminatorKind, Generator, GeneratorKind, LayerNorm, Network
 from ctmr.training.cyclegan.networks import CycleGan
 
 torch.set_num_threads(1)

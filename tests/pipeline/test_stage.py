@@ -14,7 +14,8 @@ import pytest
 from ctmr.errors import EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import stage as contract
 from ctmr.pipeline.stage import RECORD, Stage, run_stage
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
 
 
@@ -236,7 +237,7 @@ def test_when_the_last_rename_fails_the_old_output_comes_back(toy, monkeypatch):
     toy()
     before = files_of(toy.out)
     toy.recipe = override(toy.recipe, [("train.steps", 3)])
-    monkeypatch.setattr("ctmr.pipeline.stage.exchange", lambda a, b: full_disk())
+    monkeypatch.setattr("ctmr.system.files.exchange", lambda a, b: full_disk())
     with pytest.raises(EnvironmentFault):
         toy()
     assert files_of(toy.out) == before

@@ -11,8 +11,10 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction
 from ctmr.metrics.protocol import PROTOCOLS, Metric
 from ctmr.pipeline.names import STAGE_NAMES
-from ctmr.recipe.loading import load, recipe_folder, recipe_names, render
-from ctmr.recipe.recipe import Recipe, Train, Uniform, merge, override, parse, section_digest, set_key
+from ctmr.recipe.loading import load, merge, override, parse, recipe_folder, recipe_names, render, set_key
+from ctmr.recipe.recipe import Recipe, section_digest
+from ctmr.recipe.training import Train
+from ctmr.recipe.tuning import Uniform
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = ["default", *sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml"))]

@@ -3,7 +3,9 @@
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import Choice, Integers, LogUniform, Pruner, Recipe, Sampler, Uniform, parse
+from ctmr.recipe.loading import parse
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Choice, Integers, LogUniform, Pruner, Sampler, Uniform
 
 
 def refusal(space, **tune):

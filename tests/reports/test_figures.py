@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctmr.evaluation.sections import compare
 from ctmr.imaging.volume import Unit
 from ctmr.reports.figures import (
     LesionPanel,
-    compare,
     comparison_figure,
     lesion_figure,
     loss_curves,

@@ -11,7 +11,8 @@ from ctmr.data.manifest import Split
 from ctmr.data.shards import Shard, ShardVolume, write_shard
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.volume import Modality, Unit
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 
 SIZE, SLICES = 16, 4
 SETTINGS = [

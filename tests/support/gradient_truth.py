@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.data.sampling import Batch
-from ctmr.recipe.recipe import Loss
+from ctmr.recipe.training import Loss
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.hardware.speed import Plan

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ctmr.data.sampling import Domain, TrainingData
-from ctmr.recipe.recipe import Adversarial, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.recipe.training import Adversarial, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
 from ctmr.training.trainer import Trainer
 
 KILLS = 20 if os.environ.get("CTMR_DRILL") == "full" else 3
@@ -97,7 +97,8 @@ def stage(preprocessed: str, best: str, settings: list[Any], home: str, out: str
     """Run the stage train."""
     from ctmr.pipeline.stage import run_stage
     from ctmr.pipeline.stages import train
-    from ctmr.recipe.recipe import Recipe, override
+    from ctmr.recipe.loading import override
+    from ctmr.recipe.recipe import Recipe
     from ctmr.system.home import Home
 
     run_stage(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ctmr.data.sampling import Batch, Domain, TrainingData
-from ctmr.recipe.recipe import Discriminator, Generator, GeneratorKind, LayerNorm, Loss, Network, Speed, Train
+from ctmr.recipe.training import Discriminator, Generator, GeneratorKind, LayerNorm, Loss, Network, Speed, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.trainer import Trainer
 

@@ -8,7 +8,7 @@ from few_pixels import preprocessed, tiny
 from torch import Tensor
 
 from ctmr.data.sampling import Domain, TrainingData
-from ctmr.recipe.recipe import Discriminator, Generator, Loss, Network, Precision, Train, Warmup
+from ctmr.recipe.training import Discriminator, Generator, Loss, Network, Precision, Train, Warmup
 
 __all__ = ["preprocessed", "tiny"]
 

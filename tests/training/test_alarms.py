@@ -16,7 +16,7 @@ from ctmr.data.sampling import Domain, TrainingData
 from ctmr.data.shards import pack_head
 from ctmr.errors import CtmrError
 from ctmr.imaging.volume import Modality
-from ctmr.recipe.recipe import Adversarial, Alarm, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.recipe.training import Adversarial, Alarm, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
 from ctmr.training.alarms import (
     Reading,
     discriminator_won,

@@ -12,8 +12,9 @@ from ctmr.data.sampling import Domain, TrainingData
 from ctmr.networks import build_discriminator, build_generator
 from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.translator import Translator
-from ctmr.recipe.loading import load
-from ctmr.recipe.recipe import Generator, GeneratorKind, LayerNorm, Recipe, Upsampling, Window, override
+from ctmr.recipe.loading import load, override
+from ctmr.recipe.recipe import Recipe, Window
+from ctmr.recipe.training import Generator, GeneratorKind, LayerNorm, Upsampling
 from ctmr.serving.export import export_translator
 from ctmr.training.events import DoneEvent, NoticeEvent, SampleEvent, StepEvent
 from ctmr.training.trainer import Trainer

@@ -14,7 +14,8 @@ import torch
 from ctmr.data.manifest import Split
 from ctmr.errors import InputError
 from ctmr.networks.model_folder import Description
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.reports import samples as sheets
 from ctmr.training.events import SampleEvent
 from ctmr.training.samples import Samples

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from ctmr.data.sampling import TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Direction
-from ctmr.recipe.recipe import (
+from ctmr.recipe.training import (
     Adversarial,
     Discriminator,
     Generator,
@@ -121,7 +121,7 @@ def test_another_process_resumes_to_the_same_bits(sections: Sections, tmp_path: 
 import torch
 from ctmr.data.sampling import Domain, TrainingData
 from ctmr.training.trainer import Trainer
-from ctmr.recipe.recipe import Loss, Network, Train
+from ctmr.recipe.training import Loss, Network, Train
 from pathlib import Path
 mr, ct = torch.load({str(tmp_path / "data.pt")!r}, weights_only=True)
 sections = [s.model_validate_json(t) for s, t in zip((Network, Loss, Train), {texts!r})]

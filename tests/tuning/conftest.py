@@ -24,10 +24,12 @@ from urllib.parse import quote_plus
 import pytest
 from few_pixels import database, preprocessed, tiny
 
-from ctmr.pipeline.stage import Result, run_stage, silent
+from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages import tune
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
+from ctmr.system.progress import silent
 from ctmr.tuning import trial
 from ctmr.tuning import worker as study_worker
 from ctmr.tuning.study import SLOT, WORKER, Study

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctmr.recipe.recipe import Pruner, Recipe
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Pruner
 from ctmr.tuning.hyperband import bracket_of, bracket_sizes, goes_on, rungs
 from ctmr.tuning.trial import Slot, SlotState, bracket, report_steps, should_prune
 

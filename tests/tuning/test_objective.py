@@ -11,7 +11,8 @@ from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.metrics.distribution import features, polynomial_mmd2
 from ctmr.metrics.structure import normalised_mutual_information
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.training.setup import describe
 from ctmr.tuning.evidence import Evidence
 from ctmr.tuning.objective import Scorer

@@ -14,7 +14,8 @@ from ctmr.cli.app import main
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.pipeline.stages import tune
 from ctmr.recipe.loading import render
-from ctmr.recipe.recipe import LogUniform, Recipe, Uniform
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import LogUniform, Uniform
 from ctmr.tuning import storage
 from ctmr.tuning.figures import importances
 from ctmr.tuning.trial import Slot, SlotState, StoppedError

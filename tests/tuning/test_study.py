@@ -16,7 +16,9 @@ import sqlalchemy
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.pipeline.stage import Place
-from ctmr.recipe.recipe import Choice, Integers, Recipe, Uniform, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Choice, Integers, Uniform
 from ctmr.system.processes import start_time
 from ctmr.tuning import storage
 from ctmr.tuning.naming import study_folder
@@ -256,7 +258,7 @@ def test_recipes_that_differ_in_their_search_space_alone_mean_one_study(tmp_path
     recipe = recipe_of(4, 2)
 
     def folder(*changes, place=place):
-        return study_folder(place, override(recipe, changes))
+        return study_folder(place.parts, place.work, override(recipe, changes))
 
     assert folder() == folder(("tune.space", {"loss.cycle": {"kind": "uniform", "low": 1, "high": 2}}))
     others = [

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import Choice, Integers, LogUniform, Pruner, Recipe, Sampler, Uniform, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Choice, Integers, LogUniform, Pruner, Sampler, Uniform
 from ctmr.tuning.trial import Slot, SlotState, propose, report_steps, should_prune, trial_recipe
 
 LR, CYCLE = "train.lr_generator", "loss.cycle"

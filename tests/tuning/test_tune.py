@@ -14,7 +14,8 @@ from PIL import Image
 from ctmr.errors import InputError
 from ctmr.pipeline.stage import run_stage
 from ctmr.pipeline.stages import tune
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.tuning import worker as study_worker
 from ctmr.tuning.figures import MIN_COMPLETE
 from ctmr.tuning.study import RELEASED, SLOT, WORKER

@@ -61,7 +61,7 @@ import multiprocessing, sys, time
 from pathlib import Path
 from ctmr.recipe.recipe import Recipe
 from ctmr.tuning import worker as study_worker, trial
-from ctmr.pipeline.stage import silent
+from ctmr.system.progress import silent
 from ctmr.tuning.study import Study
 
 def endless(preprocessed, recipe, stopped):

@@ -13,8 +13,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ctmr.pipeline.inline import Run
-    from ctmr.pipeline.stage import Report, Result
+    from ctmr.pipeline.stage import Result
     from ctmr.recipe.recipe import Recipe
+    from ctmr.system.progress import Report
     from ctmr.tracking.lineage import Link
 
 PLAIN_INTERVAL_S = 5.0

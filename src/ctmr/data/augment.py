@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctmr.data.transfer import to_device
-from ctmr.recipe.recipe import Train
+from ctmr.recipe.training import Train
 
 BACKGROUND = -1.0
 """Normalised value of air, of no signal and of depth 0."""
@@ -129,3 +128,10 @@ def _resampled(images: Tensor, rows: Tensor, columns: Tensor, angle: Tensor, zoo
         images - BACKGROUND, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
     return shown + BACKGROUND
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on a device; for CUDA through page-locked memory, so that the host goes on at once."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

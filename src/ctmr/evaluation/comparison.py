@@ -21,7 +21,7 @@ from ctmr.metrics.tissue import TissueTable, classes_by_hu, pool_tables, table_o
 from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ctmr.reports.figures import Compared
+    from ctmr.evaluation.sections import Compared
 
 TISSUE_CASES = 2
 """Synthetic MR images that are translated whole, to be looked at tissue by tissue."""
@@ -210,7 +210,7 @@ def _by_source(held: HeldOut, index: int, case: Case, made: NDArray[Any]) -> Tis
 
 
 def _sections(case: Case, native: Volume) -> Compared:
-    from ctmr.reports.figures import compare as compare_images
+    from ctmr.evaluation.sections import compare as compare_images
 
     source = case.volumes[0]
     truth = case.truth

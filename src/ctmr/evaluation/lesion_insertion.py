@@ -16,7 +16,7 @@ from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.metrics.detection import Site, matched_means
 from ctmr.phantom import PhantomHead
 from ctmr.phantom.twins import Twins, make_twins, seed_of
-from ctmr.recipe.recipe import Lesions
+from ctmr.recipe.evaluation import Lesions
 
 CONTRAST_HU = 100.0
 """What the recipe's contrast is a share of in a CT; in other images it is the head's median value."""

@@ -26,7 +26,8 @@ from ctmr.metrics.detection import (
 )
 from ctmr.metrics.protocol import CaseMetrics, Metric
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
-from ctmr.recipe.recipe import Lesions, Recipe
+from ctmr.recipe.evaluation import Lesions
+from ctmr.recipe.recipe import Recipe
 
 SOFT_TISSUE_HU = (-20.0, 100.0)
 """Where a blob in a CT could be taken for a lesion."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
 from ctmr.evaluation.comparison import Cases
 from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.metrics.distribution import unit_interval
 from ctmr.recipe.recipe import Recipe
-from ctmr.tuning.objective import unit_interval
 
 if TYPE_CHECKING:
     from ctmr.metrics.baselines import TrivialTranslator

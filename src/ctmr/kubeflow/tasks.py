@@ -12,15 +12,11 @@ from typing import Any, NamedTuple
 
 from ctmr.errors import CtmrError
 from ctmr.pipeline import events
+from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home, quiet_libraries
-
-WORKSPACE = "CTMR_WORKSPACE"
-"""Environment variable of a run on one machine: the folder that keeps the stages' outputs between runs."""
-WORKSPACES = "CTMR_WORKSPACES"
-"""The same, when the folder's name shall be ``<recipe>-<dataset>`` below the one that this variable names."""
 
 START = "start"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import HOUNSFIELD_AIR_HU, Direction, Unit
+from ctmr.imaging.volume import HOUNSFIELD_AIR_HU, Direction, Modality, Unit
 
 HISTOGRAM_MATCHING = "histogram matching"
 MATCHED_LINE = "quantile-matched line"
@@ -17,14 +18,36 @@ MEAN_IMAGE = "mean image"
 FILLED_HEAD = "head filled with 35 HU"
 IDENTITY = "identity"
 
-if TYPE_CHECKING:
-    from ctmr.data.shards import Shard
-
 SOFT_TISSUE_HU = 35.0
 LINE_QUANTILES = (0.1, 0.9)
 _QUANTILES = np.linspace(0.0, 1.0, 1001)
 _MAX_SAMPLE = 2_000_000
 _OUTSIDE: dict[Unit, float] = {Unit.HU: HOUNSFIELD_AIR_HU, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
+
+
+class TrainingImages(Protocol):
+    """The training images of one modality that a baseline is fitted on; `ctmr.data.shards.Shard` is one.
+
+    Attributes
+    ----------
+    slices
+        ``[N, C, H, W]`` in physical units.
+    head
+        ``[N, H, W]`` bool, True inside the head.
+    volumes
+        In order of their slices; each has ``first``, ``count`` and ``level`` (of its first slice, from the centre).
+    """
+
+    @property
+    def slices(self) -> NDArray[Any]: ...
+    @property
+    def head(self) -> NDArray[np.bool_]: ...
+    @property
+    def volumes(self) -> Sequence[Any]: ...
+    @property
+    def unit(self) -> Unit: ...
+    @property
+    def modality(self) -> Modality: ...
 
 
 class TrivialTranslator(Protocol):
@@ -62,7 +85,7 @@ class HistogramMatching:
     outside: float
 
     @classmethod
-    def fit(cls, target: Shard) -> HistogramMatching:
+    def fit(cls, target: TrainingImages) -> HistogramMatching:
         """Learn the target's quantiles inside heads."""
         return cls(np.quantile(_sample_heads(target), _QUANTILES), _OUTSIDE[target.unit])
 
@@ -91,7 +114,7 @@ class MatchedLine:
     outside: float
 
     @classmethod
-    def fit(cls, target: Shard) -> MatchedLine:
+    def fit(cls, target: TrainingImages) -> MatchedLine:
         """Learn the two percentiles of the target inside heads."""
         low, high = np.quantile(_sample_heads(target), LINE_QUANTILES)
         return cls(float(low), float(high), _OUTSIDE[target.unit])
@@ -124,7 +147,7 @@ class MeanImage:
     images: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, target: Shard) -> MeanImage:
+    def fit(cls, target: TrainingImages) -> MeanImage:
         """Average the target's slices level by level."""
         level_of = np.empty(target.slices.shape[0], dtype=np.int64)
         for v in target.volumes:
@@ -176,7 +199,7 @@ class Identity:
         return same
 
 
-def fit_trivial(source: Shard, target: Shard, direction: Direction) -> dict[str, TrivialTranslator]:
+def fit_trivial(source: TrainingImages, target: TrainingImages, direction: Direction) -> dict[str, TrivialTranslator]:
     """Fit every trivial translator that the units allow, from unpaired training shards alone.
 
     Parameters
@@ -214,7 +237,7 @@ def fit_trivial(source: Shard, target: Shard, direction: Direction) -> dict[str,
     return fitted
 
 
-def _sample_heads(shard: Shard) -> NDArray[np.float64]:
+def _sample_heads(shard: TrainingImages) -> NDArray[np.float64]:
     """Values inside heads, evenly thinned to a size that memory holds."""
     step = max(1, int(shard.head.sum()) // _MAX_SAMPLE)
     parts = [shard.slices[n, 0][shard.head[n]][::step] for n in range(shard.slices.shape[0])]

@@ -318,3 +318,9 @@ def _check_features(x: NDArray[Any], y: NDArray[Any]) -> None:
         raise ValueError(f"features are [N, F] with one F, found {x.shape} and {y.shape}")
     if min(x.shape[0], y.shape[0]) < 2:
         raise ValueError(f"a distribution needs at least 2 images a side, found {x.shape[0]} and {y.shape[0]}")
+
+
+def unit_interval(images: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """Map a range to [0, 1], as feature extractors take it."""
+    out: NDArray[np.float32] = np.clip((images.astype(np.float32) - low) / (high - low), 0.0, 1.0)
+    return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import LayerNorm, Upsampling
+from ctmr.recipe.training import LayerNorm, Upsampling
 
 LEAK = 0.2
 """Slope of leaky rectifiers below zero (Radford et al. 2016)."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ctmr.errors import InputError
 from ctmr.networks.blocks import LEAK, WIDEST, convolutions, initialise, norm, require_room, triple
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe.recipe import Discriminator, DiscriminatorKind, LayerNorm
+from ctmr.recipe.training import Discriminator, DiscriminatorKind, LayerNorm
 
 POSITION_CHANNELS = 3
 """Row, |column| and depth under the skin."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.networks.weights import read_weights, require_fit
-from ctmr.recipe.recipe import FeatureExtractor, Perceptual
+from ctmr.recipe.training import FeatureExtractor, Perceptual
 from ctmr.system.digest import file_digest
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

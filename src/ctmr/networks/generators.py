@@ -19,7 +19,7 @@ from ctmr.networks.blocks import (
     upsampling,
 )
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe.recipe import Generator, GeneratorKind, LayerNorm, Upsampling
+from ctmr.recipe.training import Generator, GeneratorKind, LayerNorm, Upsampling
 
 
 class ResNetGenerator(nn.Module):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ctmr.errors import InputError
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.recipe.recipe import Generator, Normalise
+from ctmr.recipe.recipe import Normalise
+from ctmr.recipe.training import Generator
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ctmr.networks.blocks import norm
 from ctmr.networks.weights import read_weights, require_fit
-from ctmr.recipe.recipe import LayerNorm
+from ctmr.recipe.training import LayerNorm
 from ctmr.system.digest import file_digest
 
 STEM_DIVISOR = 4

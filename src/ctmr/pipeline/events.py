@@ -1,4 +1,4 @@
-"""What the tasks of a run tell whoever started it: one JSON line an event, in the file that CTMR_EVENTS names."""
+"""Between a run and its tasks: variables that it hands them, and their events, a JSON line each in a file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import CtmrError
-from ctmr.pipeline.stage import Report, Result
+from ctmr.pipeline.stage import Result
+from ctmr.system.progress import Report
 
 EVENTS = "CTMR_EVENTS"
 """Environment variable with the path of the events' file; without it, tasks print for the log of their container."""
+
+WORKSPACE = "CTMR_WORKSPACE"
+"""Environment variable of a run on one machine: the folder that keeps the stages' outputs between runs."""
+WORKSPACES = "CTMR_WORKSPACES"
+"""The same, when the folder's name shall be ``<recipe>-<dataset>`` below the one that this variable names."""
 
 Event = Mapping[str, Any]
 

@@ -13,10 +13,11 @@ from ctmr.datasets.dvc import Source
 from ctmr.errors import GateFailed, InputError
 from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.pipeline.parameters import DEMO
-from ctmr.pipeline.stage import Report, Result, Stage, read_record, run_stage, silent
+from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
+from ctmr.system.progress import Report, silent
 from ctmr.tracking.mlflow import whole_run
 
 

@@ -20,14 +20,15 @@ from typing import Any
 from ctmr import errors
 from ctmr.datasets.dvc import Source
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
-from ctmr.kubeflow.tasks import WORKSPACE, WORKSPACES
 from ctmr.pipeline import events
+from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.inline import Run, run_pipeline
-from ctmr.pipeline.stage import Report, Result, silent
+from ctmr.pipeline.stage import Result
 from ctmr.recipe.loading import is_file_name, load, recipe_path
 from ctmr.system.files import write_file
 from ctmr.system.home import Home
 from ctmr.system.processes import Process, end_session
+from ctmr.system.progress import Report, silent
 from ctmr.tracking.mlflow import whole_run
 
 PIPELINE, PARAMETERS, EVENTS, LOG, OUTCOME = "pipeline.yaml", "params.json", "events.jsonl", "log.txt", "outcome.json"

@@ -12,9 +12,10 @@ from ctmr.datasets.dvc import Source
 from ctmr.errors import InputError
 from ctmr.pipeline import inline
 from ctmr.pipeline.parameters import DEMO
-from ctmr.pipeline.stage import Report, Result, Stage, read_record, run_stage
+from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
+from ctmr.system.progress import Report
 from ctmr.tracking.mlflow import GIVEN, Tracking
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -13,28 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.recipe.recipe import Recipe, section_digest
 from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_digest
+from ctmr.system.files import put_in_place, sweep_partial
 from ctmr.system.home import Code, Home
 from ctmr.system.processes import torchrun_rank
+from ctmr.system.progress import Report, silent
 
 RECORD = f"{PROVENANCE}/stage.json"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-
-
-class Report(Protocol):
-    """Where a stage says what it is doing; `fraction` in [0, 1] drives a progress bar."""
-
-    def __call__(self, message: str, fraction: float | None = None) -> None: ...
-
-
-def silent(message: str, fraction: float | None = None) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +238,7 @@ def run_stage(
             )
         because = "what it did is no longer there"
     work.mkdir(parents=True, exist_ok=True)
-    _clear_up(out)
+    sweep_partial(out)
     temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
     temporary.mkdir(parents=True)
     try:
@@ -296,49 +285,6 @@ def read_record(out: Path) -> dict[str, Any] | None:
         return record if record["digest"] == content_digest(out) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def put_in_place(temporary: Path, out: Path) -> None:
-    """Flush a finished folder to disk and give it its name; at every instant the old or the new one stands there."""
-    for entry in temporary.rglob("*"):
-        if entry.is_file():
-            _fsync(entry)
-    if out.exists():
-        exchange(temporary, out)
-    else:
-        temporary.rename(out)
-    _fsync(out.parent)
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def exchange(a: Path, b: Path) -> None:
-    """Swap two folders in one step (Linux renameat2); two renames where the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(number, os.strerror(number), str(b))
-    aside = a.with_name(a.name + ".old")
-    b.rename(aside)
-    a.rename(b)
-    aside.rename(a)
-
-
-def _clear_up(out: Path) -> None:
-    """Remove what killed runs of this stage left beside its output; a run that lives keeps its folder."""
-    for left in out.parent.glob(f".{out.name}.*.partial*"):
-        pid = left.name.removeprefix(f".{out.name}.").partition(".")[0]
-        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _why(out: Path, parts: Mapping[str, str]) -> str:

@@ -10,45 +10,14 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ctmr.imaging.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
 from ctmr.imaging.volume import UNEVEN_LIMIT, Direction
 from ctmr.metrics.protocol import PROTOCOLS, Metric
-from ctmr.recipe.base import Count, Fraction, NonNegative, Positive
-from ctmr.recipe.base import Section as Section
-from ctmr.recipe.evaluation import Lesions as Lesions
-from ctmr.recipe.evaluation import Robustness as Robustness
-from ctmr.recipe.evaluation import Uncertainty as Uncertainty
-from ctmr.recipe.reading import merge as merge
-from ctmr.recipe.reading import override as override
-from ctmr.recipe.reading import parse as parse
-from ctmr.recipe.reading import set_key as set_key
-from ctmr.recipe.speed import Layers as Layers
-from ctmr.recipe.speed import Layout as Layout
-from ctmr.recipe.speed import Precision as Precision
-from ctmr.recipe.speed import Speed as Speed
-from ctmr.recipe.training import Adversarial as Adversarial
-from ctmr.recipe.training import Alarm as Alarm
-from ctmr.recipe.training import Alarms as Alarms
-from ctmr.recipe.training import CycleTerms as CycleTerms
-from ctmr.recipe.training import Discriminator as Discriminator
-from ctmr.recipe.training import DiscriminatorKind as DiscriminatorKind
-from ctmr.recipe.training import FeatureExtractor as FeatureExtractor
-from ctmr.recipe.training import Generator as Generator
-from ctmr.recipe.training import GeneratorKind as GeneratorKind
-from ctmr.recipe.training import LayerNorm as LayerNorm
-from ctmr.recipe.training import Loss as Loss
-from ctmr.recipe.training import Network as Network
-from ctmr.recipe.training import Pairs as Pairs
-from ctmr.recipe.training import Perceptual as Perceptual
-from ctmr.recipe.training import Supervised as Supervised
-from ctmr.recipe.training import Term as Term
-from ctmr.recipe.training import Train as Train
-from ctmr.recipe.training import Upsampling as Upsampling
-from ctmr.recipe.training import Warmup as Warmup
-from ctmr.recipe.tuning import Choice as Choice
-from ctmr.recipe.tuning import Integers as Integers
-from ctmr.recipe.tuning import LogUniform as LogUniform
-from ctmr.recipe.tuning import Pruner as Pruner
-from ctmr.recipe.tuning import Sampler as Sampler
-from ctmr.recipe.tuning import Tune as Tune
-from ctmr.recipe.tuning import Uniform as Uniform
+from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
+from ctmr.recipe.evaluation import Lesions, Robustness, Uncertainty
+from ctmr.recipe.training import (
+    Loss,
+    Network,
+    Train,
+)
+from ctmr.recipe.tuning import Tune
 from ctmr.system.digest import tree_digest
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
-from ctmr.recipe.speed import Precision, Speed
 
 RESNET18_STAGES = 4
 """Of a whole ResNet-18; each but the first halves the image, after a stem that quarters it."""
@@ -274,6 +273,52 @@ class Alarms(Section):
         if unseen:
             raise ValueError(f"stop names {', '.join(unseen)}, which watch leaves out; add them to watch")
         return self
+
+
+class Precision(StrEnum):
+    """Arithmetic of the networks' forward passes."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    """fp32 whose convolutions on CUDA round their factors to 10 bits; elsewhere fp32."""
+    BF16 = "bf16"
+    AUTO = "auto"
+    """bf16 where it is fast (CUDA from Ampere on, CPU with AMX), else fp32."""
+
+
+class Layout(StrEnum):
+    """Memory format of images and weights in training."""
+
+    AUTO = "auto"
+    CONTIGUOUS = "contiguous"
+    CHANNELS_LAST = "channels_last"
+
+
+class Layers(StrEnum):
+    """Whose instance norm and reflection padding train: PyTorch's, or those of `ctmr.networks.fast_layers`."""
+
+    AUTO = "auto"
+    PYTORCH = "pytorch"
+    FAST = "fast"
+
+
+_Switch = Literal["auto"] | bool
+
+
+class Speed(Section):
+    """How a step is computed. ``auto`` is what was measured fastest on such a device and equals float64 in tests."""
+
+    layout: Layout = Layout.AUTO
+    layers: Layers = Layers.AUTO
+    """Instance norm fused with its rectifier, and padding by index, that keep the memory format."""
+    joined: _Switch = "auto"
+    """One pass for fake and identity, and for real and fake, where images do not change each other's output."""
+    fused_adam: _Switch = "auto"
+    """Adam in one kernel for all weights."""
+    compile: _Switch = "auto"
+    """torch.compile of both kinds of network, for the shapes of the training alone."""
+    graphs: _Switch = "auto"
+    """CUDA graphs: a step's kernels are launched at once. No effect on CPU."""
 
 
 class Train(Section):

@@ -13,6 +13,7 @@ from ctmr.evaluation.direction import CHAMPION, Side
 from ctmr.evaluation.gate import Verdict
 from ctmr.evaluation.lesions import LesionTest
 from ctmr.evaluation.robustness import Robustness
+from ctmr.evaluation.sections import UNIT_WORDS
 from ctmr.evaluation.uncertainty import COVERAGES, Uncertainty
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.protocol import Metric
@@ -93,7 +94,7 @@ class Evidence:
             cases=dict(side.cases),
             words=self._words(),
             tissues=side.measured.tissues,
-            tissue_unit=figures.UNIT_WORDS[side.held.target_unit],
+            tissue_unit=UNIT_WORDS[side.held.target_unit],
             warnings=side.warnings,
             lesions=[_lesion_table(t) for t in self.lesions],
             uncertainty=[
@@ -153,7 +154,7 @@ class Evidence:
         held = self.side.held
         error, truth = "", "; no truth exists"
         if exhibit.error is not None:
-            error = f", MAE {exhibit.error:.4g} {figures.UNIT_WORDS[held.target_unit]}"
+            error = f", MAE {exhibit.error:.4g} {UNIT_WORDS[held.target_unit]}"
             truth = ", truth and difference"
         title = f"{exhibit.subject or exhibit.case}, held out{error}"
         kind = "phantom head" if held.phantom else "image"
@@ -213,7 +214,7 @@ class Evidence:
     def _sweeps(self) -> dict[str, ReportFigure]:
         drawn: dict[str, ReportFigure] = {}
         held = self.side.held
-        unit = figures.UNIT_WORDS[held.target_unit]
+        unit = UNIT_WORDS[held.target_unit]
         if self.robustness and self.robustness.curves:
             sweep = self.robustness
             chart = charts.robustness_chart(

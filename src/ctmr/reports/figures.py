@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctmr.evaluation.sections import (
+    BONE_WINDOW,
+    BRAIN_WINDOW,
+    UNIT_WORDS,
+    Compared,
+    GreyWindow,
+    difference_limit,
+    own_window,
+)
 from ctmr.imaging.volume import Unit
 from ctmr.reports.canvas import BOX, BOX_INK, BOX_MUTED, bare, colour_bar, light_box, marked
 from ctmr.reports.charts import loss_chart
@@ -18,110 +27,12 @@ from ctmr.reports.charts import loss_chart
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_AXIAL_LEVELS = (0.3, 0.45, 0.6, 0.75)
 _SHEET_WIDTH_PX = 760
 
 
-@dataclass(frozen=True)
-class GreyWindow:
-    """Grey levels of a display: black at `low`, white at `high`."""
-
-    name: str
-    low: float
-    high: float
-
-
-BRAIN_WINDOW = GreyWindow("brain window", -40.0, 120.0)
-BONE_WINDOW = GreyWindow("bone window", -700.0, 1700.0)
-DIFFERENCE_LIMIT_HU = 500.0
 LESION_LIMIT_HU = 60.0
-UNIT_WORDS = {Unit.HU: "HU", Unit.GREY8: "grey level", Unit.ARBITRARY: "arbitrary units"}
 _OUTLINE = "#ffd166"
 _KEPT, _LOST = "#7ddba3", "#ff8f87"
-
-
-@dataclass(frozen=True)
-class Section:
-    """One row of a comparison: where it is, and the height of a voxel over its width."""
-
-    name: str
-    aspect: float
-    height: float
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a comparison: an image in each section, its window (``None``: a difference) and its unit."""
-
-    name: str
-    images: tuple[NDArray[Any], ...]
-    window: GreyWindow | None
-    unit: str
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Sections of a case: what a comparison shows of whole volumes, and nothing more."""
-
-    sections: tuple[Section, ...]
-    columns: tuple[Column, ...]
-    limit: float
-
-
-def compare(
-    source: NDArray[Any],
-    synthetic: NDArray[Any],
-    truth: NDArray[Any] | None = None,
-    *,
-    source_unit: Unit,
-    target_unit: Unit,
-    source_name: str,
-    target_name: str,
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    head: NDArray[np.bool_] | None = None,
-) -> Compared:
-    """Take source, synthetic image, truth and difference at several axial levels and in one midline sagittal section.
-
-    Parameters
-    ----------
-    source, synthetic, truth
-        ``[D, H, W]`` on one grid, D to superior and H to posterior; a picture is ``[1, H, W]``. Without truth there is
-        no difference.
-    source_unit, target_unit
-        Units; a target in HU is shown in brain and bone windows.
-    source_name, target_name
-        ``MR T1``, ``CT``, …; the synthetic image's column says *synthetic*.
-    spacing_mm
-        Of D, H, W: the sagittal section has right proportions.
-    head
-        ``[D, H, W]`` bool; outside it the difference is left blank, since the errors there are in no number.
-    """
-    rows = _sections(source.shape)
-    windows = (BRAIN_WINDOW, BONE_WINDOW) if target_unit is Unit.HU else (_own_window(synthetic, truth),)
-    target = UNIT_WORDS[target_unit]
-    columns = [Column(source_name, _cut(source, rows), _own_window(source, None), UNIT_WORDS[source_unit])]
-    for w in windows:
-        columns.append(Column(f"synthetic {target_name}\n{w.name}", _cut(synthetic, rows), w, target))
-        if truth is not None:
-            columns.append(Column(f"true {target_name}\n{w.name}", _cut(truth, rows), w, target))
-    limit = DIFFERENCE_LIMIT_HU
-    if truth is not None:
-        difference = synthetic.astype(np.float32) - truth.astype(np.float32)
-        if head is not None:
-            difference = np.where(head, difference, np.nan)
-        limit = limit if target_unit is Unit.HU else _difference_limit(difference)
-        columns.append(Column("difference\nsynthetic - true", _cut(difference, rows), None, target))
-    d_mm, h_mm, w_mm = spacing_mm
-    depth, height, width = (n * mm for n, mm in zip(source.shape, spacing_mm, strict=True))
-    sections = [
-        Section(
-            f"sagittal, column {index}" if axis == 2 else f"axial, slice {index}",
-            d_mm / h_mm if axis == 2 else h_mm / w_mm,
-            depth / height if axis == 2 else height / width,
-        )
-        for axis, index in rows
-    ]
-    return Compared(tuple(sections), tuple(columns), limit)
 
 
 def comparison_figure(compared: Compared, *, title: str = "", phantom: bool = False) -> bytes:
@@ -177,18 +88,18 @@ def lesion_figure(
     names = [f"{source_name}\nwith lesion", f"synthetic {target_name}\nwithout", f"synthetic {target_name}\nwith",
              "difference\nwith - without"] + [f"true {target_name}\nwith"] * truth  # fmt: skip
     shown_target = np.stack([p.ill for p in panels] + [p.healthy for p in panels], dtype=np.float32)
-    window = BRAIN_WINDOW if unit is Unit.HU else _own_window(shown_target, None)
+    window = BRAIN_WINDOW if unit is Unit.HU else own_window(shown_target, None)
     changes = np.stack([p.ill.astype(np.float32) - p.healthy.astype(np.float32) for p in panels])
-    limit = LESION_LIMIT_HU if unit is Unit.HU else _difference_limit(changes)
+    limit = LESION_LIMIT_HU if unit is Unit.HU else difference_limit(changes)
     side = 1.9
     size = (side * len(names) + 1.0, (side + 0.32) * len(panels) + 1.35)
     with light_box(size, len(panels), len(names), title=marked(title, phantom)) as drawing:
         bars: dict[int, Any] = {}
         for r, (panel, change) in enumerate(zip(panels, changes, strict=True)):
-            source = BRAIN_WINDOW if source_unit is Unit.HU else _own_window(panel.source, None)
+            source = BRAIN_WINDOW if source_unit is Unit.HU else own_window(panel.source, None)
             images = [(panel.source, source), (panel.healthy, window), (panel.ill, window), (change, None)]
             if truth and panel.truth is not None:
-                images.append((panel.truth, window if unit is Unit.HU else _own_window(panel.truth, None)))
+                images.append((panel.truth, window if unit is Unit.HU else own_window(panel.truth, None)))
             for c, (image, levels) in enumerate(images):
                 ax = drawing.axes[r, c]
                 bars[c] = _show(ax, image, levels, limit, 1.0)
@@ -209,9 +120,9 @@ def uncertainty_figure(
 ) -> bytes:  # fmt: skip
     """Draw one slice: input, translation, uncertainty, and the true error where it is known; all ``[H, W]``."""
     words = UNIT_WORDS[unit]
-    window = BONE_WINDOW if unit is Unit.HU else _own_window(made, None)
+    window = BONE_WINDOW if unit is Unit.HU else own_window(made, None)
     panels: list[tuple[str, NDArray[Any], GreyWindow, str, str]] = [
-        (source_name, source, _own_window(source, None), "gray", "own range"),
+        (source_name, source, own_window(source, None), "gray", "own range"),
         (f"synthetic {target_name}", made, window, "gray", words),
         ("uncertainty", spread, _from_zero(spread), "magma", "times the head's mean"),
     ]
@@ -278,41 +189,17 @@ def way_sheet(
             for ax in row[len(stations) :]:
                 ax.set_visible(False)
             for k, (ax, (station, values, spacing)) in enumerate(zip(row, stations, strict=False)):
-                window = BONE_WINDOW if unit is Unit.HU else _own_window(values, None)
+                window = BONE_WINDOW if unit is Unit.HU else own_window(values, None)
                 _show(ax, values, window, 1.0, spacing[0] / spacing[1])
                 where = f"{label}\n{station}" if k == 0 else f"\n{station}"
                 ax.set_title(where, fontsize=6.5, color=BOX_MUTED, pad=2, loc="left")
     return drawing.png
 
 
-def _sections(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(array axis, index): axial levels from caudal to cranial, then the midline sagittal section."""
-    if shape[0] < 8:
-        return [(0, shape[0] // 2)]
-    return [*((0, round(level * (shape[0] - 1))) for level in _AXIAL_LEVELS), (2, shape[2] // 2)]
-
-
-def _cut(volume: NDArray[Any], rows: Sequence[tuple[int, int]]) -> tuple[NDArray[Any], ...]:
-    """Sections as they are shown, cranial end up; copies, so that the volume can go."""
-    cuts = (np.take(volume, index, axis=axis) for axis, index in rows)
-    return tuple(np.array(np.flipud(cut) if axis == 2 else cut) for cut, (axis, _) in zip(cuts, rows, strict=True))
-
-
-def _own_window(volume: NDArray[Any], other: NDArray[Any] | None) -> GreyWindow:
-    sample = volume.ravel() if other is None else np.concatenate([volume.ravel(), other.ravel()])
-    low, high = np.percentile(sample[:: max(1, sample.size // 200_000)], (0.5, 99.5))
-    return GreyWindow("own range", float(low), float(high) if high > low else float(low) + 1.0)
-
-
 def _from_zero(values: NDArray[Any]) -> GreyWindow:
     known = values[np.isfinite(values)]
     high = float(np.percentile(known, 99)) if known.size else 1.0
     return GreyWindow("", 0.0, high if high > 0 else 1.0)
-
-
-def _difference_limit(difference: NDArray[Any]) -> float:
-    known = np.abs(difference[np.isfinite(difference)])
-    return max(1.0, float(np.percentile(known, 99))) if known.size else 1.0
 
 
 def _show(ax: Axes, image: NDArray[Any], window: GreyWindow | None, limit: float, aspect: float) -> Any:

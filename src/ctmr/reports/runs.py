@@ -13,8 +13,7 @@ from typing import Any
 from ctmr.errors import InputError
 from ctmr.metrics.protocol import CaseMetrics, Protocol, read_description
 from ctmr.metrics.stats import MetricSummary, Summary, per_patient
-from ctmr.system.digest import PROVENANCE, content_digest
-from ctmr.tracking.mlflow import flatten
+from ctmr.system.digest import PROVENANCE, content_digest, flatten
 
 EVALUATE = "evaluate"
 CASES = "cases.csv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ctmr.errors import InputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -67,3 +72,46 @@ def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)
     return current
+
+
+def put_in_place(temporary: Path, out: Path) -> None:
+    """Flush a finished folder to disk and give it its name; at every instant the old or the new one stands there."""
+    for entry in temporary.rglob("*"):
+        if entry.is_file():
+            _fsync(entry)
+    if out.exists():
+        exchange(temporary, out)
+    else:
+        temporary.rename(out)
+    _fsync(out.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two folders in one step (Linux renameat2); two renames where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(b))
+    aside = a.with_name(a.name + ".old")
+    b.rename(aside)
+    a.rename(b)
+    aside.rename(a)
+
+
+def sweep_partial(out: Path) -> None:
+    """Remove what killed runs of this stage left beside its output; a run that lives keeps its folder."""
+    for left in out.parent.glob(f".{out.name}.*.partial*"):
+        pid = left.name.removeprefix(f".{out.name}.").partition(".")[0]
+        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

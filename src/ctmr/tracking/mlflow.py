@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.system.digest import flatten
 from ctmr.system.home import Home, quiet_libraries
 
 EXPERIMENT = "ctmr"
@@ -328,17 +329,6 @@ def _version(found: Any) -> Version:
 def held_out_metrics(means: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """Return MLflow's names and values of protocol → metric → mean; means that are not finite are left out."""
     return {f"test.{name}.{m}": v for name, metrics in means.items() for m, v in metrics.items() if v is not None}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a tree's leaves by dotted path."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[prefix + key] = value
-    return out
 
 
 @contextmanager

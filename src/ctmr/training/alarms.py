@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ctmr.imaging.mask import head_depth
 from ctmr.imaging.volume import Modality
-from ctmr.recipe.recipe import Adversarial, Alarm
+from ctmr.recipe.training import Adversarial, Alarm
 from ctmr.training.cyclegan.losses import DATA_RANGE, FAKE, REAL
 
 Images = NDArray[np.floating]

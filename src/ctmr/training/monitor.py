@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctmr.data.sampling import TrainingData
 from ctmr.imaging.volume import Direction, Modality
-from ctmr.recipe.recipe import Alarm, Loss, Term, Train
+from ctmr.recipe.training import Alarm, Loss, Term, Train
 from ctmr.training.alarms import ADVICE, Reading, discriminator_won, image_readings, worst_adversarial
 from ctmr.training.events import AlarmEvent, StepEvent
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from ctmr.recipe.recipe import Term
+from ctmr.recipe.training import Term
 from ctmr.system.pool import Background
 
 if TYPE_CHECKING:
-    from ctmr.tracking.mlflow import Tracking
     from ctmr.training.alarms import Reading
     from ctmr.training.events import AlarmEvent, StepEvent
 
 TOTALS = (Term.GENERATOR, Term.DISCRIMINATOR)
 _NAMED = "paper."
 """Before the names that ``loss.log_as`` gives, so that they never meet a loss of that name."""
+
+
+class RunStore(Protocol):
+    """Where a run's numbers go; `ctmr.tracking.mlflow.Tracking` is one."""
+
+    def logged(self, run_id: str) -> Container[tuple[str, int]]:
+        """Return name and step of every metric that the run has."""
+
+    def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step."""
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
 
 
 class RunLog:
@@ -31,7 +43,7 @@ class RunLog:
     """
 
     def __init__(
-        self, tracking: Tracking, run_id: str, reports: Iterable[StepEvent], readings: Iterable[tuple[int, Reading]]
+        self, tracking: RunStore, run_id: str, reports: Iterable[StepEvent], readings: Iterable[tuple[int, Reading]]
     ) -> None:
         self._tracking, self._run_id = tracking, run_id
         self._known = tracking.logged(run_id)

@@ -97,8 +97,8 @@ class Samples:
 
 def _scale(side: Side, description: Description) -> tuple[float, float, str]:
     """Black, white and the unit in words; where each volume has a range of its own, values are shares of it."""
+    from ctmr.evaluation.sections import UNIT_WORDS
     from ctmr.networks.normaliser import normaliser_for
-    from ctmr.reports.figures import UNIT_WORDS
 
     config = normaliser_for(side.unit, description.normalise).config
     if isinstance(config, Percentile):

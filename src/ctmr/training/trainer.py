@@ -17,7 +17,7 @@ from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Batch, Sampler, TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Direction, Modality
-from ctmr.recipe.recipe import Loss, Network, Pairs, Term, Train
+from ctmr.recipe.training import Loss, Network, Pairs, Term, Train
 from ctmr.system.digest import tree_digest
 from ctmr.system.pool import Background
 from ctmr.training import checkpoint, state

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ctmr.recipe.recipe import Integers, LogUniform, Recipe
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Integers, LogUniform
 from ctmr.tuning.trial import Slot, SlotState, distributions, inside, study_of
 
 MIN_COMPLETE = 4

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctmr.pipeline.stage import Place
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import tree_digest
 
 
-def study_folder(place: Place, recipe: Recipe) -> Path:
+def study_folder(parts: Mapping[str, str], work: Path, recipe: Recipe) -> Path:
     """Return the folder of a study: one for all recipes that differ in nothing but the search space.
 
     So a changed search space meets the study that was begun with the old one, and is refused by name, where it would
@@ -19,13 +18,13 @@ def study_folder(place: Place, recipe: Recipe) -> Path:
 
     Parameters
     ----------
-    place
-        Of the stage tune.
+    parts, work
+        What the stage's output depends on, and its work folder; see `ctmr.pipeline.stage.locate`.
     """
     tune = recipe.dump()["tune"]
     del tune["space"]
-    key = tree_digest({"stage": "tune", **place.parts, "recipe.tune": tree_digest(tune)})
-    return place.work.parent / "-".join(filter(None, (recipe.tune.study, key[:16])))
+    key = tree_digest({"stage": "tune", **parts, "recipe.tune": tree_digest(tune)})
+    return work.parent / "-".join(filter(None, (recipe.tune.study, key[:16])))
 
 
 def study_name(folder: Path) -> str:

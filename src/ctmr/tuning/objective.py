@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ctmr.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from ctmr.metrics.distribution import Extractor
+    from ctmr.metrics.distribution import Extractor, unit_interval
     from ctmr.networks.translator import Translator
 
 MIN_IMAGES = 2
@@ -204,12 +204,6 @@ class Scorer:
             seed=0,
         )
         return Terms(distance, float(np.mean(kept or [0.0])), float(np.mean(restored)))
-
-
-def unit_interval(images: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    """Map a range to [0, 1], as feature extractors take it."""
-    out: NDArray[np.float32] = np.clip((images.astype(np.float32) - low) / (high - low), 0.0, 1.0)
-    return out
 
 
 def _spread(count: int, most: int) -> list[int]:

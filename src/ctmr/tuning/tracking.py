@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctmr.pipeline.stage import Context
+from ctmr.recipe.recipe import Recipe
+from ctmr.system.home import Home
 from ctmr.tuning.evidence import Evidence
 from ctmr.tuning.study import Study
 from ctmr.tuning.trial import Slot, SlotState, bracket
@@ -28,17 +29,19 @@ class StudyRun:
 
     Parameters
     ----------
-    context
-        Of the stage.
+    home
+        Says where MLflow is.
+    recipe
+        Of the study.
     study
         Created.
     """
 
-    def __init__(self, context: Context, study: Study) -> None:
+    def __init__(self, home: Home, recipe: Recipe, study: Study) -> None:
         from ctmr.tracking.mlflow import Tracking
 
-        self.context, self.study = context, study
-        self.tracking = Tracking(context.home)
+        self.recipe, self.study = recipe, study
+        self.tracking = Tracking(home)
         self._logged: set[int] = set()
         with study.alone():
             self.parent = self._parent()
@@ -58,7 +61,7 @@ class StudyRun:
         """Close the run of a study in which every trial failed."""
         self.tracking.end(self.parent, "FAILED")
 
-    def finish(self, best: Slot, name: str, importances: Mapping[str, float], figures: Path) -> str:
+    def finish(self, best: Slot, name: str, importances: Mapping[str, float], settings: Path, figures: Path) -> str:
         """Log the outcome on the parent, close it and return its id.
 
         Parameters
@@ -67,6 +70,8 @@ class StudyRun:
             What the score is.
         importances
             Dotted recipe key → share of the score's variance.
+        settings
+            File of the best trial's settings.
         figures
             Folder.
         """
@@ -74,7 +79,7 @@ class StudyRun:
         shares = {f"importance.{key}": share for key, share in importances.items()}
         self.tracking.metrics(self.parent, {"best_validation_score": best.score, **shares})
         self.tracking.tag(self.parent, {"objective": name, "best_trial": str(best.number)})
-        self.tracking.artifact(self.parent, self.context.out / "best.yaml")
+        self.tracking.artifact(self.parent, settings)
         self.tracking.artifact(self.parent, figures, "figures")
         self.tracking.end(self.parent)
         return self.parent
@@ -85,7 +90,7 @@ class StudyRun:
         begun = [run for run in found if run.info.status != "FAILED"]
         if begun:
             return str(begun[0].info.run_id)
-        recipe = self.context.recipe
+        recipe = self.recipe
         tags = {"stage": "tune", "recipe": recipe.name, "study": self.study.uid}
         parent = self.tracking.start(f"tune {recipe.name}", tags=tags)
         self.tracking.params(parent, {"tune": recipe.dump()["tune"]})
@@ -112,7 +117,7 @@ class StudyRun:
         self.tracking.end(run_id, "FAILED" if slot.state is SlotState.FAILED else "FINISHED")
 
     def _tags(self, slot: Slot) -> dict[str, str]:
-        mine = bracket(self.context.recipe, slot.number)
+        mine = bracket(self.recipe, slot.number)
         tags = {"stage": "trial", "state": slot.state.value}
         return tags if mine is None else {**tags, "bracket": str(mine)}
 

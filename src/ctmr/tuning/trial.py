@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction
-from ctmr.recipe.recipe import Choice, Integers, LogUniform, Pruner, Recipe, Sampler, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.tuning import Choice, Integers, LogUniform, Pruner, Sampler
 from ctmr.system.digest import tree_digest
 from ctmr.tuning.hyperband import bracket_of, bracket_sizes, goes_on, rungs
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import CtmrError, EnvironmentFault
-from ctmr.pipeline.stage import Report
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.processes import start_time
+from ctmr.system.progress import Report
 from ctmr.tuning import trial
 from ctmr.tuning.evidence import Evidence
 from ctmr.tuning.storage import HEARTBEAT_S, DatabaseFault

@@ -103,7 +103,7 @@ def test_what_stays_is_nothing_that_the_table_wants_changed():
 
 def test_the_table_agrees_with_another_ones_reading_of_the_standard():
     """The fingerprint is that of dicom-anonymizer 2.1.0 (BSD), which parsed PS3.15 2024b by itself: 617 rows."""
-    lines = (files("ctmr.datasets") / "ps3_15_table_e_1_1.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (files("ctmr.datasets.deid") / "ps3_15_table_e_1_1.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#") and not line.endswith(" +")]
     text = "".join(f"{tag} {action}\n" for tag, action, *_ in rows)
     assert len(rows) == 617
@@ -112,7 +112,7 @@ def test_the_table_agrees_with_another_ones_reading_of_the_standard():
 
 
 def test_the_table_is_a_table():
-    lines = (files("ctmr.datasets") / "ps3_15_table_e_1_1.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (files("ctmr.datasets.deid") / "ps3_15_table_e_1_1.tsv").read_text(encoding="utf-8").splitlines()
     rows = list(csv.reader((line for line in lines if not line.startswith("#")), delimiter="\t"))
     assert {len(row) for row in rows} == {4}
     assert {choice for row in rows for choice in row[1].split("/")} == {"X", "Z", "D", "U", "U*"}

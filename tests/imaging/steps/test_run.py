@@ -18,7 +18,8 @@ from ctmr.imaging.grid import (
     volume_grid,
 )
 from ctmr.imaging.volume import Modality
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 
 CT, MR = Modality.CT, Modality.MR
 

@@ -15,7 +15,8 @@ from ctmr.datasets.dvc import resolve
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages.fetch import STAGE as FETCH
 from ctmr.pipeline.stages.validate import STAGE as VALIDATE
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,8 @@ from ctmr.phantom import PhantomHead, make_head
 from ctmr.phantom.cohort import affine_of
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages.preprocess import STAGE
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
 from ctmr.system.pool import PROCESSES
 

@@ -14,8 +14,9 @@ import torch
 from ctmr.errors import CtmrError, InputError
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages import train
-from ctmr.recipe.loading import render
-from ctmr.recipe.recipe import Recipe, Term, override
+from ctmr.recipe.loading import override, render
+from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.training import Term
 from ctmr.system.home import Home
 from ctmr.training.cyclegan import networks
 

@@ -10,7 +10,8 @@ import pytest
 from ctmr.data.manifest import INVENTORY_COLUMNS, MANIFEST_COLUMNS
 from ctmr.pipeline.stage import run_stage
 from ctmr.pipeline.stages.validate import STAGE, expect
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 

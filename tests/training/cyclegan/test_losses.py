@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctmr.errors import InputError
 from ctmr.networks import build_discriminator
-from ctmr.recipe.recipe import Adversarial, CycleTerms, Discriminator, DiscriminatorKind
+from ctmr.recipe.training import Adversarial, CycleTerms, Discriminator, DiscriminatorKind
 from ctmr.training.cyclegan.losses import (
     accuracy,
     adversarial_loss,

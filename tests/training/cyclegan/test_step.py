@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
-from ctmr.recipe.recipe import (
+from ctmr.recipe.training import (
     Adversarial,
     CycleTerms,
     Discriminator,

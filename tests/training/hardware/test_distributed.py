@@ -14,7 +14,7 @@ import torch
 
 from ctmr.data.sampling import Batch, TrainingData
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import (
+from ctmr.recipe.training import (
     Adversarial,
     Discriminator,
     Generator,
@@ -46,7 +46,7 @@ from ctmr.data.sampling import Domain, TrainingData
 from ctmr.errors import CtmrError
 from ctmr.training.hardware.distributed import team
 from ctmr.training.trainer import Trainer
-from ctmr.recipe.recipe import Loss, Network, Train
+from ctmr.recipe.training import Loss, Network, Train
 
 task = json.loads(Path(sys.argv[1]).read_text())
 mr, ct = torch.load(task["data"], weights_only=True)

@@ -12,7 +12,7 @@ from gradient_truth import PATHS, assert_gradients_of_float64
 from small_training import FAST, PLAIN, TINY, batch, heads, networks, trained
 from torch import nn
 
-from ctmr.recipe.recipe import GeneratorKind, Loss, Train
+from ctmr.recipe.training import GeneratorKind, Loss, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import StepEvent

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ctmr.data.sampling import Batch, Domain, TrainingData
 from ctmr.errors import EnvironmentFault
-from ctmr.recipe.recipe import Discriminator, Generator, Loss, Network, Train
+from ctmr.recipe.training import Discriminator, Generator, Loss, Network, Train
 from ctmr.training import checkpoint
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.hardware.memory import is_out_of_memory, largest_batch

@@ -16,7 +16,7 @@ from gradient_truth import PATHS, assert_gradients_of_float64
 from small_training import PLAIN, TINY, batch, heads, networks
 
 from ctmr.data.sampling import Batch, TrainingData
-from ctmr.recipe.recipe import Loss, Network, Speed, Train
+from ctmr.recipe.training import Loss, Network, Speed, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.events import StepEvent
 from ctmr.training.hardware import speed

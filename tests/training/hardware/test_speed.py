@@ -7,7 +7,7 @@ import torch
 from small_training import FAST, PLAIN, batch, networks, trained
 
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import Adversarial, Loss, Precision, Speed, Train
+from ctmr.recipe.training import Adversarial, Loss, Precision, Speed, Train
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import NoticeEvent
 from ctmr.training.hardware import speed

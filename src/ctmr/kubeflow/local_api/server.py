@@ -18,15 +18,15 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from ctmr.cli.services import LOOPBACK, PIPELINES_PORT
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.kubeflow.local_api import ALLOW_ANY, NAME
+from ctmr.kubeflow.local_api import ALLOW_ANY, NAME, PIPELINES_PORT
 from ctmr.kubeflow.local_api.api import Api
 from ctmr.kubeflow.local_api.app import application
 from ctmr.kubeflow.local_api.queue import RunQueue
 from ctmr.kubeflow.local_api.records import Records
-from ctmr.kubeflow.tasks import WORKSPACES
 from ctmr.pipeline import kfp_local
+from ctmr.pipeline.events import WORKSPACES
+from ctmr.system.daemon import LOOPBACK
 from ctmr.system.home import Home
 
 CONNECTIONS_END_S = 2

@@ -13,7 +13,8 @@ from ctmr.imaging.volume import Direction
 from ctmr.networks import model_folder
 from ctmr.pipeline import torchrun
 from ctmr.pipeline.stage import Context, Stage, read_record
-from ctmr.recipe.recipe import Recipe, override
+from ctmr.recipe.loading import override
+from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
 from ctmr.training.run_log import TOTALS, RunLog, history, write_again, write_tables
 

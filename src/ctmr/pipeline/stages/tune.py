@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from ctmr.errors import EnvironmentFault
-from ctmr.pipeline.stage import Context, Report, Stage, locate, silent
+from ctmr.pipeline.stage import Context, Stage, locate
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
+from ctmr.system.progress import Report, silent
 from ctmr.tuning.figures import draw, importances
 from ctmr.tuning.naming import study_folder, study_name
 from ctmr.tuning.study import Study
@@ -77,7 +78,7 @@ def run(context: Context) -> dict[str, Any]:
     name = _score_name(preprocessed, recipe)
     study = open_study(context.inputs, recipe, context.home)
     study.create()
-    tracking = StudyRun(context, study)
+    tracking = StudyRun(context.home, context.recipe, study)
     slots = supervise(
         study, preprocessed, workers=recipe.tune.workers, report=context.report, watch=tracking.log_finished
     )
@@ -102,13 +103,14 @@ def run(context: Context) -> dict[str, Any]:
         "best_trial": best.number,
         "best_score": best.score,
         "best_params": dict(best.params),
-        "mlflow_run": tracking.finish(best, name, shares, figures),
+        "mlflow_run": tracking.finish(best, name, shares, context.out / "best.yaml", figures),
     }
 
 
 def open_study(inputs: Mapping[str, Path], recipe: Recipe, home: Home) -> Study:
     """Open the study of these data and this recipe, created or not."""
-    folder = study_folder(locate(STAGE, inputs=inputs, recipe=recipe, home=home), recipe)
+    place = locate(STAGE, inputs=inputs, recipe=recipe, home=home)
+    folder = study_folder(place.parts, place.work, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     return Study(study_name(folder), home.study_storage(folder), recipe)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctmr.errors import InputError
-from ctmr.recipe.recipe import Adversarial, CycleTerms
+from ctmr.recipe.training import Adversarial, CycleTerms
 
 REAL, FAKE = 1.0, 0.0
 DATA_RANGE = 2.0

@@ -12,7 +12,7 @@ from ctmr.networks.blocks import mixes_images
 from ctmr.networks.discriminators import build_discriminator
 from ctmr.networks.generators import build_generator
 from ctmr.networks.resnet18 import ResNet18, load_imagenet
-from ctmr.recipe.recipe import Network
+from ctmr.recipe.training import Network
 
 
 class CycleGan(nn.Module):

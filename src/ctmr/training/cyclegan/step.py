@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ctmr.data.augment import to_device
 from ctmr.data.sampling import Batch
-from ctmr.data.transfer import to_device
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.networks.blocks import mixes_images
 from ctmr.networks.features import build_features
-from ctmr.recipe.recipe import Adversarial, Loss, Precision, Term
+from ctmr.recipe.training import Adversarial, Loss, Precision, Term
 from ctmr.training.cyclegan.losses import (
     REAL,
     accuracy,

@@ -17,7 +17,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.networks.blocks import convolutions, mixes_images
 from ctmr.networks.fast_layers import FastInstanceNorm2d, IndexReflectionPad2d
-from ctmr.recipe.recipe import Adversarial, Layers, Layout, Loss, Precision, Train
+from ctmr.recipe.training import Adversarial, Layers, Layout, Loss, Precision, Train
 from ctmr.training.cyclegan.networks import CycleGan
 
 _AMPERE = (8, 0)
@@ -116,7 +116,7 @@ class Plan:
     joined
         One pass where images do not change each other's output.
     fused_adam, compile, graphs
-        As in `ctmr.recipe.recipe.Speed`.
+        As in `ctmr.recipe.training.Speed`.
     deterministic
         PyTorch refuses whatever has no deterministic form.
     reasons
