@@ -22,6 +22,7 @@ check: install lint ## Lint, types, import contracts and the fast tests, in unde
 
 lint:
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

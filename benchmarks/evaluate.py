@@ -81,39 +81,64 @@ def world(root: Path, count: int, shape: tuple[int, int, int], recipe: Recipe) -
             if k:
                 os.link(first, path)
             paths.append(str(path.relative_to(raw)))
-            rows.append({
-                "image": paths[-1], "subject": f"head-{k:03d}", "modality": modality.value, "path": paths[-1],
-                "sequence": "T1" if modality is Modality.MR else "", "format": "nifti", "split": "test", "mask": "",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "image": paths[-1],
+                    "subject": f"head-{k:03d}",
+                    "modality": modality.value,
+                    "path": paths[-1],
+                    "sequence": "T1" if modality is Modality.MR else "",
+                    "format": "nifti",
+                    "split": "test",
+                    "mask": "",
+                }
+            )
         depth = shape[0]
         placed = tuple(tuple(float(x) for x in row) for row in affine)
         volumes = tuple(
-            ShardVolume(p, f"head-{k:03d}", "", k * depth, depth, (p,), ("T1" if modality is Modality.MR else "",),
-                        placed, -(depth - 1) / 2)
+            ShardVolume(
+                p,
+                f"head-{k:03d}",
+                "",
+                k * depth,
+                depth,
+                (p,),
+                ("T1" if modality is Modality.MR else "",),
+                placed,
+                -(depth - 1) / 2,
+            )
             for k, p in enumerate(paths)
-        )  # fmt: skip
+        )
         mask = array > OUTSIDE_VALUE[units[modality]] + 300
         _write_test(preprocessed / "shards", modality, units[modality], array, mask, volumes)
         middle = slice((depth - TRAINING_SLICES) // 2, (depth + TRAINING_SLICES) // 2)
         some = tuple(
-            ShardVolume(f"train-{k}", f"train-{modality}-{k}", "", k * TRAINING_SLICES, TRAINING_SLICES, (f"{k}",),
-                        ("",), placed, -(TRAINING_SLICES - 1) / 2)
+            ShardVolume(
+                f"train-{k}",
+                f"train-{modality}-{k}",
+                "",
+                k * TRAINING_SLICES,
+                TRAINING_SLICES,
+                (f"{k}",),
+                ("",),
+                placed,
+                -(TRAINING_SLICES - 1) / 2,
+            )
             for k in range(2)
-        )  # fmt: skip
+        )
         slices = np.concatenate([array[middle, None]] * 2)
         write_shard(
-            preprocessed / "shards", Split.TRAIN,
+            preprocessed / "shards",
+            Split.TRAIN,
             Shard(slices, np.concatenate([mask[middle]] * 2), some, units[modality], modality),
-        )  # fmt: skip
+        )
     grid = volume_grid(recipe.preprocess.plane, (shape[1], shape[2]), (SPACING_MM, SPACING_MM))
     (preprocessed / "grid.json").write_text(grid.model_dump_json())
     pd.DataFrame(rows).to_parquet(root / "manifest.parquet")
     description = describe(preprocessed, recipe)
     generators = {d: build_generator(description.generator, 1, 1) for d in Direction}
     model_folder.save(root / "train", description, generators)
-    return {
-        "model": root / "train", "preprocessed": preprocessed, "raw": raw, "manifest": root / "manifest.parquet"
-    }  # fmt: skip
+    return {"model": root / "train", "preprocessed": preprocessed, "raw": raw, "manifest": root / "manifest.parquet"}
 
 
 def _write_test(
@@ -133,8 +158,10 @@ def _write_test(
         whole.flush()
         (folder / f"_{name}").replace(folder / name)
     meta = json.loads((folder / f"{modality}.json").read_text())
-    meta["volumes"] = [meta["volumes"][0] | {"image": v.image, "subject": v.subject, "first": v.first, "paths": v.paths}
-                       for v in volumes]  # fmt: skip
+    meta["volumes"] = [
+        meta["volumes"][0] | {"image": v.image, "subject": v.subject, "first": v.first, "paths": v.paths}
+        for v in volumes
+    ]
     (folder / f"{modality}.json").write_text(json.dumps(meta))
 
 
@@ -144,9 +171,11 @@ def child(root: Path, settings: list[str]) -> None:
     from ctmr.pipeline.stages.evaluate import STAGE
 
     inputs = {
-        "model": root / "train", "preprocessed": root / "preprocess", "raw": root / "raw",
+        "model": root / "train",
+        "preprocessed": root / "preprocess",
+        "raw": root / "raw",
         "manifest": root / "manifest.parquet",
-    }  # fmt: skip
+    }
     began, busy = time.monotonic(), time.process_time()
     run_stage(STAGE, inputs=inputs, recipe=load("default", settings), out=root / "evaluate", home=Home(root / "home"))
     print(
@@ -207,8 +236,17 @@ def main() -> None:
             )
     growth = rows[-1]["peak_mib"] / rows[0]["peak_mib"]
     if given.json:
-        print(json.dumps({"shape": shape, "threads": given.threads, "most": given.most, "rows": rows,
-                          "memory_growth": round(growth, 3)}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "shape": shape,
+                    "threads": given.threads,
+                    "most": given.most,
+                    "rows": rows,
+                    "memory_growth": round(growth, 3),
+                }
+            )
+        )
     else:
         print(f"peak memory of {rows[-1]['volumes']} volumes over that of {rows[0]['volumes']}: {growth:.2f}")
 

@@ -124,9 +124,14 @@ def train(archive: Path, work: Path, out: Path, minutes: float, measurements: in
     data = training_data(preprocessed / "shards", recipe)
     samples = Samples.choose(preprocessed / "shards", recipe, description, device=data.mr.images.device)
     trainer = Trainer(
-        recipe.network, recipe.loss, recipe.train, data, checkpoints=work / "checkpoints",
-        report_every=max(1, min(50, recipe.train.steps // 20)), examples=samples.examples.batch,
-    )  # fmt: skip
+        recipe.network,
+        recipe.loss,
+        recipe.train,
+        data,
+        checkpoints=work / "checkpoints",
+        report_every=max(1, min(50, recipe.train.steps // 20)),
+        examples=samples.examples.batch,
+    )
     resumed = trainer.resume()
     print(f"{recipe.name}: {f'goes on from step {trainer.step}' if resumed else 'begins'}", flush=True)
     # Both directions: the description may name one.
@@ -154,10 +159,15 @@ def train(archive: Path, work: Path, out: Path, minutes: float, measurements: in
         shutil.copyfile(work / VALIDATION, out / VALIDATION)
     done = trainer.step == steps
     about = {
-        "recipe": recipe.name, "step": trainer.step, "steps": steps, "done": done,
-        "seconds_per_step": times.median(), "alarms": sorted({name for _, name in trainer.sounded}),
-        "computed": trainer.plan.record(), "machine": machine(),
-    }  # fmt: skip
+        "recipe": recipe.name,
+        "step": trainer.step,
+        "steps": steps,
+        "done": done,
+        "seconds_per_step": times.median(),
+        "alarms": sorted({name for _, name in trainer.sounded}),
+        "computed": trainer.plan.record(),
+        "machine": machine(),
+    }
     (out / RECORD).write_text(json.dumps(about, indent=1) + "\n")
     if done:
         write_pieces(out, {d: trainer.generator(d) for d in Direction})
@@ -228,8 +238,11 @@ def machine() -> dict[str, Any]:
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
     return {
-        "device": device, "torch": torch.__version__, "python": platform.python_version(), "date": time.strftime("%F"),
-    }  # fmt: skip
+        "device": device,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%F"),
+    }
 
 
 def write_pieces(out: Path, generators: Mapping[Direction, torch.nn.Module]) -> None:

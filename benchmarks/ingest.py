@@ -115,11 +115,13 @@ def pictures_monai(folder: Path) -> None:
     from monai.data import PILReader
     from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Resize
 
-    load = Compose([
-        LoadImage(reader=PILReader(converter=lambda image: image.convert("L")), image_only=True),
-        EnsureChannelFirst(channel_dim="no_channel"),
-        Resize((PICTURE, PICTURE)),
-    ])  # fmt: skip
+    load = Compose(
+        [
+            LoadImage(reader=PILReader(converter=lambda image: image.convert("L")), image_only=True),
+            EnsureChannelFirst(channel_dim="no_channel"),
+            Resize((PICTURE, PICTURE)),
+        ]
+    )
     for path in pictures_of(folder):
         load(path)
 
@@ -202,12 +204,16 @@ def measure(pictures: Path | None) -> dict[str, Any]:
             names = [n for n in READERS if n.startswith(kind) and (monai or "MONAI" not in n)]
             turns = [{n: apart(n, folders[kind]) for n in names} for _ in range(TURNS)]
             for name in names:
-                table["rows"].append({
-                    "what": name,
-                    "files_per_s": round(counts[kind] / statistics.median(t[name]["seconds"] for t in turns), 1),
-                    "of_floor": round(statistics.median(t[floor]["seconds"] / t[name]["seconds"] for t in turns), 2),
-                    "peak_mib": round(statistics.median(t[name]["peak_mib"] for t in turns)),
-                })  # fmt: skip
+                table["rows"].append(
+                    {
+                        "what": name,
+                        "files_per_s": round(counts[kind] / statistics.median(t[name]["seconds"] for t in turns), 1),
+                        "of_floor": round(
+                            statistics.median(t[floor]["seconds"] / t[name]["seconds"] for t in turns), 2
+                        ),
+                        "peak_mib": round(statistics.median(t[name]["peak_mib"] for t in turns)),
+                    }
+                )
         for k in range(1, 8):
             (root / "one" / f"s{k}").symlink_to(root / "one" / "s0")
         (root / "two").mkdir()
@@ -216,13 +222,17 @@ def measure(pictures: Path | None) -> dict[str, Any]:
         table["files"] = {"series": 8 * SLICES, "pictures": counts["pictures"]}
         for kind, folder in (("series", root / "one"), ("pictures", pictures)):
             turns = [{n: apart(f"whole {kind}", folder, n) for n in (1, 2)} for _ in range(TURNS)]
-            table["processes"].append({
-                "what": f"whole {kind}",
-                "files_per_s": {n: round(table["files"][kind] / statistics.median(t[n]["seconds"] for t in turns), 1)
-                                for n in (1, 2)},
-                "speed_up": round(statistics.median(t[1]["seconds"] / t[2]["seconds"] for t in turns), 2),
-                "peak_mib": {n: round(statistics.median(t[n]["peak_mib"] for t in turns)) for n in (1, 2)},
-            })  # fmt: skip
+            table["processes"].append(
+                {
+                    "what": f"whole {kind}",
+                    "files_per_s": {
+                        n: round(table["files"][kind] / statistics.median(t[n]["seconds"] for t in turns), 1)
+                        for n in (1, 2)
+                    },
+                    "speed_up": round(statistics.median(t[1]["seconds"] / t[2]["seconds"] for t in turns), 2),
+                    "peak_mib": {n: round(statistics.median(t[n]["peak_mib"] for t in turns)) for n in (1, 2)},
+                }
+            )
         table["peak_mib_of_2_and_8_series"] = [
             round(apart("whole series", root / name)["peak_mib"]) for name in ("two", "one")
         ]

@@ -81,11 +81,16 @@ def measure(repeats: int) -> list[Timing]:
         ),
         "paired_volume_hu, all metrics; theirs: MAE, PSNR, SSIM": (our_protocol, their_protocol),
         "SSIM 2-D, Gaussian 11 × 11, one slice": (
-            lambda: float(ssim(*(torch.from_numpy(a) for a in (x, y)), data_range=grey.data_range or 0.0,
-                               window=SsimWindow.GAUSSIAN_11_2D)),
+            lambda: float(
+                ssim(
+                    *(torch.from_numpy(a) for a in (x, y)),
+                    data_range=grey.data_range or 0.0,
+                    window=SsimWindow.GAUSSIAN_11_2D,
+                )
+            ),
             lambda: float(structural_similarity(x, y, data_range=grey.data_range, **GAUSSIAN)),
         ),
-    }  # fmt: skip
+    }
     return [_turns(what, ours, theirs, repeats) for what, (ours, theirs) in pairs.items()]
 
 

@@ -49,13 +49,24 @@ BRAIN_HU = (0.0, 80.0)
 """Window of CT pictures."""
 
 SMALL = (
-    "tune.trials=1", "tune.steps=1", "tune.reports=1", "tune.workers=1", "train.threads=1", "evaluate.threads=1",
-    "evaluate.lesions.cases=0", "evaluate.robustness.cases=0", "evaluate.uncertainty.cases=0",
-)  # fmt: skip
+    "tune.trials=1",
+    "tune.steps=1",
+    "tune.reports=1",
+    "tune.workers=1",
+    "train.threads=1",
+    "evaluate.threads=1",
+    "evaluate.lesions.cases=0",
+    "evaluate.robustness.cases=0",
+    "evaluate.uncertainty.cases=0",
+)
 BASE = (
-    "data.sequences=[T1]", "preprocess.spacing_mm=[3.0, 3.0]", "preprocess.slice_spacing_mm=3.0",
-    "preprocess.size=[80, 64]", "train.shift=2", "evaluate.other_direction=0",
-)  # fmt: skip
+    "data.sequences=[T1]",
+    "preprocess.spacing_mm=[3.0, 3.0]",
+    "preprocess.slice_spacing_mm=3.0",
+    "preprocess.size=[80, 64]",
+    "train.shift=2",
+    "evaluate.other_direction=0",
+)
 """The demo's recipe at 3 mm."""
 
 
@@ -107,16 +118,23 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "CNN on random pairs": Variant(
         (
-            *NO_CYCLE, "loss.supervised={weight: 1, pairs: random}", "loss.adversarial_weight=0",
+            *NO_CYCLE,
+            "loss.supervised={weight: 1, pairs: random}",
+            "loss.adversarial_weight=0",
         ),
         UNPAIRED,
     ),
-}  # fmt: skip
+}
 
 WOLTERINK = (
-    "data.sequences=[T1]", "preprocess.spacing_mm=[2.0, 2.0]", "preprocess.slice_spacing_mm=2.0",
-    "preprocess.size=[96, 112]", "network.generator.width=16", "network.discriminator.width=16", "train.shift=6",
-)  # fmt: skip
+    "data.sequences=[T1]",
+    "preprocess.spacing_mm=[2.0, 2.0]",
+    "preprocess.slice_spacing_mm=2.0",
+    "preprocess.size=[96, 112]",
+    "network.generator.width=16",
+    "network.discriminator.width=16",
+    "train.shift=6",
+)
 PICTURE_SIZE = ("preprocess.picture_size=[96, 96]", "network.generator.width=16", "network.discriminator.width=16")
 ALIKE = ("validation.near_duplicate_bits=0",)
 """Slices of different phantom heads at one level look alike, and are not one image twice."""
@@ -130,76 +148,123 @@ PAPERS: Mapping[str, Variant] = {
     ),
     "duval": Variant(
         (
-            "data.sequences=[T2]", "preprocess.spacing_mm=[3.0, 3.0]", "preprocess.slice_spacing_mm=3.0",
-            "preprocess.size=[96, 96]", "train.shift=5",
+            "data.sequences=[T2]",
+            "preprocess.spacing_mm=[3.0, 3.0]",
+            "preprocess.slice_spacing_mm=3.0",
+            "preprocess.size=[96, 96]",
+            "train.shift=5",
         ),
-        UNPAIRED, "duval", 600,
+        UNPAIRED,
+        "duval",
+        600,
     ),
     "nehra": Variant(
         (
-            "data.sequences=[T1]", "preprocess.slice_spacing_mm=4.0", "network.generator.width=32",
-            "network.discriminator.width=32", "train.batch=16",
+            "data.sequences=[T1]",
+            "preprocess.slice_spacing_mm=4.0",
+            "network.generator.width=32",
+            "network.discriminator.width=32",
+            "train.batch=16",
         ),
-        UNPAIRED, "nehra", 600,
+        UNPAIRED,
+        "nehra",
+        600,
     ),
     "nehra, BCE": Variant(
         (
-            "data.sequences=[T1]", "preprocess.slice_spacing_mm=4.0", "network.generator.width=32",
-            "network.discriminator.width=32", "train.batch=16", "loss.adversarial=bce",
+            "data.sequences=[T1]",
+            "preprocess.slice_spacing_mm=4.0",
+            "network.generator.width=32",
+            "network.discriminator.width=32",
+            "train.batch=16",
+            "loss.adversarial=bce",
         ),
-        UNPAIRED, "nehra", 600,
+        UNPAIRED,
+        "nehra",
+        600,
     ),
     "nehra, Wasserstein": Variant(
         (
-            "data.sequences=[T1]", "preprocess.slice_spacing_mm=4.0", "network.generator.width=32",
-            "network.discriminator.width=32", "train.batch=16", "loss.adversarial=wasserstein",
+            "data.sequences=[T1]",
+            "preprocess.slice_spacing_mm=4.0",
+            "network.generator.width=32",
+            "network.discriminator.width=32",
+            "train.batch=16",
+            "loss.adversarial=wasserstein",
             "network.discriminator.norm=instance",
         ),
-        UNPAIRED, "nehra", 600,
+        UNPAIRED,
+        "nehra",
+        600,
     ),
     "nehra, N4": Variant(
         (
-            "data.sequences=[T1]", "preprocess.slice_spacing_mm=4.0", "network.generator.width=32",
-            "network.discriminator.width=32", "train.batch=16",
+            "data.sequences=[T1]",
+            "preprocess.slice_spacing_mm=4.0",
+            "network.generator.width=32",
+            "network.discriminator.width=32",
+            "train.batch=16",
             "preprocess.steps=[{kind: bias_field, modality: MR}]",
         ),
-        UNPAIRED, "nehra", 600,
+        UNPAIRED,
+        "nehra",
+        600,
     ),
     "jha_iima": Variant((*PICTURE_SIZE, "data.max_images=300", "train.shift=5"), PICTURES, "jha_iima", 1500),
     "jha_iima, U-Net": Variant(
         (
-            *PICTURE_SIZE, "data.max_images=300", "train.shift=5",
+            *PICTURE_SIZE,
+            "data.max_images=300",
+            "train.shift=5",
             "network.generator={kind: unet, width: 16, blocks: 5, rgb: true}",
         ),
-        PICTURES, "jha_iima", 1500,
+        PICTURES,
+        "jha_iima",
+        1500,
     ),
     "jha_iima, CNN on random pairs": Variant(
         (
-            *PICTURE_SIZE, "data.max_images=300", "train.shift=5", "loss.cycle=0", "loss.adversarial_weight=0",
-            "loss.supervised={weight: 1, pairs: random}", "loss.log_as={}",
+            *PICTURE_SIZE,
+            "data.max_images=300",
+            "train.shift=5",
+            "loss.cycle=0",
+            "loss.adversarial_weight=0",
+            "loss.supervised={weight: 1, pairs: random}",
+            "loss.log_as={}",
         ),
-        PICTURES, "jha_iima", 1500,
+        PICTURES,
+        "jha_iima",
+        1500,
     ),
     "shangari": Variant((*PICTURE_SIZE, "data.max_images=300"), PICTURES, "shangari", 1500),
-    "jha_iima, phantom pictures": Variant(
-        (*PICTURE_SIZE, *ALIKE, "train.shift=5"), PHANTOM_PICTURES, "jha_iima", 1500
-    ),
+    "jha_iima, phantom pictures": Variant((*PICTURE_SIZE, *ALIKE, "train.shift=5"), PHANTOM_PICTURES, "jha_iima", 1500),
     "jha_iima, U-Net, phantom pictures": Variant(
         (
-            *PICTURE_SIZE, *ALIKE, "train.shift=5",
+            *PICTURE_SIZE,
+            *ALIKE,
+            "train.shift=5",
             "network.generator={kind: unet, width: 16, blocks: 5, rgb: true}",
         ),
-        PHANTOM_PICTURES, "jha_iima", 1500,
+        PHANTOM_PICTURES,
+        "jha_iima",
+        1500,
     ),
     "jha_iima, CNN on random pairs, phantom pictures": Variant(
         (
-            *PICTURE_SIZE, *ALIKE, "train.shift=5", "loss.cycle=0", "loss.adversarial_weight=0",
-            "loss.supervised={weight: 1, pairs: random}", "loss.log_as={}",
+            *PICTURE_SIZE,
+            *ALIKE,
+            "train.shift=5",
+            "loss.cycle=0",
+            "loss.adversarial_weight=0",
+            "loss.supervised={weight: 1, pairs: random}",
+            "loss.log_as={}",
         ),
-        PHANTOM_PICTURES, "jha_iima", 1500,
+        PHANTOM_PICTURES,
+        "jha_iima",
+        1500,
     ),
     "shangari, phantom pictures": Variant((*PICTURE_SIZE, *ALIKE), PHANTOM_PICTURES, "shangari", 1500),
-}  # fmt: skip
+}
 
 
 def recipe_of(variant: Variant, seed: int, steps: int) -> Recipe:
@@ -268,9 +333,13 @@ def train_and_evaluate(variant: Variant, recipe: Recipe, address: Path, home: Ho
         spec = stage(name)
         outputs[name] = (shared if name in ("fetch", "validate", "preprocess") else out) / name
         run_stage(
-            spec, inputs=inputs_below(spec, outputs), recipe=recipe, out=outputs[name], home=home,
+            spec,
+            inputs=inputs_below(spec, outputs),
+            recipe=recipe,
+            out=outputs[name],
+            home=home,
             options=options.get(name, {}),
-        )  # fmt: skip
+        )
     return out
 
 

@@ -36,9 +36,13 @@ CYCLE, POOL, RATE, BETAS = 10.0, 50, 2e-4, (0.5, 0.999)
 IMAGES = 64
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 OFF: dict[str, Any] = {
-    "layout": "contiguous", "layers": "pytorch", "joined": False, "fused_adam": False, "compile": False,
+    "layout": "contiguous",
+    "layers": "pytorch",
+    "joined": False,
+    "fused_adam": False,
+    "compile": False,
     "graphs": False,
-}  # fmt: skip
+}
 LADDER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ours, nothing on, fp32", {}),
     ("+ tf32 (CUDA)", {"precision": "tf32"}),
@@ -110,8 +114,9 @@ class Plain:
         self.discriminator_adam.zero_grad()
         judged = torch.zeros((), device=self.device)
         for judge, real, fake, pool in (
-            (self.judge_ct, ct, fake_ct, self.pools[0]), (self.judge_mr, mr, fake_mr, self.pools[1])
-        ):  # fmt: skip
+            (self.judge_ct, ct, fake_ct, self.pools[0]),
+            (self.judge_mr, mr, fake_mr, self.pools[1]),
+        ):
             shown = pool.query(fake)
             judged = judged + 0.5 * ((judge(real) - 1).square().mean() + judge(shown).square().mean())
         judged.backward()
@@ -137,9 +142,13 @@ def ours(name: str, size: int, batch: int, identity: bool, device: torch.device,
     domain = Domain(images, None, None, torch.arange(IMAGES) // (IMAGES // 2), labels, labels)
     recipe = Train.model_validate({"steps": 1_000_000, "batch": batch, "threads": torch.get_num_threads(), **train})
     trainer = Trainer(
-        Network(), Loss(identity=0.5 if identity else 0.0), recipe, TrainingData(domain, domain),
-        samples=0, report_every=1_000_000,
-    )  # fmt: skip
+        Network(),
+        Loss(identity=0.5 if identity else 0.0),
+        recipe,
+        TrainingData(domain, domain),
+        samples=0,
+        report_every=1_000_000,
+    )
     plan = trainer.plan
     path = [str(plan.precision), "channels_last" if plan.channels_last else "contiguous"]
     path += [n for n in ("fast_layers", "joined", "fused_adam", "compile", "graphs") if getattr(plan, n)]
@@ -288,10 +297,16 @@ def measure(given: argparse.Namespace, batch: int, device: torch.device) -> dict
         }
         rows.append(row | ({"peak_memory_mib": one.memory_mib} if cuda else {}))
     table = {
-        "machine": machine(device), "size": given.size, "batch": batch, "identity": given.identity,
-        "peak_tflops": peaks, "step_tflop": work, "ratio": rows[-1]["ratio"], "rows": rows,
+        "machine": machine(device),
+        "size": given.size,
+        "batch": batch,
+        "identity": given.identity,
+        "peak_tflops": peaks,
+        "step_tflop": work,
+        "ratio": rows[-1]["ratio"],
+        "rows": rows,
         "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-    }  # fmt: skip
+    }
     if given.profile:
         table["profile"] = profile(contenders[-1], device)
     return table

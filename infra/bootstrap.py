@@ -28,8 +28,10 @@ WITHOUT_DEPENDENCIES = "# without dependencies:"
 def main() -> int:
     """Install, or say why not; 0 when .venv is ready."""
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
-        print(f"ctmr needs Python 3.11 or 3.12, this is {sys.version.split()[0]}; run make with PYTHON=python3.11",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"ctmr needs Python 3.11 or 3.12, this is {sys.version.split()[0]}; run make with PYTHON=python3.11",
+            file=sys.stderr,
+        )
         return 3
     wanted = fingerprint()
     if MARK.is_file() and MARK.read_text() == wanted and PYTHON.exists():
@@ -49,9 +51,19 @@ def main() -> int:
         [*pip, next(x for x in together if x.startswith("uv=="))],
         [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *options, "--requirement", str(listing)],
         [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *options, "--no-deps", *alone],
-        [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(PYTHON), *options, "--no-deps",
-         "--editable", str(ROOT)],
-    ]  # fmt: skip
+        [
+            str(VENV / "bin" / "uv"),
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(PYTHON),
+            *options,
+            "--no-deps",
+            "--editable",
+            str(ROOT),
+        ],
+    ]
     for step in steps:
         print(f"environment: {shlex.join(Path(p).name if p.startswith('/') else p for p in step[:3])} …", flush=True)
         if run(step, environment):

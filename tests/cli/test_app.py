@@ -12,9 +12,24 @@ from ctmr.errors import EnvironmentFault, GateFailed
 from ctmr.pipeline.names import STAGE_NAMES
 
 HEAVY = (
-    "torch", "numpy", "scipy", "pandas", "mlflow", "kfp", "optuna", "dvc", "great_expectations", "boto3", "onnx",
-    "onnxruntime", "matplotlib", "pydicom", "nibabel", "tritonclient", "pydantic",
-)  # fmt: skip
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "mlflow",
+    "kfp",
+    "optuna",
+    "dvc",
+    "great_expectations",
+    "boto3",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "pydicom",
+    "nibabel",
+    "tritonclient",
+    "pydantic",
+)
 
 
 @pytest.fixture

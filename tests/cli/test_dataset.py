@@ -28,17 +28,20 @@ def ctmr(home, monkeypatch, capsys, tmp_path):
     return command
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["add", "x", "nowhere", "--repo", "repo"], "there is no folder"),
-    (["add", "X Y", ".", "--repo", "repo"], "dataset name 'X Y'"),
-    (["add", "x", ".", "--repo", "../repo", "--license-file", "none"], "--license-file none is no file"),
-    (["add", "x", ".", "--repo", "../repo", "--first", "PET"], "--first 'PET': folder A holds CT or MR"),
-    (["list", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
-    (["show", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
-    (["verify", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
-    (["push", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
-    (["pull", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["add", "x", "nowhere", "--repo", "repo"], "there is no folder"),
+        (["add", "X Y", ".", "--repo", "repo"], "dataset name 'X Y'"),
+        (["add", "x", ".", "--repo", "../repo", "--license-file", "none"], "--license-file none is no file"),
+        (["add", "x", ".", "--repo", "../repo", "--first", "PET"], "--first 'PET': folder A holds CT or MR"),
+        (["list", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
+        (["show", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
+        (["verify", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
+        (["push", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
+        (["pull", "x", "--repo", "nowhere"], "nowhere is no git + DVC repository"),
+    ],
+)
 def test_a_mistake_is_one_sentence_and_exit_2(ctmr, words, sentence):
     code, out, err = ctmr("dataset", *words)
     assert (code, out) == (2, "") and sentence in err

@@ -41,9 +41,14 @@ def port():
 @pytest.fixture
 def daemon(home, port, tmp_path):
     made = Daemon(
-        "it", "the test server", home.root / "it", port, ("-c", SERVER, "{port}"),
-        environment={"SHADE": "blue"}, folder=tmp_path,
-    )  # fmt: skip
+        "it",
+        "the test server",
+        home.root / "it",
+        port,
+        ("-c", SERVER, "{port}"),
+        environment={"SHADE": "blue"},
+        folder=tmp_path,
+    )
     yield made
     made.stop()
 

@@ -28,11 +28,16 @@ def shard(modality: Modality, subjects: list[str], *, picture: bool = False, sca
     head[np.arange(total) % count >= count // 2, 2:6, 3:9] = True
     volumes = tuple(
         ShardVolume(
-            image=f"{modality}{k}", subject=s, uid="", first=k * count, count=count, paths=("p",),
+            image=f"{modality}{k}",
+            subject=s,
+            uid="",
+            first=k * count,
+            count=count,
+            paths=("p",),
             affine=None if picture else EYE,
         )
         for k, s in enumerate(subjects)
-    )  # fmt: skip
+    )
     return Shard(slices, head, volumes, Unit.HU if ct else Unit.ARBITRARY, modality)
 
 
@@ -44,8 +49,11 @@ def test_pairs_are_shown_as_pairs_at_rising_levels_with_a_head():
     found = choose(shard(Modality.CT, ["b", "a"]), shard(Modality.MR, ["x", "a", "b"]))
     assert found.paired and found.mr_names == found.ct_names
     assert [n.split("\n") for n in found.mr_names] == [
-        ["a", "slice 5 of 8"], ["a", "slice 6 of 8"], ["b", "slice 7 of 8"], ["b", "slice 8 of 8"],
-    ]  # fmt: skip
+        ["a", "slice 5 of 8"],
+        ["a", "slice 6 of 8"],
+        ["b", "slice 7 of 8"],
+        ["b", "slice 8 of 8"],
+    ]
     # Row 0 of the CT is slice 4 of the second volume.
     assert float(found.batch.ct[0, 0, 4, 4]) == pytest.approx(((8 + 4) * 10 + 1024) / 3024 * 2 - 1, abs=1e-6)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmr.data.findings import Kind, decide, dropped_images, inspect, left_out, look_alikes, near_pairs
+from ctmr.data.findings import FindingKind, decide, dropped_images, inspect, left_out, look_alikes, near_pairs
 from ctmr.data.manifest import INVENTORY_COLUMNS, Outcome
 from ctmr.recipe.recipe import Validate
 
@@ -31,8 +31,18 @@ def inventory(rows=()):
         row.setdefault("split_given", "train")
         row.setdefault("sha256", f"sha {row['image']}")
         row.setdefault("perceptual_hash", next(hashes))
-        for key, value in {"subject": "", "uid": "", "error": "", "unit": "grey8", "minimum": 0.0, "maximum": 255.0,
-                           "depth": 1, "height": 64, "width": 64, "format": "raster"}.items():  # fmt: skip
+        for key, value in {
+            "subject": "",
+            "uid": "",
+            "error": "",
+            "unit": "grey8",
+            "minimum": 0.0,
+            "maximum": 255.0,
+            "depth": 1,
+            "height": 64,
+            "width": 64,
+            "format": "raster",
+        }.items():
             row.setdefault(key, value)
     return pd.DataFrame(table).reindex(columns=list(INVENTORY_COLUMNS))
 
@@ -44,7 +54,7 @@ def rules(findings):
 def test_what_the_reader_did_to_an_image_is_a_warning():
     note = "a gantry tilt of 18.5° was straightened"
     (finding,) = inspect(inventory([{"image": "train/CT/tilted", "notes": note}]), CONFIG)
-    assert (finding.kind, finding.rule, finding.images) == (Kind.WARN, "reader_notes", ("train/CT/tilted",))
+    assert (finding.kind, finding.rule, finding.images) == (FindingKind.WARN, "reader_notes", ("train/CT/tilted",))
     assert finding.sentence == f"train/CT/tilted: {note}"
 
 
@@ -70,8 +80,16 @@ def test_a_faulty_image_is_dropped_with_a_sentence_that_names_it(row, rule, word
 
 
 def test_an_unreadable_image_without_any_numbers_is_one_finding():
-    empty = {"image": "x", "error": "not an image", "minimum": None, "maximum": None, "height": None, "width": None,
-             "unit": None, "depth": None}  # fmt: skip
+    empty = {
+        "image": "x",
+        "error": "not an image",
+        "minimum": None,
+        "maximum": None,
+        "height": None,
+        "width": None,
+        "unit": None,
+        "depth": None,
+    }
     assert [f.rule for f in inspect(inventory([empty]), CONFIG)] == ["unreadable"]
 
 
@@ -128,7 +146,7 @@ def test_near_duplicates_within_a_split_are_no_leak():
 
 def test_volumes_that_look_alike_are_only_reported():
     findings = inspect(inventory(near(1, depth=30)), CONFIG)
-    assert [f.kind for f in findings] == [Kind.WARN] and decide(findings, 18) is Outcome.PASS
+    assert [f.kind for f in findings] == [FindingKind.WARN] and decide(findings, 18) is Outcome.PASS
 
 
 def test_a_subject_in_two_splits_leaves_train():
@@ -148,7 +166,7 @@ def test_one_uid_with_two_contents_is_found():
 
 def test_two_units_in_one_modality_refuse_the_dataset():
     findings = inspect(inventory([{"image": "hu", "unit": "HU"}]), CONFIG)
-    assert [f.kind for f in findings] == [Kind.REFUSE] and "1 in HU and 8 in grey8" in findings[0].sentence
+    assert [f.kind for f in findings] == [FindingKind.REFUSE] and "1 in HU and 8 in grey8" in findings[0].sentence
     assert decide(findings, 17) is Outcome.REFUSE
 
 
@@ -207,7 +225,7 @@ def test_pictures_of_one_modality_that_look_alike_are_paired_and_volumes_are_not
 def test_what_is_no_image_is_left_out_and_counts_as_no_loss():
     scouts = [{"image": f"scout{k}", "no_image": "localizer", "minimum": None, "depth": 0} for k in range(20)]
     findings = inspect(inventory(scouts), CONFIG)
-    assert {(f.kind, f.rule) for f in findings} == {(Kind.LEFT_OUT, "no_image")} and len(findings) == 20
+    assert {(f.kind, f.rule) for f in findings} == {(FindingKind.LEFT_OUT, "no_image")} and len(findings) == 20
     assert findings[0].sentence == "scout0 is left out, which is no loss: localizer"
     assert dropped_images(findings) == set() and len(left_out(findings)) == 20
     assert decide(findings, 36) is Outcome.PASS

@@ -166,15 +166,18 @@ def test_scouts_and_dose_reports_are_no_images_and_no_faults(tmp_path: Path) -> 
     mixed = [image(PIXELS, (0, 0, 3.0 * k), SeriesInstanceUID="1.2.5") for k in range(3)]
     mixed.append(image(PIXELS, (0, 9, 9), SeriesInstanceUID="1.2.5", ImageType=scout))
     save(tmp_path / "CT" / "mixed", mixed)
-    save(tmp_path / "CT" / "dose", [
-        image(PIXELS, SeriesInstanceUID="1.8", SOPClassUID=SecondaryCaptureImageStorage, ImagePositionPatient=None)
-    ])  # fmt: skip
+    save(
+        tmp_path / "CT" / "dose",
+        [image(PIXELS, SeriesInstanceUID="1.8", SOPClassUID=SecondaryCaptureImageStorage, ImagePositionPatient=None)],
+    )
     rows = inventory(tmp_path)
     assert {name: (row[Column.NO_IMAGE], row[Column.ERROR]) for name, row in rows.items()} == {
-        "CT/p1": ("", ""), "CT/scout": ("localizer", ""), "CT/mixed#1.2.5": ("", ""),
+        "CT/p1": ("", ""),
+        "CT/scout": ("localizer", ""),
+        "CT/mixed#1.2.5": ("", ""),
         "CT/mixed#1.2.5/localizer": ("localizer", ""),
         "CT/dose": ("not CT or MR (Secondary Capture Image Storage)", ""),
-    }  # fmt: skip
+    }
 
 
 def test_gaps_are_resampled_as_far_as_the_recipe_says_and_read_alike_later(tmp_path: Path) -> None:
@@ -188,18 +191,34 @@ def test_gaps_are_resampled_as_far_as_the_recipe_says_and_read_alike_later(tmp_p
 
 def test_a_mask_belongs_to_the_images_that_it_lies_with(tmp_path: Path) -> None:
     volume = nibabel.Nifti1Image(np.abs(PIXELS)[None], np.eye(4))
-    for name in ("1BA1/ct", "1BA1/mr", "1BA1/mask", "1BA2/ct", "CT/a", "CT/a_mask", "CT/b", "sub-7/mask", "CT/c",
-                 "CT/c-mask", "CT/c_mask"):  # fmt: skip
+    for name in (
+        "1BA1/ct",
+        "1BA1/mr",
+        "1BA1/mask",
+        "1BA2/ct",
+        "CT/a",
+        "CT/a_mask",
+        "CT/b",
+        "sub-7/mask",
+        "CT/c",
+        "CT/c-mask",
+        "CT/c_mask",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         volume.to_filename(tmp_path / f"{name}.nii.gz")
     series(tmp_path / "sub-7" / "ct")
     series(tmp_path, "1.2.7")
     rows = inventory(tmp_path)
     assert {name: row[Column.MASK] for name, row in rows.items()} == {
-        "1BA1/ct.nii.gz": "1BA1/mask.nii.gz", "1BA1/mr.nii.gz": "1BA1/mask.nii.gz", "1BA2/ct.nii.gz": "",
-        "CT/a.nii.gz": "CT/a_mask.nii.gz", "CT/b.nii.gz": "", "CT/c.nii.gz": "", "sub-7/ct": "sub-7/mask.nii.gz",
+        "1BA1/ct.nii.gz": "1BA1/mask.nii.gz",
+        "1BA1/mr.nii.gz": "1BA1/mask.nii.gz",
+        "1BA2/ct.nii.gz": "",
+        "CT/a.nii.gz": "CT/a_mask.nii.gz",
+        "CT/b.nii.gz": "",
+        "CT/c.nii.gz": "",
+        "sub-7/ct": "sub-7/mask.nii.gz",
         ".": "",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
@@ -228,13 +247,19 @@ def test_of_the_real_images_exactly_the_bad_ones_have_errors(shared_data: Path, 
         (raw / "CT" / name).symlink_to(shared_data / "nifti" / name)
     for name in ("MNI152_T1_2mm.nii.gz", "seg3D_MR.nii.gz", "stroke_T1.nii.gz", "stroke_T2.nii.gz"):
         (raw / "MR" / name).symlink_to(shared_data / "nifti" / name)
-    found = [*find_images(raw), *(e for n in ("dicom_ct_head_ge", "dicom_mr_t1_studyforrest")
-                                  for e in find_images(raw / n))]  # fmt: skip
+    found = [
+        *find_images(raw),
+        *(e for n in ("dicom_ct_head_ge", "dicom_mr_t1_studyforrest") for e in find_images(raw / n)),
+    ]
     rows = {}
     for entry in found:
-        base = raw if (raw / entry.files[0]).exists() else next(
-            raw / n for n in ("dicom_ct_head_ge", "dicom_mr_t1_studyforrest") if (raw / n / entry.files[0]).exists()
-        )  # fmt: skip
+        base = (
+            raw
+            if (raw / entry.files[0]).exists()
+            else next(
+                raw / n for n in ("dicom_ct_head_ge", "dicom_mr_t1_studyforrest") if (raw / n / entry.files[0]).exists()
+            )
+        )
         row = describe(base, entry)
         rows[row["path"] if base is raw else base.name] = row
     errors = {k: r[Column.ERROR] for k, r in rows.items() if r[Column.ERROR]}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctmr.data.augment import Augmentation
-from ctmr.data.sampling import Sampler, TrainingData
+from ctmr.data.sampling import SliceSampler, TrainingData
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit
@@ -29,11 +29,17 @@ def shard(modality: Modality, counts: list[int], heads: list[bool], *, channels:
     firsts = np.cumsum([0, *counts])
     volumes = tuple(
         ShardVolume(
-            image=f"{modality}{i}", subject=f"{modality}{i}", uid="", first=int(firsts[i]), count=count,
-            paths=("p",) * channels, affine=None if picture else EYE, level=-(count - 1) / 2,
+            image=f"{modality}{i}",
+            subject=f"{modality}{i}",
+            uid="",
+            first=int(firsts[i]),
+            count=count,
+            paths=("p",) * channels,
+            affine=None if picture else EYE,
+            level=-(count - 1) / 2,
         )
         for i, count in enumerate(counts)
-    )  # fmt: skip
+    )
     return Shard(slices, head, volumes, Unit.HU if ct else Unit.ARBITRARY, modality)
 
 
@@ -97,7 +103,7 @@ def test_a_subset_draws_from_the_same_stacks():
 
 def draw(data: TrainingData, augmentation: Augmentation, slack: int | None = None):
     rng = torch.Generator().manual_seed(0)
-    return Sampler(data, batch=64, augmentation=augmentation, level_slack=slack, rng=rng).draw()
+    return SliceSampler(data, batch=64, augmentation=augmentation, level_slack=slack, rng=rng).draw()
 
 
 def test_the_depth_that_discriminators_see_is_the_middle_slices():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ctmr.data.augment import Augmentation
-from ctmr.data.sampling import Domain, Sampler, TrainingData, depth_channel, target_ranges
+from ctmr.data.sampling import Domain, SliceSampler, TrainingData, depth_channel, target_ranges
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit
@@ -52,9 +52,9 @@ def build(ct: Shard, mr: Shard, *, depth: bool = False) -> TrainingData:
     return TrainingData.from_shards(ct, mr, Normalise(), min_head_fraction=0.02, depth=depth)
 
 
-def sampler(data: TrainingData, slack: int | None, batch: int = 1, seed: int = 0) -> Sampler:
+def sampler(data: TrainingData, slack: int | None, batch: int = 1, seed: int = 0) -> SliceSampler:
     rng = torch.Generator().manual_seed(seed)
-    return Sampler(data, batch=batch, augmentation=Augmentation(), level_slack=slack, rng=rng)
+    return SliceSampler(data, batch=batch, augmentation=Augmentation(), level_slack=slack, rng=rng)
 
 
 def test_slices_are_normalised_with_the_range_of_their_own_volume() -> None:
@@ -104,7 +104,7 @@ def indexed(levels: list[float], volume: list[int], subjects: tuple[str, ...]) -
     return Domain(images, None, torch.tensor(levels), torch.tensor(volume), subjects, subjects)
 
 
-def draw(s: Sampler, times: int) -> list[tuple[int, int]]:
+def draw(s: SliceSampler, times: int) -> list[tuple[int, int]]:
     pairs = []
     for _ in range(times):
         b = s.draw()
@@ -156,7 +156,7 @@ def test_pictures_have_no_levels() -> None:
 def test_equal_generators_draw_equal_batches() -> None:
     data = build(shard(Modality.CT, ["c", "d"]), shard(Modality.MR, ["a", "b"]))
     one, two = (
-        Sampler(data, batch=2, augmentation=MOVES, level_slack=1, rng=torch.Generator().manual_seed(4))
+        SliceSampler(data, batch=2, augmentation=MOVES, level_slack=1, rng=torch.Generator().manual_seed(4))
         for _ in range(2)
     )
     for _, a, b in zip(range(5), one, two, strict=False):
@@ -167,7 +167,7 @@ def test_a_depth_map_moves_with_its_image() -> None:
     images = torch.rand(3, 1, 6, 6)
     domain = Domain(images, images * 0.5 - 0.5, None, torch.zeros(3, dtype=torch.int64), ("a",), ("a",))
     rng = torch.Generator()
-    draws = Sampler(TrainingData(domain, domain), batch=4, augmentation=MOVES, level_slack=None, rng=rng)
+    draws = SliceSampler(TrainingData(domain, domain), batch=4, augmentation=MOVES, level_slack=None, rng=rng)
     for _, b in zip(range(20), draws, strict=False):
         assert b.mr_depth is not None
         assert torch.equal(b.mr_depth, torch.where(b.mr == -1, -1.0, b.mr * 0.5 - 0.5))
@@ -215,7 +215,7 @@ def test_matching_prefers_the_slices_whose_head_outline_is_most_alike() -> None:
 
     mr = domain([[1.0, 0.0, 0.0]], ("m",))
     ct = domain([[0.0, 1.0, 0.0], [0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.0, 0.0, 1.0]], ("a", "b", "c", "d"))
-    draws = Sampler(
+    draws = SliceSampler(
         TrainingData(mr, ct),
         batch=1,
         augmentation=Augmentation(),
@@ -231,11 +231,11 @@ def test_matched_slices_are_flipped_and_shifted_alike() -> None:
     data = build(ct, mr)
     same = TrainingData(data.mr, Domain(**(vars(data.ct) | {"images": data.mr.images})))
     rng = torch.Generator().manual_seed(3)
-    alike = Sampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=0, rng=rng)
+    alike = SliceSampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=0, rng=rng)
     for _ in range(20):
         batch = alike.draw()
         assert torch.equal(batch.mr, batch.ct)
-    free = Sampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=None, rng=rng)
+    free = SliceSampler(same, batch=1, augmentation=Augmentation(flip=True, shift=2), level_slack=None, rng=rng)
     assert not all(torch.equal(b.mr, b.ct) for b in (free.draw() for _ in range(20)))
 
 
@@ -243,7 +243,7 @@ def test_intensity_changes_mr_and_grey_pictures_and_never_hounsfield_units() -> 
     data = build(shard(Modality.CT, ["c"]), shard(Modality.MR, ["a"]), depth=True)
     assert data.ct.absolute and not data.mr.absolute
     rng = torch.Generator().manual_seed(0)
-    draws = Sampler(data, batch=8, augmentation=Augmentation(intensity=0.3), level_slack=None, rng=rng)
+    draws = SliceSampler(data, batch=8, augmentation=Augmentation(intensity=0.3), level_slack=None, rng=rng)
     batch = draws.draw()
     for image in batch.ct:
         assert bool((data.ct.images == image).flatten(1).all(1).any())
@@ -273,11 +273,13 @@ def test_pairs_are_of_one_subject_at_one_level_and_are_moved_alike() -> None:
     levels, volume = [0.0, 1.0, 2.0] * 2, [0, 0, 0, 1, 1, 1]
     mr, ct = indexed(levels, volume, ("a", "b")), indexed([2.0, 1.0, 9.0, 0.0, 1.0, 2.0], volume, ("b", "c"))
     rng = torch.Generator().manual_seed(0)
-    draws = Sampler(TrainingData(mr, ct), batch=2, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng)
+    draws = SliceSampler(
+        TrainingData(mr, ct), batch=2, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng
+    )
     assert set(draw(draws, 60)) == {(5, 0), (4, 1)}
     pattern = torch.rand(6, 1, 8, 8)
     same = Domain(**(vars(mr) | {"images": pattern}))
-    moved = Sampler(TrainingData(same, same), batch=3, augmentation=MOVES, level_slack=None, paired=True, rng=rng)
+    moved = SliceSampler(TrainingData(same, same), batch=3, augmentation=MOVES, level_slack=None, paired=True, rng=rng)
     for _, batch in zip(range(5), moved, strict=False):
         assert torch.equal(batch.mr, batch.ct)
 
@@ -285,12 +287,12 @@ def test_pairs_are_of_one_subject_at_one_level_and_are_moved_alike() -> None:
 def test_pairs_that_do_not_exist_are_refused() -> None:
     data = TrainingData(mr=indexed([0.0], [0], ("",)), ct=indexed([0.0], [0], ("",)))
     with pytest.raises(InputError, match=r"training has none; set data\.disjoint_training to false"):
-        Sampler(data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator())
+        SliceSampler(data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator())
 
 
 def test_pictures_are_paired_by_subject() -> None:
     ct, mr = (shard(m, ["a", "b"], count=2, picture=True) for m in (Modality.CT, Modality.MR))
-    draws = Sampler(
+    draws = SliceSampler(
         build(ct, mr), batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator()
     )
     assert len(draws._pairs) == 2

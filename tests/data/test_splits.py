@@ -69,10 +69,12 @@ def test_each_modality_reaches_every_split_when_subjects_have_only_one():
 
 
 def test_given_splits_are_honoured_and_validation_is_taken_from_train():
-    table = pd.concat([
-        inventory({f"a{k}": ("CT", "MR") for k in range(20)}, "train"),
-        inventory({f"b{k}": ("CT", "MR") for k in range(7)}, "test"),
-    ])  # fmt: skip
+    table = pd.concat(
+        [
+            inventory({f"a{k}": ("CT", "MR") for k in range(20)}, "train"),
+            inventory({f"b{k}": ("CT", "MR") for k in range(7)}, "test"),
+        ]
+    )
     found = joined(table, Data(val_fraction=0.1))
     assert set(found[found["split"] == "test"]["subject"]) == {f"b{k}" for k in range(7)}
     assert found[found["split"] == "val"]["subject"].nunique() == 2

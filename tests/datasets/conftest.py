@@ -24,18 +24,46 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from ctmr.datasets.names import Layout
+from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.operations import AddOptions, add, push
 
 NEEDED = {
-    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "Rows", "Columns", "BitsAllocated",
-    "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation", "PixelData",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "NumberOfFrames", "ImageType", "BurnedInAnnotation", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL",
-    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "StudyInstanceUID", "SeriesInstanceUID", "ProtocolName",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "InstanceNumber",
-}  # fmt: skip
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PixelData",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "NumberOfFrames",
+    "ImageType",
+    "BurnedInAnnotation",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "PixelDataProviderURL",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "ProtocolName",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "InstanceNumber",
+}
 """Attributes without which the file is no image, or another one."""
 
 
@@ -57,8 +85,15 @@ class Tokens:
         return sorted({t.encode(e) for t in texts for e in ("utf-8", "latin-1", "utf-16-le")})
 
     def of(self, vr: str) -> str | bytes | None:
-        texts = {"PN": f"{self.name}^{self.given}", "DA": self.date, "DT": self.date + self.time[:6], "TM": self.time,
-                 "IS": self.number, "DS": self.number, "UI": self.uid}  # fmt: skip
+        texts = {
+            "PN": f"{self.name}^{self.given}",
+            "DA": self.date,
+            "DT": self.date + self.time[:6],
+            "TM": self.time,
+            "IS": self.number,
+            "DS": self.number,
+            "UI": self.uid,
+        }
         if vr in texts:
             return texts[vr]
         if vr in ("AE", "CS", "SH"):
@@ -228,9 +263,14 @@ def tokens_of() -> st.SearchStrategy[Tokens]:
 def some_tokens() -> Tokens:
     """Return one set of tokens."""
     return Tokens(
-        name="Zwölfjährig", given="Quastenflos", address="Xylophongasse 413", date="19470823",
-        time="071943.918273", number="918273645", uid="1.2.276.0.7230010.3.8172635449182",
-    )  # fmt: skip
+        name="Zwölfjährig",
+        given="Quastenflos",
+        address="Xylophongasse 413",
+        date="19470823",
+        time="071943.918273",
+        number="918273645",
+        uid="1.2.276.0.7230010.3.8172635449182",
+    )
 
 
 def silent(message: str, fraction: float | None = None) -> None:
@@ -247,7 +287,7 @@ def said() -> Callable[..., None]:
 def made(tmp_path_factory, said):
     """A repository with one pushed dataset of pairs, and the options it was made with."""
     root = tmp_path_factory.mktemp("made")
-    options = AddOptions(Layout.PAIRED, identity_file=root / "ids", description="pairs", license="CC0")
+    options = AddOptions(FolderLayout.PAIRED, identity_file=root / "ids", description="pairs", license="CC0")
     done = add("pairs", pictures(root / "source", PAIRS), root / "repo", options, said)
     push("pairs", root / "repo", said)
     return root, options, done

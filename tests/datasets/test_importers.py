@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage, SecondaryCaptureImageSto
 
 from ctmr.datasets import naming
 from ctmr.datasets.importers import plan
-from ctmr.datasets.names import Layout
+from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan, scanned
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
@@ -30,7 +30,7 @@ def item(path, *, modality="", patient="", uid="", description="", image_type=("
     return Item(relative, "dicom", (Path(path),), header, uid or path)
 
 
-def placed(items, layout=Layout.AUTO, **options):
+def placed(items, layout=FolderLayout.AUTO, **options):
     made = plan(Scan(list(items)), layout, **options)
     rows = {
         str(f.item.relative): (f.subject, f.modality and f.modality.value, f.sequence, f.split) for f in made.images
@@ -47,7 +47,7 @@ def placed(items, layout=Layout.AUTO, **options):
 @pytest.mark.parametrize("below", ["", "Dataset/images/"])
 def test_kaggle_pictures_are_unpaired_whatever_their_names(names, below):
     layout, rows, _ = placed(item(f"{below}{folder}/{k}.png") for folder in names for k in range(3))
-    assert layout is Layout.KAGGLE
+    assert layout is FolderLayout.KAGGLE
     assert Counter((m, s) for _, m, _, s in rows.values()) == {
         (m, s): 3 for m in ("CT", "MR") for s in ("train", "test")
     }
@@ -56,19 +56,28 @@ def test_kaggle_pictures_are_unpaired_whatever_their_names(names, below):
 
 
 def test_cq500_has_a_folder_a_patient():
-    folders = ["CQ500CT0 CQ500CT0/Unknown Study/CT Plain", "CQ500CT0 CQ500CT0/Unknown Study/CT 4cc sec 150cc D3D on",
-               "CQ500CT17 CQ500CT17/Unknown Study/CT Plain"]  # fmt: skip
+    folders = [
+        "CQ500CT0 CQ500CT0/Unknown Study/CT Plain",
+        "CQ500CT0 CQ500CT0/Unknown Study/CT 4cc sec 150cc D3D on",
+        "CQ500CT17 CQ500CT17/Unknown Study/CT Plain",
+    ]
     layout, rows, _ = placed(item(f"{f}/CT000000.dcm", modality="CT", patient="x") for f in folders)
-    assert layout is Layout.CQ500
+    assert layout is FolderLayout.CQ500
     assert [who for who, *_ in rows.values()] == ["cq500 0", "cq500 0", "cq500 17"]
     assert {m for _, m, _, _ in rows.values()} == {"CT"}
 
 
 def test_ixi_says_subject_and_sequence_in_the_file_name():
-    names = ["IXI002-Guys-0828-T1.nii.gz", "IXI002-Guys-0828-T2.nii.gz", "IXI035-IOP-0873-PD.nii.gz",
-             "IXI002-Guys-0828-MRA.nii.gz", "IXI002-Guys-0828-DTI-03.nii.gz", "IXI.xls"]  # fmt: skip
+    names = [
+        "IXI002-Guys-0828-T1.nii.gz",
+        "IXI002-Guys-0828-T2.nii.gz",
+        "IXI035-IOP-0873-PD.nii.gz",
+        "IXI002-Guys-0828-MRA.nii.gz",
+        "IXI002-Guys-0828-DTI-03.nii.gz",
+        "IXI.xls",
+    ]
     layout, rows, left_out = placed([item(f"IXI-T1/{n}") for n in names[:-1]])
-    assert layout is Layout.IXI
+    assert layout is FolderLayout.IXI
     assert rows == {
         f"IXI-T1/{names[0]}": ("ixi IXI002", "MR", "T1", ""),
         f"IXI-T1/{names[1]}": ("ixi IXI002", "MR", "T2", ""),
@@ -77,31 +86,41 @@ def test_ixi_says_subject_and_sequence_in_the_file_name():
     assert left_out == {"IXI sequence other than T1, T2, PD": 2}
 
 
-@pytest.mark.parametrize(("task", "region", "case", "suffix"), [
-    ("Task1", "brain", "1BA001", ".nii.gz"), ("synthRAD2025_Task1_Train/Task1", "HN", "1HNA001", ".mha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "region", "case", "suffix"),
+    [
+        ("Task1", "brain", "1BA001", ".nii.gz"),
+        ("synthRAD2025_Task1_Train/Task1", "HN", "1HNA001", ".mha"),
+    ],
+)
 def test_synthrad_gives_pairs_with_their_masks(task, region, case, suffix):
     names = [f"{task}/{region}/{case}/{w}{suffix}" for w in ("mr", "ct", "mask")]
     others = [f"{task}/pelvis/1PA001/ct{suffix}", f"Task2/{region}/2BA001/cbct{suffix}"]
     overview = f"{task}/{region}/overview/{case}_train.png"
     layout, rows, left_out = placed(item(n) for n in [*names, *others, overview])
-    assert layout is Layout.SYNTHRAD
+    assert layout is FolderLayout.SYNTHRAD
     assert rows == {n: (f"synthrad {case}", m, "", "") for n, m in zip(names, ("MR", "CT", None), strict=True)}
     assert left_out == {"region that is not the head": 1, "CBCT": 1, "not a SynthRAD volume": 1}
 
 
 def test_adni_nests_subject_sequence_date_and_image():
     base = "ADNI/{}/{}/2006-04-18_08_20_30.0/{}/{}"
-    layout, rows, left_out = placed([
-        item(base.format("002_S_0295", "MP-RAGE", "I45108", "a.dcm"), modality="MR", description="MP-RAGE"),
-        item(base.format("002_S_0295", "Axial_PD_T2_FSE", "I45109", "b.dcm"), modality="MR", description="Axial T2"),
-        item(base.format("011_S_0003", "MPR__GradWarp__B1_Correction__N3", "I2", "ADNI_x.nii")),
-        item(base.format("011_S_0003", "PET", "I3", "p.dcm"), modality="PT"),
-    ])  # fmt: skip
-    assert layout is Layout.ADNI
+    layout, rows, left_out = placed(
+        [
+            item(base.format("002_S_0295", "MP-RAGE", "I45108", "a.dcm"), modality="MR", description="MP-RAGE"),
+            item(
+                base.format("002_S_0295", "Axial_PD_T2_FSE", "I45109", "b.dcm"), modality="MR", description="Axial T2"
+            ),
+            item(base.format("011_S_0003", "MPR__GradWarp__B1_Correction__N3", "I2", "ADNI_x.nii")),
+            item(base.format("011_S_0003", "PET", "I3", "p.dcm"), modality="PT"),
+        ]
+    )
+    assert layout is FolderLayout.ADNI
     assert [(who, m, q) for who, m, q, _ in rows.values()] == [
-        ("adni 002_S_0295", "MR", "T1"), ("adni 002_S_0295", "MR", "T2"), ("adni 011_S_0003", "MR", "T1"),
-    ]  # fmt: skip
+        ("adni 002_S_0295", "MR", "T1"),
+        ("adni 002_S_0295", "MR", "T2"),
+        ("adni 011_S_0003", "MR", "T1"),
+    ]
     assert left_out == {"not CT or MR (Secondary Capture Image Storage)": 1}
 
 
@@ -110,7 +129,7 @@ def test_adni_nests_subject_sequence_date_and_image():
 def test_paired_folders_share_a_subject_for_every_name(a, b, first, form, suffix):
     places = [(s, x, k) for s in ("train", "test") for x in (a, b) for k in (1, 2)]
     names = [form.format(split=s, side=x, name=f"p{k}{suffix}") for s, x, k in places]
-    _, rows, _ = placed((item(n) for n in sorted(set(names))), Layout.PAIRED, first=first)
+    _, rows, _ = placed((item(n) for n in sorted(set(names))), FolderLayout.PAIRED, first=first)
     subjects = {}
     for path, (who, modality, _, split) in rows.items():
         subjects.setdefault(who, set()).add(modality)
@@ -122,7 +141,7 @@ def test_paired_folders_share_a_subject_for_every_name(a, b, first, form, suffix
 
 def test_paired_dicom_folders_are_paired_by_folder():
     items = [item(f"{m}/case{k}/i.dcm", modality=m, patient=f"{m}{k}") for m in ("CT", "MR") for k in (1, 2)]
-    _, rows, _ = placed(items, Layout.PAIRED)
+    _, rows, _ = placed(items, FolderLayout.PAIRED)
     assert {who for who, *_ in rows.values()} == {"paired /case1", "paired /case2"}
 
 
@@ -130,33 +149,49 @@ def test_paired_dicom_folders_are_paired_by_folder():
 
 
 def test_a_plain_source_takes_dicom_by_header_and_files_by_path():
-    layout, rows, left_out = placed([
-        item("x/1/a", modality="CT", patient="4711"),
-        item("y/2/b", modality="MR", patient="4711 ", description="t2_tse"),
-        item("z/3/c", modality="MR", patient=""), item("sub-7/anat/sub-7_T1w.nii.gz"), item("4711/ct.nii.gz"),
-        item("4711/mask.nii.gz"), item("train/MR/77.png"), item("x/1/s", modality="SR"),
-        item("x/1/l", modality="CT", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")),
-    ])  # fmt: skip
-    assert layout is Layout.PLAIN
+    layout, rows, left_out = placed(
+        [
+            item("x/1/a", modality="CT", patient="4711"),
+            item("y/2/b", modality="MR", patient="4711 ", description="t2_tse"),
+            item("z/3/c", modality="MR", patient=""),
+            item("sub-7/anat/sub-7_T1w.nii.gz"),
+            item("4711/ct.nii.gz"),
+            item("4711/mask.nii.gz"),
+            item("train/MR/77.png"),
+            item("x/1/s", modality="SR"),
+            item("x/1/l", modality="CT", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")),
+        ]
+    )
+    assert layout is FolderLayout.PLAIN
     assert rows == {
-        "x/1/a": ("patient 4711", "CT", "", ""), "y/2/b": ("patient 4711", "MR", "T2", ""),
-        "z/3/c": ("study 1.2.3", "MR", "", ""), "sub-7/anat/sub-7_T1w.nii.gz": ("patient 7", "MR", "T1", ""),
-        "4711/ct.nii.gz": ("patient 4711", "CT", "", ""), "4711/mask.nii.gz": ("patient 4711", None, "", ""),
+        "x/1/a": ("patient 4711", "CT", "", ""),
+        "y/2/b": ("patient 4711", "MR", "T2", ""),
+        "z/3/c": ("study 1.2.3", "MR", "", ""),
+        "sub-7/anat/sub-7_T1w.nii.gz": ("patient 7", "MR", "T1", ""),
+        "4711/ct.nii.gz": ("patient 4711", "CT", "", ""),
+        "4711/mask.nii.gz": ("patient 4711", None, "", ""),
         "train/MR/77.png": ("picture train/MR/77.png", "MR", "", "train"),
-    }  # fmt: skip
+    }
     assert left_out == {"not CT or MR (Secondary Capture Image Storage)": 1, "localizer": 1}
 
 
-@pytest.mark.parametrize(("paths", "options", "words"), [
-    ([], {}, "holds no image"),
-    (["IXI002-Guys-0828-T1.nii.gz", "trainA/1.png", "trainB/1.png"], {}, "looks like ixi and kaggle"),
-    (["CT/1.png", "MR/1.png"], {}, "say --layout paired"),
-    (["x/1.png"], {}, "the modality of x/1.png cannot be told"),
-    (["x/1.png"], {"layout": Layout.KAGGLE}, r"holds no image of layout kaggle \(1 × not in train or test"),
-    (["A/1.png", "B/1.png"], {"layout": Layout.PAIRED}, "say with --first"),
-    (["CT/1.png", "MR/1.png", "MR/2.png"], {"layout": Layout.PAIRED}, "1 names are in both folders and 1 in one only"),
-    (["CT/1.png", "MR/2.png"], {"layout": Layout.PAIRED}, "0 names are in both folders and 2 in one only"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("paths", "options", "words"),
+    [
+        ([], {}, "holds no image"),
+        (["IXI002-Guys-0828-T1.nii.gz", "trainA/1.png", "trainB/1.png"], {}, "looks like ixi and kaggle"),
+        (["CT/1.png", "MR/1.png"], {}, "say --layout paired"),
+        (["x/1.png"], {}, "the modality of x/1.png cannot be told"),
+        (["x/1.png"], {"layout": FolderLayout.KAGGLE}, r"holds no image of layout kaggle \(1 × not in train or test"),
+        (["A/1.png", "B/1.png"], {"layout": FolderLayout.PAIRED}, "say with --first"),
+        (
+            ["CT/1.png", "MR/1.png", "MR/2.png"],
+            {"layout": FolderLayout.PAIRED},
+            "1 names are in both folders and 1 in one only",
+        ),
+        (["CT/1.png", "MR/2.png"], {"layout": FolderLayout.PAIRED}, "0 names are in both folders and 2 in one only"),
+    ],
+)
 def test_a_source_that_cannot_be_understood_is_one_sentence(paths, options, words):
     with pytest.raises(InputError, match=words):
         placed([item(p) for p in paths], **options)
@@ -173,18 +208,30 @@ def test_what_a_header_or_file_name_says_never_becomes_a_reason():
 # Names
 
 
-@pytest.mark.parametrize(("path", "picture", "subject"), [
-    ("train/sub-ab12/ct.png", True, "ab12"), ("train/CT/1.png", True, "train/CT/1.png"),
-    ("sub-01/anat/sub-01_T1w.nii.gz", False, "01"), ("1BA001/ct.nii.gz", False, "1BA001"),
-    ("train/CT/p7.nii.gz", False, "p7"), ("a.nii.gz", False, "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "picture", "subject"),
+    [
+        ("train/sub-ab12/ct.png", True, "ab12"),
+        ("train/CT/1.png", True, "train/CT/1.png"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", False, "01"),
+        ("1BA001/ct.nii.gz", False, "1BA001"),
+        ("train/CT/p7.nii.gz", False, "p7"),
+        ("a.nii.gz", False, "a"),
+    ],
+)
 def test_the_subject_is_its_folder(path, picture, subject):
     assert naming.subject_of(PurePosixPath(path), picture=picture) == subject
 
 
-@pytest.mark.parametrize(("name", "is_mask"), [
-    ("mask.nii.gz", True), ("x_mask.nii", True), ("Mask-2.nii.gz", True), ("unmasked.nii.gz", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "is_mask"),
+    [
+        ("mask.nii.gz", True),
+        ("x_mask.nii", True),
+        ("Mask-2.nii.gz", True),
+        ("unmasked.nii.gz", False),
+    ],
+)
 def test_a_mask_is_known_by_its_name(name, is_mask):
     assert naming.is_mask(PurePosixPath("mask") / name) is is_mask
 

@@ -53,9 +53,11 @@ def source_with(folder: Path, tokens, planted) -> Path:
 
 
 @settings(
-    max_examples=1, phases=[Phase.generate], database=None,
+    max_examples=1,
+    phases=[Phase.generate],
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(data=st.data())
 def test_no_token_is_found_anywhere(data, tokens_of, planted, leaks, tmp_path_factory, monkeypatch):
     tokens = data.draw(tokens_of)
@@ -86,9 +88,11 @@ def test_no_token_is_found_anywhere(data, tokens_of, planted, leaks, tmp_path_fa
     ctmr("validate", "--out", "run", "--json")
     (work / "log.txt").write_text("\n".join(printed))
     everything = subprocess.run(
-        ["git", "cat-file", "--batch-all-objects", "--batch", "--unordered"], cwd=work / "repo", capture_output=True,
+        ["git", "cat-file", "--batch-all-objects", "--batch", "--unordered"],
+        cwd=work / "repo",
+        capture_output=True,
         check=True,
-    )  # fmt: skip
+    )
     (work / "objects").write_bytes(everything.stdout)
     tracking = Tracking(Home.current())
     run = tracking.client.create_run(tracking.experiment_id)

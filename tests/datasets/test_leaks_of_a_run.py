@@ -55,20 +55,26 @@ def test_a_run_leaves_no_name_in_its_outputs_its_log_or_mlflow(planted, some_tok
     for k in range(14):
         modality = "CT" if k % 2 else "MR"
         planted(
-            source / some_tokens.name / str(k), some_tokens, modality, patient=f"{some_tokens.number}{k}",
-            series="1" * (k + 1), slices=4,
-        )  # fmt: skip
+            source / some_tokens.name / str(k),
+            some_tokens,
+            modality,
+            patient=f"{some_tokens.number}{k}",
+            series="1" * (k + 1),
+            slices=4,
+        )
     work.mkdir()
     monkeypatch.setenv("CTMR_HOME", str(work / "home"))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(work / "dvc-site-cache"))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     add = ["-m", "ctmr.cli", "dataset", "add", "heads", str(source), "--repo", "repo"]
-    for number, words in enumerate((
-        [*add, "--identity-file", str(tmp_path / "hospital" / "ids")],
-        ["-m", "ctmr.cli", "dataset", "push", "heads", "--repo", "repo"],
-        ["-c", RUN, *TINY],
-    )):  # fmt: skip
+    for number, words in enumerate(
+        (
+            [*add, "--identity-file", str(tmp_path / "hospital" / "ids")],
+            ["-m", "ctmr.cli", "dataset", "push", "heads", "--repo", "repo"],
+            ["-c", RUN, *TINY],
+        )
+    ):
         done = subprocess.run([sys.executable, *words], cwd=work, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         (work / f"{number}.log").write_text(done.stdout + done.stderr)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ctmr.datasets.dvc import materialise, resolve
 from ctmr.datasets.dvc.objects import Where
-from ctmr.datasets.names import Dates, Layout
+from ctmr.datasets.names import Dates, FolderLayout
 from ctmr.datasets.operations import AddOptions, add, list_datasets, show, verify
 from ctmr.datasets.repository import DataRepository
 from ctmr.errors import EnvironmentFault, InputError
@@ -37,8 +37,9 @@ def test_a_dataset_is_committed_with_its_index(made):
     assert (index["images"], index["subjects"], index["pairs"], index["layout"]) == (8, 4, 4, "paired")
     assert index["counts"] == [
         {"split": s, "modality": m, "sequence": "", "images": 2, "subjects": 2}
-        for s in ("test", "train") for m in ("CT", "MR")
-    ]  # fmt: skip
+        for s in ("test", "train")
+        for m in ("CT", "MR")
+    ]
     assert (index["license"], index["description"]) == ("CC0", "pairs")
     assert index["deidentification"]["dates"] == "removed"
     assert str(root) not in json.dumps(index)
@@ -97,7 +98,9 @@ def test_a_second_version_is_asked_for_and_the_first_stays(copy, said):
     first = show("pairs", folder / "repo")
     with pytest.raises(InputError, match="has a dataset pairs already; with --replace"):
         add("pairs", folder / "source", folder / "repo", options, said)
-    again = AddOptions(Layout.PAIRED, identity_file=folder / "ids", replace=True, license="CC0", description="pairs")
+    again = AddOptions(
+        FolderLayout.PAIRED, identity_file=folder / "ids", replace=True, license="CC0", description="pairs"
+    )
     unchanged = add("pairs", folder / "source", folder / "repo", again, said)
     assert not unchanged["changed"] and unchanged["revision"] == first["revision"]
     pictures(folder / "source", ["train/CT/p9.png", "train/MR/p9.png"], seed=9)
@@ -124,30 +127,33 @@ def test_a_users_own_changes_are_neither_committed_nor_lost(copy, said):
     assert set(committed) == {".gitignore", "more.dvc", "more.json"}
 
 
-@pytest.mark.parametrize(("name", "source", "repo", "options", "words"), [
-    ("Pairs", "source", "new", {}, "dataset name 'Pairs'"),
-    ("../x", "source", "new", {}, "dataset name '../x'"),
-    ("x", "nowhere", "new", {}, "there is no folder"),
-    ("x", "source", "source/repo", {}, "lie in each other"),
-    ("x", "repo/pairs", "repo", {}, "lie in each other"),
-    ("x", "source", "full", {}, "is not empty and no git"),
-    ("x", "source", "repo", {"remote": "elsewhere"}, "has the remote"),
-    ("x", "source", "new", {"remote": "gs://bucket"}, "neither a folder nor s3"),
-    ("x", "source", "new", {"remote": "s3://key:secret@bucket/x"}, "holds a credential"),
-    ("x", "source", "new", {"remote": "s3://b", "endpoint": "http://key:secret@host"}, "holds a credential"),
-    ("x", "source", "new", {"endpoint": "http://host"}, "belongs to an s3"),
-    ("x", "source", "new", {"identity_file": Path("new/ids")}, "lies in the data repository"),
-    ("x", "source", "new", {"identity_file": Path("new-remote/ids")}, "lies in the remote"),
-    ("x", "source", "new", {"layout": Layout.IXI}, "no image of layout ixi"),
-    ("x", "source", "new", {"layout": Layout.AUTO}, "say --layout paired"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "source", "repo", "options", "words"),
+    [
+        ("Pairs", "source", "new", {}, "dataset name 'Pairs'"),
+        ("../x", "source", "new", {}, "dataset name '../x'"),
+        ("x", "nowhere", "new", {}, "there is no folder"),
+        ("x", "source", "source/repo", {}, "lie in each other"),
+        ("x", "repo/pairs", "repo", {}, "lie in each other"),
+        ("x", "source", "full", {}, "is not empty and no git"),
+        ("x", "source", "repo", {"remote": "elsewhere"}, "has the remote"),
+        ("x", "source", "new", {"remote": "gs://bucket"}, "neither a folder nor s3"),
+        ("x", "source", "new", {"remote": "s3://key:secret@bucket/x"}, "holds a credential"),
+        ("x", "source", "new", {"remote": "s3://b", "endpoint": "http://key:secret@host"}, "holds a credential"),
+        ("x", "source", "new", {"endpoint": "http://host"}, "belongs to an s3"),
+        ("x", "source", "new", {"identity_file": Path("new/ids")}, "lies in the data repository"),
+        ("x", "source", "new", {"identity_file": Path("new-remote/ids")}, "lies in the remote"),
+        ("x", "source", "new", {"layout": FolderLayout.IXI}, "no image of layout ixi"),
+        ("x", "source", "new", {"layout": FolderLayout.AUTO}, "say --layout paired"),
+    ],
+)
 def test_a_mistake_is_one_sentence_and_leaves_nothing(copy, said, monkeypatch, name, source, repo, options, words):
     folder, given = copy
     monkeypatch.chdir(folder)
     (folder / "full").mkdir()
     (folder / "full" / "file").touch()
     before = state(folder / "repo")
-    made = AddOptions(**({"layout": Layout.PAIRED, "identity_file": given.identity_file} | options))
+    made = AddOptions(**({"layout": FolderLayout.PAIRED, "identity_file": given.identity_file} | options))
     with pytest.raises(InputError, match=words) as caught:
         add(name, Path(source), Path(repo), made, said)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
@@ -161,7 +167,7 @@ def test_a_repository_without_dvc_is_never_committed_to(tmp_path, said):
     run_git(clone, "init", "-q")
     pictures(tmp_path / "source", PAIRS)
     with pytest.raises(InputError, match="no git \\+ DVC repository"):
-        add("x", tmp_path / "source", clone, AddOptions(Layout.PAIRED, identity_file=tmp_path / "ids"), said)
+        add("x", tmp_path / "source", clone, AddOptions(FolderLayout.PAIRED, identity_file=tmp_path / "ids"), said)
     assert [p.name for p in clone.iterdir()] == [".git"]
 
 
@@ -211,7 +217,7 @@ def test_a_failure_while_committing_leaves_the_repository_as_it_was(copy, said, 
 
     monkeypatch.setattr(module, tool, broken)
     pictures(folder / "source", ["train/CT/p9.png", "train/MR/p9.png"], seed=9)
-    options = AddOptions(Layout.PAIRED, identity_file=folder / "ids", replace=replace)
+    options = AddOptions(FolderLayout.PAIRED, identity_file=folder / "ids", replace=replace)
     with pytest.raises(EnvironmentFault, match=f"{failing} failed: no space left on device; nothing was committed"):
         add("pairs" if replace else "more", folder / "source", folder / "repo", options, said)
     assert state(folder / "repo") == before

@@ -15,7 +15,7 @@ from ctmr.datasets.build import build
 from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.dvc import unpack
 from ctmr.datasets.importers import plan
-from ctmr.datasets.names import Dates, Layout
+from ctmr.datasets.names import Dates, FolderLayout
 from ctmr.datasets.scanning import scanned
 from ctmr.imaging.volume import Modality
 from ctmr.pipeline.stages.fetch import describe, find_images
@@ -83,15 +83,24 @@ def paired(root: Path) -> None:
 
 
 SETS = {
-    "kaggle": (kaggle, Layout.KAGGLE, 4, {("CT", "", "train"), ("CT", "", "test"), ("MR", "", "train"),
-                                          ("MR", "", "test")}),
-    "CQ500": (cq500, Layout.CQ500, 2, {("CT", "", "")}),
-    "IXI": (ixi, Layout.IXI, 2, {("MR", "T1", ""), ("MR", "T2", ""), ("MR", "PD", "")}),
-    "SynthRAD2023": (lambda r: synthrad(r, "brain", ".nii.gz"), Layout.SYNTHRAD, 2, {("CT", "", ""), ("MR", "", "")}),
-    "SynthRAD2025": (lambda r: synthrad(r, "HN", ".mha"), Layout.SYNTHRAD, 2, {("CT", "", ""), ("MR", "", "")}),
-    "ADNI": (adni, Layout.ADNI, 1, {("MR", "T1", ""), ("MR", "T2", "")}),
-    "paired folders": (paired, Layout.PAIRED, 2, {("CT", "", "train"), ("MR", "", "train")}),
-}  # fmt: skip
+    "kaggle": (
+        kaggle,
+        FolderLayout.KAGGLE,
+        4,
+        {("CT", "", "train"), ("CT", "", "test"), ("MR", "", "train"), ("MR", "", "test")},
+    ),
+    "CQ500": (cq500, FolderLayout.CQ500, 2, {("CT", "", "")}),
+    "IXI": (ixi, FolderLayout.IXI, 2, {("MR", "T1", ""), ("MR", "T2", ""), ("MR", "PD", "")}),
+    "SynthRAD2023": (
+        lambda r: synthrad(r, "brain", ".nii.gz"),
+        FolderLayout.SYNTHRAD,
+        2,
+        {("CT", "", ""), ("MR", "", "")},
+    ),
+    "SynthRAD2025": (lambda r: synthrad(r, "HN", ".mha"), FolderLayout.SYNTHRAD, 2, {("CT", "", ""), ("MR", "", "")}),
+    "ADNI": (adni, FolderLayout.ADNI, 1, {("MR", "T1", ""), ("MR", "T2", "")}),
+    "paired folders": (paired, FolderLayout.PAIRED, 2, {("CT", "", "train"), ("MR", "", "train")}),
+}
 
 
 @pytest.mark.parametrize("name", list(SETS))
@@ -100,7 +109,7 @@ def test_a_set_is_found_again_by_fetch_with_all_that_its_layout_said(name, tmp_p
     write(tmp_path / "source")
     raw = tmp_path / "raw"
     with scanned(tmp_path / "source", tmp_path / "ids") as scan:
-        guessed = Layout.PAIRED if layout is Layout.PAIRED else Layout.AUTO
+        guessed = FolderLayout.PAIRED if layout is FolderLayout.PAIRED else FolderLayout.AUTO
         made = plan(scan, guessed, first=Modality.CT)
         assert made.layout is layout
         index = build(made, raw, name="x", key=KEY, dates=Dates.REMOVE, skip_refused=False, report=said).index
@@ -115,7 +124,7 @@ def test_a_set_is_found_again_by_fetch_with_all_that_its_layout_said(name, tmp_p
     faces = index["deidentification"]["recognizable_visual_features"]
     assert sum(faces.values()) == (0 if rows[0]["format"] == "raster" else len(rows))
     assert faces.get("YES", 0) == sum(r["format"] == "dicom" for r in rows)
-    if layout is Layout.SYNTHRAD:
+    if layout is FolderLayout.SYNTHRAD:
         assert index["pairs"] == index["masks"] == 2
         for row in rows:
             assert row["mask"] == f"sub-{row['subject']}/mask.nii.gz" and (raw / row["mask"]).is_file()

@@ -13,7 +13,7 @@ from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import unpack
 from ctmr.datasets.importers import plan
-from ctmr.datasets.names import Dates, Layout
+from ctmr.datasets.names import Dates, FolderLayout
 from ctmr.datasets.scanning import Scan, scanned
 from ctmr.io.dicom import read_series
 
@@ -27,10 +27,10 @@ def built(made, folder, said):
 
 def test_the_kaggle_set_is_found_with_its_splits(shared_data, tmp_path, said):
     with scanned(shared_data / "kaggle_ct_mr", tmp_path / "ids") as scan:
-        made = plan(scan, Layout.AUTO)
-        some = plan(Scan(scan.items[::100]), Layout.KAGGLE)
+        made = plan(scan, FolderLayout.AUTO)
+        some = plan(Scan(scan.items[::100]), FolderLayout.KAGGLE)
     counts = Counter((f.split, f.modality.value) for f in made.images)
-    assert made.layout is Layout.KAGGLE
+    assert made.layout is FolderLayout.KAGGLE
     assert counts == {("train", "CT"): 700, ("test", "CT"): 250, ("train", "MR"): 895, ("test", "MR"): 237}
     index = built(some, tmp_path / "out", said)
     assert index["pairs"] == 0 and index["subjects"] == index["images"] == len(some.images)
@@ -43,7 +43,7 @@ def test_the_kaggle_set_is_found_with_its_splits(shared_data, tmp_path, said):
 def cleaned(source, tmp_path, said):
     """De-identify a series and return the folder of the result."""
     with scanned(source, tmp_path / "ids") as scan:
-        built(plan(scan, Layout.AUTO), tmp_path / "out", said)
+        built(plan(scan, FolderLayout.AUTO), tmp_path / "out", said)
     (archive,) = (tmp_path / "out").rglob("*.zip")
     unpack(archive, tmp_path / "series")
     files = sorted((tmp_path / "series").iterdir())

@@ -42,7 +42,10 @@ def inline(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         quiet_libraries()
         with pytest.raises(_Enough):
             run_pipeline(
-                resolve(str(pictures)), load("default", SETTINGS), folder=root / "run", home=Home(root / "home"),
+                resolve(str(pictures)),
+                load("default", SETTINGS),
+                folder=root / "run",
+                home=Home(root / "home"),
                 on_result=stop,
-            )  # fmt: skip
+            )
     return digests(root / "run")

@@ -45,8 +45,11 @@ class Project:
         """Run a command of the environment that `make install` made; return what it says."""
         done = subprocess.run(
             [str(self.folder / ".venv" / "bin" / words[0]), *words[1:]],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
         said = done.stdout + done.stderr
         assert done.returncode == code, said[-4000:]
         return said
@@ -68,8 +71,10 @@ def copy_project(folder: Path) -> Project:
     """Copy what git tracks or would track, and commit it there."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

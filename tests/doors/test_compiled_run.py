@@ -52,10 +52,15 @@ class World:
         results: dict[str, Result] = {}
         try:
             return kfp_local.run(
-                resolve(str(self.data)), "default", [*TINY, *settings], folder=folder or self.folder, home=self.home,
-                runner=how, on_result=lambda r: results.__setitem__(r.name, r),
+                resolve(str(self.data)),
+                "default",
+                [*TINY, *settings],
+                folder=folder or self.folder,
+                home=self.home,
+                runner=how,
+                on_result=lambda r: results.__setitem__(r.name, r),
                 report_for=lambda stage: lambda message, fraction=None: self.heard.append(f"{stage}: {message}"),
-            )  # fmt: skip
+            )
         finally:
             self.last = results
 
@@ -184,10 +189,13 @@ class _Watched:
             command += ["--set", setting]
         self.home = world.home
         self.process = subprocess.Popen(
-            [*command, "--recipe", "default"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, "--recipe", "default"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             # What runs in the background of a shell ignores Ctrl-C, and hands that down.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
 
     def running_trial(self) -> dict[str, Any]:
         """Wait for a trial that runs and has reported; return who runs it."""
@@ -261,8 +269,11 @@ def test_a_run_that_is_killed_or_interrupted_goes_on_and_a_killed_worker_loses_n
     assert "preprocess reused" in " ".join(said.split())
 
     calm = run_stage(
-        inline.stage("tune"), inputs={"preprocessed": folder / "preprocess"}, recipe=load("default", [*TINY, *LONGER]),
-        out=tmp_path / "calm", home=Home(tmp_path / "calm_home"),
-    )  # fmt: skip
+        inline.stage("tune"),
+        inputs={"preprocessed": folder / "preprocess"},
+        recipe=load("default", [*TINY, *LONGER]),
+        out=tmp_path / "calm",
+        home=Home(tmp_path / "calm_home"),
+    )
     assert calm.summary["trials"] == 4
     assert content_digest(folder / "tune") == calm.digest

@@ -24,11 +24,21 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "full_training.py"
 SETTINGS = [
-    "name=tiny", "preprocess.picture_size=[32, 32]", "network.generator={kind: resnet, width: 4, blocks: 1, rgb: true}",
-    "network.discriminator={kind: patchgan, width: 4, layers: 1, rgb: true}", "train.steps=12", "train.threads=1",
-    "train.checkpoint_every=4", "train.sample_every=6", "train.shift=1", "train.pool=2", "data.val_fraction=0.4",
-    "validation.near_duplicate_bits=0", "evaluate.kid_subsets=2", "evaluate.bootstrap=50",
-]  # fmt: skip
+    "name=tiny",
+    "preprocess.picture_size=[32, 32]",
+    "network.generator={kind: resnet, width: 4, blocks: 1, rgb: true}",
+    "network.discriminator={kind: patchgan, width: 4, layers: 1, rgb: true}",
+    "train.steps=12",
+    "train.threads=1",
+    "train.checkpoint_every=4",
+    "train.sample_every=6",
+    "train.shift=1",
+    "train.pool=2",
+    "data.val_fraction=0.4",
+    "validation.near_duplicate_bits=0",
+    "evaluate.kid_subsets=2",
+    "evaluate.bootstrap=50",
+]
 
 THERE = """
 import importlib.util, json, runpy, sys
@@ -83,11 +93,26 @@ def there(pack: Path, work: Path, out: Path, minutes: float) -> subprocess.Compl
     """Train in a process that has no package but those that the script says it needs."""
     return subprocess.run(
         [
-            sys.executable, "-c", THERE, json.dumps(blocked_packages(*BESIDES)), str(SCRIPT), "train", str(pack),
-            "--work", str(work), "--out", str(out), "--minutes", str(minutes), "--measurements", "3",
+            sys.executable,
+            "-c",
+            THERE,
+            json.dumps(blocked_packages(*BESIDES)),
+            str(SCRIPT),
+            "train",
+            str(pack),
+            "--work",
+            str(work),
+            "--out",
+            str(out),
+            "--minutes",
+            str(minutes),
+            "--measurements",
+            "3",
         ],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def test_a_training_in_pieces_comes_home_and_is_judged(script: ModuleType, pictures: Path, tmp_path: Path) -> None:

@@ -50,8 +50,11 @@ class Lab:
         """Run entry points of the project; return entry point → MLflow run."""
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, json.dumps(points)],
-            cwd=self.project.folder, env=self.project.environment, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=self.project.folder,
+            env=self.project.environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         return {line.split()[1]: line.split()[2] for line in done.stdout.splitlines() if line.startswith("RUN ")}
 

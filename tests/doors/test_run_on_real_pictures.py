@@ -37,8 +37,10 @@ def test_real_pictures_end_in_a_served_model_that_claims_no_fidelity(tmp_path: P
     try:
         done = subprocess.run(
             [*command, *(word for setting in SHORT for word in ("--set", setting))],
-            env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         stages = json.loads(done.stdout)
         assert stages["validate"]["summary"]["images"] == 2082

@@ -24,9 +24,10 @@ def test_a_killed_training_ends_bit_identical_to_one_that_never_stopped(kind: st
     victim = Victim("training", tmp_path / "errors.log")
     try:
         moments = kill_repeatedly(
-            victim, lambda: set(folder.glob("*")) | set(folder.glob(".writing-*")),
+            victim,
+            lambda: set(folder.glob("*")) | set(folder.glob(".writing-*")),
             {"kind": kind, "folder": str(folder)},
-        )  # fmt: skip
+        )
     finally:
         victim.stop()
     print(f"{kind}, killed {moments}")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.testset import HeldOut
+from ctmr.evaluation.testset import TestSet
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.inference_path import prepare
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
@@ -67,8 +67,8 @@ class World:
     def grid(self) -> Grid:
         return Grid.model_validate_json((self.inputs["preprocessed"] / "grid.json").read_text())
 
-    def held(self, direction: Direction = Direction.MR2CT) -> HeldOut:
-        return HeldOut.open(self.inputs, self.grid, direction)
+    def held(self, direction: Direction = Direction.MR2CT) -> TestSet:
+        return TestSet.open(self.inputs, self.grid, direction)
 
     def evaluate(self, home: Home, out: Path, *settings: str) -> tuple[Result, dict]:
         result = run_stage(STAGE, inputs=self.inputs, recipe=recipe(*settings), out=out, home=home)
@@ -91,26 +91,39 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             (raw / path).parent.mkdir(parents=True, exist_ok=True)
             array = head.ct if modality == "CT" else head.t1
             nibabel.save(nibabel.Nifti1Image(array, affine_of(SHAPE, SPACING_MM)), raw / path)
-            rows.append({
-                "image": str(path), "subject": f"phantom-{seed}", "modality": modality, "path": str(path),
-                "sequence": "T1" if modality == "MR" else "", "format": "nifti", "split": split, "mask": "",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "image": str(path),
+                    "subject": f"phantom-{seed}",
+                    "modality": modality,
+                    "path": str(path),
+                    "sequence": "T1" if modality == "MR" else "",
+                    "format": "nifti",
+                    "split": split,
+                    "mask": "",
+                }
+            )
     validation = root / "validate"
     validation.mkdir()
     pd.DataFrame(rows).to_parquet(validation / "manifest.parquet")
     (validation / "validation.json").write_text(json.dumps({"outcome": "pass"}))
     preprocessed = root / "preprocess"
     run_stage(
-        preprocess.STAGE, inputs={"raw": raw, "validation": validation}, recipe=recipe(), out=preprocessed,
+        preprocess.STAGE,
+        inputs={"raw": raw, "validation": validation},
+        recipe=recipe(),
+        out=preprocessed,
         home=Home(root / "home"),
-    )  # fmt: skip
+    )
     description = describe(preprocessed, recipe())
     generators = {d: build_generator(description.generator, 1, 1) for d in Direction}
     model_folder.save(root / "train", description, generators)
     inputs = {
-        "model": root / "train", "preprocessed": preprocessed, "raw": raw,
+        "model": root / "train",
+        "preprocessed": preprocessed,
+        "raw": raw,
         "manifest": validation / "manifest.parquet",
-    }  # fmt: skip
+    }
     made = World(root, inputs)
     for seed in (44, 45):
         twins = make_twins(seed, shape=SHAPE, spacing_mm=SPACING_MM, radii_mm=RADII_MM)

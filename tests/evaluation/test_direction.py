@@ -1,4 +1,4 @@
-"""One direction: the alarm of synthetic MR, trivial translators where nothing is paired, and what is refused."""
+"""One direction: the alarm of synthetic MR, baselines where nothing is paired, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import OWN, Model, reverse
-from ctmr.evaluation.comparison import Measured
+from ctmr.evaluation.comparison import MeasuredDirection
 from ctmr.evaluation.direction import _outdone, _tissues, measure_side, open_side
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.protocol import CaseMetrics, protocol
@@ -27,7 +27,7 @@ def alarm_of(medians, truth=None, mm=1.0, sequence="T1"):
     held = SimpleNamespace(
         target_unit=Unit.ARBITRARY, target=SimpleNamespace(volumes=[SimpleNamespace(sequences=(sequence,))])
     )
-    return _tissues(held, Measured({}, tables={"a": rows}, coarsest_mm=mm))
+    return _tissues(held, MeasuredDirection({}, tables={"a": rows}, coarsest_mm=mm))
 
 
 def test_a_synthetic_t1_with_bright_fluid_raises_the_alarm():
@@ -58,10 +58,10 @@ def test_a_translator_that_never_learned_and_is_nearer_to_real_images_is_named()
     assert _outdone({OWN: distribution(0.1), "identity": distribution(0.9)}, ("identity",)) == ()
 
 
-def test_trivial_translators_stand_beside_the_model_without_pairs(world):
+def test_baseline_translators_stand_beside_the_model_without_pairs(world):
     held, model = world.held(Direction.CT2MR), Model.load(world.inputs["model"], Direction.CT2MR)
     side = measure_side(held, model, recipe(), tell=lambda message, fraction: None, most=1)
-    assert not held.has_pairs and set(side.summaries) == {OWN, *side.trivial}
+    assert not held.has_pairs and set(side.summaries) == {OWN, *side.baselines}
     # One image has no distribution.
     assert set(side.own) == {"cycle_slice", "structure"}
     # Values alone are recoloured, so all structure is kept.

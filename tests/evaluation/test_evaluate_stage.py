@@ -31,14 +31,18 @@ def test_a_model_that_tells_the_truth_passes_and_every_part_is_measured(world, h
     result, tree = world.evaluate(home, tmp_path / "out")
     assert tree["passed"] and tree["fidelity_measured"]
     assert tree["summaries"]["paired_volume_hu"]["metrics"]["mae"]["mean"] == pytest.approx(3.0, abs=0.2)
-    assert set(tree["trivial"]) >= {"histogram matching", "mean image"}
+    assert set(tree["baselines"]) >= {"histogram matching", "mean image"}
     lesions = tree["lesions"]["mr2ct"]
     assert lesions["kept"] == lesions["lesions"] > 0 and lesions["invented"]["mean"] == 0
     assert tree["lesions"]["ct2mr"]["lesions"] > 0
     assert set(tree["other_direction"]["summaries"]) == {"cycle_slice", "structure", "unpaired_distribution"}
     assert {c["name"] for c in tree["robustness"]["curves"]} == {
-        "noise", "bias field", "rotation", "intensity", "spacing"
-    }  # fmt: skip
+        "noise",
+        "bias field",
+        "rotation",
+        "intensity",
+        "spacing",
+    }
     assert {m["name"] for m in tree["uncertainty"]["measures"]} == {"mirrored input", "cycle error", "both"}
     assert tree["as_trained"] is None
     with (tmp_path / "out" / "cases.csv").open() as stream:
@@ -67,8 +71,17 @@ def test_figures_and_the_report_lie_in_provenance_and_in_mlflow(world, home, tmp
     result, tree = world.evaluate(home, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.png")) and not list((tmp_path / "out").glob("*.html"))
     here = {p.name for p in (tmp_path / "out" / "provenance").glob("*.png")}
-    assert {"comparison.png", "comparison_best.png", "tissues.png", "agreement.png", "lesions_mr2ct.png",
-            "lesions_ct2mr.png", "robustness.png", "uncertainty.png", "coverage.png"} <= here  # fmt: skip
+    assert {
+        "comparison.png",
+        "comparison_best.png",
+        "tissues.png",
+        "agreement.png",
+        "lesions_mr2ct.png",
+        "lesions_ct2mr.png",
+        "robustness.png",
+        "uncertainty.png",
+        "coverage.png",
+    } <= here
     logged = Tracking(home).client.list_artifacts(result.summary["mlflow_run"], "evaluation")
     assert {f"evaluation/{name}" for name in (*here, "report.html", "verdict.json")} <= {a.path for a in logged}
     page = (tmp_path / "out" / "provenance" / "report.html").read_text()
@@ -78,7 +91,7 @@ def test_figures_and_the_report_lie_in_provenance_and_in_mlflow(world, home, tmp
 
 @MEASURE_ONLY
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_model_no_better_than_a_trivial_translator_fails_whatever_its_limits(
+def test_a_model_no_better_than_a_baseline_translator_fails_whatever_its_limits(
     world, home, tmp_path, monkeypatch, share
 ):
     filled = FilledHead()
@@ -90,7 +103,7 @@ def test_a_model_no_better_than_a_trivial_translator_fails_whatever_its_limits(
 
     pretend(monkeypatch, world, answer)
     _, tree = world.evaluate(home, tmp_path / "out", LAX, *QUICK)
-    assert "a trivial translator that saw no pairs" in failed(tree)
+    assert "a baseline that saw no pairs" in failed(tree)
 
 
 @MEASURE_ONLY
@@ -202,8 +215,10 @@ def test_the_direction_without_a_unit_is_judged_without_pairs(world, home, tmp_p
     shutil.copytree(world.inputs["model"], model)
     description = json.loads((model / "model.json").read_text()) | {"directions": ["ct2mr"]}
     (model / "model.json").write_text(json.dumps(description))
-    turned = recipe("directions=[ct2mr]", "gate={cycle_slice: {ssim: {min: -1}}, structure: {nmi: {min: 0}}, "
-                    "unpaired_distribution: {kid: {max: 100}}}")  # fmt: skip
+    turned = recipe(
+        "directions=[ct2mr]",
+        "gate={cycle_slice: {ssim: {min: -1}}, structure: {nmi: {min: 0}}, unpaired_distribution: {kid: {max: 100}}}",
+    )
     inputs = world.inputs | {"model": model}
     run_stage(STAGE, inputs=inputs, recipe=turned, out=tmp_path / "untrained", home=home)
     untrained = json.loads((tmp_path / "untrained" / "verdict.json").read_text())
@@ -214,7 +229,7 @@ def test_the_direction_without_a_unit_is_judged_without_pairs(world, home, tmp_p
     tree = json.loads((tmp_path / "true" / "verdict.json").read_text())
     assert tree["reasons"] == [] and not tree["fidelity_measured"]
     assert set(tree["other_direction"]["summaries"]) == {"paired_volume_hu"}
-    assert set(tree["trivial"]["mean image"]) == {"structure", "unpaired_distribution"}
+    assert set(tree["baselines"]["mean image"]) == {"structure", "unpaired_distribution"}
 
 
 def test_memory_of_images_has_a_bound(world, monkeypatch):

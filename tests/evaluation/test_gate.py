@@ -1,4 +1,4 @@
-"""The verdict's truth table: pairs or none, limits, alarms, trivial translators, champion."""
+"""The verdict's truth table: pairs or none, limits, alarms, baselines, champion."""
 
 import json
 import math
@@ -28,10 +28,10 @@ def summary(name, values):
     return summarise([CaseMetrics(s, s, protocol(name), values) for s in "ab"])
 
 
-def paired(values=GOOD, gate=GATE, trivial=TRIVIAL, name="paired_volume_hu", **options):
-    rivals = {t: {name: summary(name, v)} for t, v in trivial.items()}
+def paired(values=GOOD, gate=GATE, baselines=TRIVIAL, name="paired_volume_hu", **options):
+    rivals = {t: {name: summary(name, v)} for t, v in baselines.items()}
     own = {name: summary(name, values)} if values else {}
-    return judge(own, gate, has_pairs=True, trivial=rivals, **options)
+    return judge(own, gate, has_pairs=True, baselines=rivals, **options)
 
 
 def unpaired(gate=GATE, without=(), **changes):
@@ -42,7 +42,7 @@ def unpaired(gate=GATE, without=(), **changes):
 def test_a_good_model_with_pairs_passes_and_its_fidelity_was_measured():
     verdict = paired()
     assert verdict.passed and verdict.fidelity_measured and verdict.reasons == ()
-    assert verdict.statement == "Passed: all 5 checks hold on 2 patients and every trivial translator is beaten."
+    assert verdict.statement == "Passed: all 5 checks hold on 2 patients and every baseline is beaten."
 
 
 def test_a_broken_limit_fails_with_a_sentence():
@@ -63,14 +63,14 @@ def test_with_pairs_a_missing_measurement_fails():
 
 
 @pytest.mark.parametrize(("metric", "value"), [("mae", 110.0), ("psnr", 22.8), ("ssim", 0.71)])
-def test_a_model_no_better_than_the_best_trivial_translator_fails_whatever_its_limits(metric, value):
+def test_a_model_no_better_than_the_best_baseline_translator_fails_whatever_its_limits(metric, value):
     lax = {"paired_volume_hu": {"psnr": Limit(min=1.0)}}
     verdict = paired(values=GOOD | {metric: value}, gate=lax)
-    assert not verdict.passed and "a trivial translator that saw no pairs" in verdict.reasons[0]
+    assert not verdict.passed and "a baseline that saw no pairs" in verdict.reasons[0]
 
 
-def test_with_pairs_and_no_trivial_translator_nothing_can_pass():
-    assert "no trivial translator was measured" in paired(trivial={}).reasons[0]
+def test_with_pairs_and_no_baseline_translator_nothing_can_pass():
+    assert "no baseline was measured" in paired(baselines={}).reasons[0]
 
 
 def test_a_tissue_order_alarm_fails_an_otherwise_good_model():
@@ -88,7 +88,7 @@ def test_limits_of_another_unit_are_not_applied_and_an_empty_gate_fails():
     grey = {"paired_slice_grey8": {"psnr": Limit(min=20.0)}}
     values = {"mae": 5.0, "psnr": 30.0, "ssim": 0.9}
     rivals = {"identity": {"mae": 30.0, "psnr": 15.0, "ssim": 0.3}}
-    options = {"trivial": rivals, "name": "paired_slice_grey8", "unit": Unit.GREY8}
+    options = {"baselines": rivals, "name": "paired_slice_grey8", "unit": Unit.GREY8}
     assert paired(values, {**GATE, **grey}, **options).passed
     assert "no limit of the gate applies" in paired(values, GATE, **options).reasons[0]
 
@@ -132,9 +132,11 @@ def test_a_failed_model_never_replaces_a_champion():
 def test_another_protocol_under_the_same_name_is_a_type_error():
     with pytest.raises(TypeError, match="different protocols"):
         judge(
-            {"paired_volume_hu": summary("paired_volume_hu", GOOD)}, GATE, has_pairs=True,
-            trivial={"mean image": {"paired_volume_hu": summary("synthrad2023", GOOD)}},
-        )  # fmt: skip
+            {"paired_volume_hu": summary("paired_volume_hu", GOOD)},
+            GATE,
+            has_pairs=True,
+            baselines={"mean image": {"paired_volume_hu": summary("synthrad2023", GOOD)}},
+        )
 
 
 def test_a_verdict_survives_json_with_an_infinite_psnr():
@@ -149,11 +151,13 @@ def lesions(**values):
 
 
 def judged_with_lesions(gate, has_pairs=True, **values):
-    own = {"paired_volume_hu": summary("paired_volume_hu", GOOD)} if has_pairs else {
-        k: summary(k, v) for k, v in UNPAIRED.items()
-    }  # fmt: skip
+    own = (
+        {"paired_volume_hu": summary("paired_volume_hu", GOOD)}
+        if has_pairs
+        else {k: summary(k, v) for k, v in UNPAIRED.items()}
+    )
     rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()}
-    return judge(own | {"lesions": lesions(**values)}, gate, has_pairs=has_pairs, trivial=rivals)
+    return judge(own | {"lesions": lesions(**values)}, gate, has_pairs=has_pairs, baselines=rivals)
 
 
 LESION_GATE = {"lesions": {"detection_rate": Limit(min=0.8), "invented": Limit(max=1.0)}}
@@ -177,13 +181,13 @@ def test_without_a_limit_lesions_decide_nothing(has_pairs):
 def test_limits_on_lesions_alone_are_no_gate():
     alone = judged_with_lesions(LESION_GATE, detection_rate=1.0, invented=0.0)
     assert any("no limit of the gate applies" in r for r in alone.reasons)
-    assert any(c.metric == "mae" for c in alone.checks), "trivial translators are compared all the same"
+    assert any(c.metric == "mae" for c in alone.checks), "baselines are compared all the same"
 
 
 def test_a_lesion_limit_without_a_measurement_fails():
     gate = {**GATE, **LESION_GATE}
     rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()}
-    verdict = judge({"paired_volume_hu": summary("paired_volume_hu", GOOD)}, gate, has_pairs=True, trivial=rivals)
+    verdict = judge({"paired_volume_hu": summary("paired_volume_hu", GOOD)}, gate, has_pairs=True, baselines=rivals)
     assert any("lesions detection_rate was not measured" in r for r in verdict.reasons)
 
 

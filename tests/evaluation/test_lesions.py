@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.lesion_insertion import TwinCache, insert, plant
+from ctmr.evaluation.lesion_insertion import TwinCache, insert, insert_by_twin
 from ctmr.evaluation.lesions import lesion_tests
 from ctmr.imaging.volume import Direction
 from ctmr.phantom import make_head
@@ -26,17 +26,17 @@ def twins():
 def test_twins_differ_at_their_lesions_and_nowhere_far_from_them(twins):
     from scipy import ndimage
 
-    lesions = np.any([p.mask for p in twins.planted], axis=0)
+    lesions = np.any([p.mask for p in twins.inserted], axis=0)
     change = np.abs(twins.ill.ct.astype(int) - twins.healthy.ct)
-    assert len(twins.planted) == 2 * len(RADII_MM)
+    assert len(twins.inserted) == 2 * len(RADII_MM)
     assert change[ndimage.distance_transform_edt(~lesions) > 4].max() == 0
-    for planted in twins.planted:
-        volume_mm3 = planted.mask.sum() * SPACING_MM**3
-        assert volume_mm3 == pytest.approx(4 / 3 * np.pi * planted.lesion.radius_mm**3, rel=0.35)
+    for inserted in twins.inserted:
+        volume_mm3 = inserted.mask.sum() * SPACING_MM**3
+        assert volume_mm3 == pytest.approx(4 / 3 * np.pi * inserted.lesion.radius_mm**3, rel=0.35)
 
 
 def test_a_calcified_lesion_comes_near_the_ct_number_of_its_tissue(twins):
-    largest = max((p for p in twins.planted if p.lesion.kind == "calcified"), key=lambda p: p.lesion.radius_mm)
+    largest = max((p for p in twins.inserted if p.lesion.kind == "calcified"), key=lambda p: p.lesion.radius_mm)
     centre = tuple(round(c / SPACING_MM) for c in largest.lesion.centre_mm)
     assert largest.mask[centre]
     assert twins.ill.ct[centre] == pytest.approx(PROPERTIES[Tissue.CALCIFICATION].hu, rel=0.25)
@@ -53,7 +53,7 @@ def test_twins_are_the_same_for_a_seed_and_lie_elsewhere_for_another(twins):
     other = make_twins(44, shape=SHAPE, spacing_mm=SPACING_MM, radii_mm=RADII_MM, lesion_seed=1)
     assert np.array_equal(again.ill.t1, twins.ill.t1)
     assert np.array_equal(other.healthy.t1, twins.healthy.t1)
-    assert [p.lesion.centre_mm for p in other.planted] != [p.lesion.centre_mm for p in twins.planted]
+    assert [p.lesion.centre_mm for p in other.inserted] != [p.lesion.centre_mm for p in twins.inserted]
 
 
 def test_only_a_phantom_has_a_seed_in_its_name():
@@ -65,7 +65,7 @@ def test_only_a_phantom_has_a_seed_in_its_name():
 
 def test_a_phantom_gets_lesions_of_tissue_with_truth_in_any_orientation(world):
     held = world.held()
-    made = plant(held, held.case(0), SECTION, TwinCache(), 0)
+    made = insert_by_twin(held, held.case(0), SECTION, TwinCache(), 0)
     assert np.array_equal(made.healthy, held.case(0).array)
     truth = made.truth_ill.astype(int) - made.truth_healthy
     assert all(abs(truth[s.mask].mean()) > 5 for s in made.sites)
@@ -76,7 +76,7 @@ def test_an_image_that_only_has_the_name_of_a_phantom_gets_inserted_ones(world):
     case = held.case(0)
     stranger = case.volumes[0].with_array(np.roll(case.volumes[0].array, 3, axis=1))
     case.volumes[0] = stranger
-    assert plant(held, case, SECTION, TwinCache(), 0) is None
+    assert insert_by_twin(held, case, SECTION, TwinCache(), 0) is None
 
 
 @pytest.mark.parametrize("direction", list(Direction))
@@ -116,7 +116,7 @@ def test_both_directions_scan_each_phantom_once(world, monkeypatch):
 def test_a_lesion_that_its_input_hides_is_not_asked_for(world, monkeypatch):
     pretend(monkeypatch, world, lambda array, truth: truth)
     held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
-    monkeypatch.setattr("ctmr.evaluation.lesions.plant", lambda *arguments: None)
+    monkeypatch.setattr("ctmr.evaluation.lesions.insert_by_twin", lambda *arguments: None)
     faint = recipe("evaluate.lesions.contrast=0.005")
     [test] = lesion_tests([(held, model)], faint)
     assert test.responses == [] and test.unasked == 4 * 2

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.lesions import lesion_tests
-from ctmr.evaluation.testset import HeldOut
+from ctmr.evaluation.testset import TestSet
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.networks import model_folder
@@ -43,8 +43,18 @@ def slices(tmp_path_factory):
                 relative = f"{split}/{modality}/{path.name}"
                 (root / "raw" / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, root / "raw" / relative)
-                rows.append({"image": relative, "subject": relative, "modality": modality, "path": relative,
-                             "sequence": "", "format": "raster", "split": split, "mask": ""})  # fmt: skip
+                rows.append(
+                    {
+                        "image": relative,
+                        "subject": relative,
+                        "modality": modality,
+                        "path": relative,
+                        "sequence": "",
+                        "format": "raster",
+                        "split": split,
+                        "mask": "",
+                    }
+                )
     (root / "validate").mkdir()
     pd.DataFrame(rows).to_parquet(root / "validate" / "manifest.parquet")
     (root / "validate" / "validation.json").write_text(json.dumps({"outcome": "pass"}))
@@ -60,7 +70,7 @@ def slices(tmp_path_factory):
 def run_test(slices, direction):
     inputs, folder = slices
     grid = Grid.model_validate_json((inputs["preprocessed"] / "grid.json").read_text())
-    held = HeldOut.open(inputs, grid, direction)
+    held = TestSet.open(inputs, grid, direction)
     [test] = lesion_tests([(held, Model.load(folder, direction))], recipe(*SETTINGS))
     assert test.how == "inserted, contrast 0.4" and test.unit is Unit.GREY8 and len(test.cases) == EACH
     return test

@@ -68,8 +68,13 @@ def test_an_unknown_disturbance_is_refused(case):
 def test_the_sweep_starts_at_the_undisturbed_error_and_turns_the_truth_along(world, monkeypatch):
     """A model that answers its input plus nothing: its error on a turned input is that of the turned truth."""
     held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
-    monkeypatch.setattr(Model, "translate", lambda self, array, slices=None: (
-        array[0].astype(np.float32) - 1000)[list(slices) if slices is not None else slice(None)])  # fmt: skip
+    monkeypatch.setattr(
+        Model,
+        "translate",
+        lambda self, array, slices=None: (array[0].astype(np.float32) - 1000)[
+            list(slices) if slices is not None else slice(None)
+        ],
+    )
     sweep = robustness_sweep(held, model, recipe("evaluate.robustness={cases: 2, slices: 4, strengths: [0.5, 1.0]}"))
     assert sweep.metric == "MAE against the truth" and sweep.cases == 2
     curves = {c.name: c for c in sweep.curves}

@@ -75,9 +75,13 @@ def test_all_48_axis_orders_are_reoriented_with_every_voxel_in_its_place(letters
     shape=st.tuples(*[st.integers(8, 20)] * 3),
 )
 def test_a_linear_function_of_mm_is_the_same_function_on_the_grid(
-    letters: str, oblique: float, spacing: tuple[float, ...], target: tuple[float, float], slices: float | None,
+    letters: str,
+    oblique: float,
+    spacing: tuple[float, ...],
+    target: tuple[float, float],
+    slices: float | None,
     shape: tuple[int, ...],
-) -> None:  # fmt: skip
+) -> None:
     affine = affine_for(letters, spacing, oblique)
     volume = mr(linear(places(affine, shape)), affine)
     found, placement = to_grid(volume, volume_grid(Plane.AXIAL, (24, 16), target, slices))
@@ -155,9 +159,11 @@ def test_fine_stripes_do_not_alias_when_sampled_coarsely(count: int) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(
-    height=st.integers(33, 90), width=st.integers(33, 90), size=st.sampled_from([(16, 16), (24, 20), (32, 32)]),
+    height=st.integers(33, 90),
+    width=st.integers(33, 90),
+    size=st.sampled_from([(16, 16), (24, 20), (32, 32)]),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_reducing_a_picture_is_a_gaussian_blur_and_linear_interpolation(
     height: int, width: int, size: tuple[int, int], seed: int
 ) -> None:

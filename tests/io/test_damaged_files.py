@@ -20,8 +20,22 @@ from ctmr.imaging.volume import Modality
 from ctmr.io import read_image
 from ctmr.io.dicom import group_series
 
-KINDS = ("explicit.dcm", "implicit.dcm", "big.dcm", "bare.dcm", "enhanced.dcm", "rle.dcm", "j2k.dcm",
-         "a.nii", "scaled.nii", "a.nii.gz", "grey.png", "wide.png", "colour.png", "a.jpg")  # fmt: skip
+KINDS = (
+    "explicit.dcm",
+    "implicit.dcm",
+    "big.dcm",
+    "bare.dcm",
+    "enhanced.dcm",
+    "rle.dcm",
+    "j2k.dcm",
+    "a.nii",
+    "scaled.nii",
+    "a.nii.gz",
+    "grey.png",
+    "wide.png",
+    "colour.png",
+    "a.jpg",
+)
 
 
 @cache

@@ -80,8 +80,10 @@ def test_several_images_in_one_file_are_refused_by_what_tells_them_apart(
 
 
 def test_volumes_in_files_of_their_own_are_sorted_apart(tmp_path: Path) -> None:
-    moments = [enhanced(FRAMES + k, PLACES, own=own("FrameContentSequence", "TemporalPositionIndex", [k] * 5))
-               for k in (1, 2, 3)]  # fmt: skip
+    moments = [
+        enhanced(FRAMES + k, PLACES, own=own("FrameContentSequence", "TemporalPositionIndex", [k] * 5))
+        for k in (1, 2, 3)
+    ]
     paths = save(tmp_path, moments)
     groups = group_series(tmp_path)
     names = [key.partition("/")[2] for key in groups]

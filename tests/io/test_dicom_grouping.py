@@ -85,8 +85,9 @@ def test_objects_without_pixels_are_no_images(tmp_path: Path) -> None:
     assert not groups and not groups.unreadable
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian],
-                         ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda s: s.name
+)
 def test_files_without_preamble_are_read(tmp_path: Path, syntax: str) -> None:
     for k in range(3):
         dataset = image(PIXELS + k, (0, 0, k), Modality="MR")
@@ -104,11 +105,20 @@ def test_files_without_preamble_are_read(tmp_path: Path, syntax: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\x08", b"\x08\x00", bytes(1000), b"\x08\x00\x05\x00", b"\x08\x00" * 300, b"\x02\x00\x00\x00UL\x04\x00",
-        b"\x08\x00\x05\x00CS\x02\x00AB\x08\x00\x05\x00", b"\x08\x00\x05\x00CS\x03\x00ABC\x08\x00\x08\x00",
-        b"\x08\x00\x00\x00\xff\xff\xff\xff" + bytes(600), "größer".encode() * 100, b"\x89PNG\r\n\x1a\n" + bytes(600),
+        b"",
+        b"\x08",
+        b"\x08\x00",
+        bytes(1000),
+        b"\x08\x00\x05\x00",
+        b"\x08\x00" * 300,
+        b"\x02\x00\x00\x00UL\x04\x00",
+        b"\x08\x00\x05\x00CS\x02\x00AB\x08\x00\x05\x00",
+        b"\x08\x00\x05\x00CS\x03\x00ABC\x08\x00\x08\x00",
+        b"\x08\x00\x00\x00\xff\xff\xff\xff" + bytes(600),
+        "größer".encode() * 100,
+        b"\x89PNG\r\n\x1a\n" + bytes(600),
     ],
-)  # fmt: skip
+)
 def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     assert not is_dicom(tmp_path / "a")
@@ -117,8 +127,13 @@ def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> 
 
 
 def test_the_signature_finds_real_files_with_and_without_preamble() -> None:
-    for name in ("CT_small.dcm", "MR_small_implicit.dcm", "rtstruct.dcm", "ExplVR_BigEndNoMeta.dcm",
-                 "ExplVR_LitEndNoMeta.dcm"):  # fmt: skip
+    for name in (
+        "CT_small.dcm",
+        "MR_small_implicit.dcm",
+        "rtstruct.dcm",
+        "ExplVR_BigEndNoMeta.dcm",
+        "ExplVR_LitEndNoMeta.dcm",
+    ):
         assert is_dicom(Path(get_testdata_file(name)))
     for name in ("zipMR.gz", "rtplan.dump", "README.txt"):
         assert not is_dicom(Path(get_testdata_file(name)))

@@ -64,8 +64,17 @@ def test_compressed_pixels_are_read(syntax: str, dtype: type) -> None:
     np.testing.assert_array_equal(values(stream(dataset)), truth.astype(int) - 1024)
 
 
-@pytest.mark.parametrize("name", ["MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless",
-                                  "MR_small_bigendian", "MR_small_implicit", "MR_small_padded"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+        "MR_small_bigendian",
+        "MR_small_implicit",
+        "MR_small_padded",
+    ],
+)
 def test_one_slice_in_many_syntaxes_is_one_image(name: str) -> None:
     truth, found = (read_series([Path(get_testdata_file(f"{n}.dcm"))]) for n in ("MR_small", name))
     np.testing.assert_array_equal(found.array, truth.array)
@@ -159,10 +168,14 @@ def test_what_lies_outside_the_scanners_circle_becomes_air_whether_the_header_na
 ) -> None:
     slices, truth = circles(value)
     attributes = {"PixelPaddingValue": value + 1024} if said else {}
-    found = read_series(streams([
-        image((s + 1024).astype(np.int16), (0, 0, 2.0 * k), RescaleIntercept=-1024, **attributes)
-        for k, s in enumerate(slices)
-    ]))  # fmt: skip
+    found = read_series(
+        streams(
+            [
+                image((s + 1024).astype(np.int16), (0, 0, 2.0 * k), RescaleIntercept=-1024, **attributes)
+                for k, s in enumerate(slices)
+            ]
+        )
+    )
     np.testing.assert_array_equal(found.array, truth)
     assert found.array.dtype == np.int16
     (note,) = found.notes or ("",)

@@ -27,9 +27,15 @@ from ctmr.io.dicom import (
 
 Build = Callable[..., Volume]
 PROVENANCE = SyntheticProvenance(
-    model_name="demo", model_version="7", onnx_sha256="ab" * 32, run_id="run\\1", dataset_revision="v1.0é",
-    dataset_md5="cd" * 16, code_revision="deadbeef", direction=Direction.MR2CT,
-)  # fmt: skip
+    model_name="demo",
+    model_version="7",
+    onnx_sha256="ab" * 32,
+    run_id="run\\1",
+    dataset_revision="v1.0é",
+    dataset_md5="cd" * 16,
+    code_revision="deadbeef",
+    direction=Direction.MR2CT,
+)
 
 
 @pytest.fixture

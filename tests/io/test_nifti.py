@@ -175,8 +175,11 @@ def test_an_affine_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_ct_is_in_hounsfield_units_only_when_it_shows_air_or_somebody_says_so(tmp_path: Path) -> None:
     air = save(tmp_path / "air.nii", np.array([[[-1000, 40, 1000]]], np.int16))
     cormack = save(tmp_path / "cormack.nii", np.array([[[0, 1440, 3100]]], np.int16))
-    for path, modality, unit in ((air, Modality.CT, Unit.HU), (air, Modality.MR, Unit.ARBITRARY),
-                                 (cormack, Modality.CT, Unit.ARBITRARY)):  # fmt: skip
+    for path, modality, unit in (
+        (air, Modality.CT, Unit.HU),
+        (air, Modality.MR, Unit.ARBITRARY),
+        (cormack, Modality.CT, Unit.ARBITRARY),
+    ):
         assert nifti.read(path, modality=modality).unit is unit
     assert nifti.read(cormack, modality=Modality.CT, unit=Unit.HU).unit is Unit.HU
 

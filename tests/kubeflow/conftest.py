@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ctmr.pipeline.kfp_local import FAILED, PARAMETERS, SUCCEEDED, Outcome
+from ctmr.pipeline.kfp_local import FAILED, PARAMETERS, SUCCEEDED, RunOutcome
 
 PIPELINE_SPEC: dict[str, Any] = {
     "components": {"comp-work": {"executorLabel": "exec-work"}},
@@ -58,12 +58,12 @@ def shell(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sh", "-c", script], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
-def shell_outcome(folder: Path) -> Outcome:
+def shell_outcome(folder: Path) -> RunOutcome:
     """Return how a script ended: it says so in a file `ended`."""
     with contextlib.suppress(OSError):
         said = (folder / "ended").read_text().strip()
-        return Outcome(SUCCEEDED) if said == "well" else Outcome(FAILED, said, 2, "InputError")
-    return Outcome(FAILED, "it was killed", 3, "EnvironmentFault")
+        return RunOutcome(SUCCEEDED) if said == "well" else RunOutcome(FAILED, said, 2, "InputError")
+    return RunOutcome(FAILED, "it was killed", 3, "EnvironmentFault")
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:

@@ -55,8 +55,12 @@ def test_every_stage_is_a_task_that_takes_what_the_stage_takes(pipeline):
 
 def test_what_changes_the_world_or_must_look_again_is_never_cached(pipeline):
     tasks = tasks_of(pipeline)
-    uncached = {n for n, t in tasks.items() if "executorLabel" in pipeline["components"][t["componentRef"]["name"]]
-                and not t["cachingOptions"].get("enableCache")}  # fmt: skip
+    uncached = {
+        n
+        for n, t in tasks.items()
+        if "executorLabel" in pipeline["components"][t["componentRef"]["name"]]
+        and not t["cachingOptions"].get("enableCache")
+    }
     assert uncached == {"start", "create-study", "work-on-study", "register", "deploy", "reject"}
 
 
@@ -67,8 +71,9 @@ def test_the_pinned_dataset_is_in_the_cache_key_of_fetch(pipeline):
 
 def test_training_asks_for_an_accelerator_and_registering_does_not(pipeline):
     executors = pipeline["deploymentSpec"]["executors"]
-    with_one = {n.removeprefix("exec-") for n, e in executors.items()
-                if "accelerator" in e["container"].get("resources", {})}  # fmt: skip
+    with_one = {
+        n.removeprefix("exec-") for n, e in executors.items() if "accelerator" in e["container"].get("resources", {})
+    }
     assert with_one == {"work-on-study", "tune", "train", "evaluate"}
 
 
@@ -105,8 +110,9 @@ def test_a_stage_gets_its_own_recipe_sections_and_nothing_else():
 
 
 def test_a_changed_gate_limit_leaves_the_settings_of_training_alone():
-    before, after = (stage_settings(recipe_for("demo", [], limits, ""))
-                     for limits in ({}, {"paired_volume_hu.psnr.min": 99}))  # fmt: skip
+    before, after = (
+        stage_settings(recipe_for("demo", [], limits, "")) for limits in ({}, {"paired_volume_hu.psnr.min": 99})
+    )
     assert [n for n in STAGE_NAMES if before[n] != after[n]] == ["evaluate"]
 
 

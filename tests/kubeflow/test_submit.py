@@ -55,8 +55,10 @@ def answering(status: int, body: str):
 
 
 def test_a_run_is_watched_with_a_line_for_each_change(local_runner, compiled, capsys):
-    events = [{"stage": "fetch", "started": "2026-01-01T10:00:00+00:00"},
-              {"stage": "train", "started": "2026-01-01T10:00:01+00:00"}]  # fmt: skip
+    events = [
+        {"stage": "fetch", "started": "2026-01-01T10:00:00+00:00"},
+        {"stage": "train", "started": "2026-01-01T10:00:01+00:00"},
+    ]
     lines = "\n".join(json.dumps(e) for e in events)
     script = f"cat > events.jsonl <<'E'\n{lines}\nE\nsleep 0.4; {WELL}"
     submit(local_runner.url, "brains", compiled, [f"script={script}"], run_name="mine")

@@ -1,4 +1,4 @@
-"""Trivial translators: what each gives, from unpaired shards."""
+"""Baselines: what each gives, from unpaired shards."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality, Unit
-from ctmr.metrics.baselines import FILLED_HEAD, HISTOGRAM_MATCHING, IDENTITY, MATCHED_LINE, MEAN_IMAGE, fit_trivial
+from ctmr.metrics.baselines import FILLED_HEAD, HISTOGRAM_MATCHING, IDENTITY, MATCHED_LINE, MEAN_IMAGE, fit_baselines
 
 
 def shard(slices, modality, unit, count=4):
@@ -24,7 +24,7 @@ def heads():
     rng = np.random.default_rng(0)
     mr = shard(rng.integers(0, 2000, (8, 1, 16, 16)).astype(np.uint16), Modality.MR, Unit.ARBITRARY)
     ct = shard(rng.normal(100, 300, (8, 1, 16, 16)).astype(np.int16), Modality.CT, Unit.HU)
-    return mr, ct, fit_trivial(mr, ct, Direction.MR2CT)
+    return mr, ct, fit_baselines(mr, ct, Direction.MR2CT)
 
 
 def test_hu_targets_get_a_filled_head_and_no_identity(heads):
@@ -72,7 +72,7 @@ def test_the_filled_head_is_soft_tissue_in_air(heads):
 
 def test_pictures_get_the_identity_and_no_filled_head():
     grey = np.random.default_rng(1).integers(0, 255, (3, 1, 16, 16)).astype(np.uint8)
-    fitted = fit_trivial(
+    fitted = fit_baselines(
         shard(grey, Modality.CT, Unit.GREY8, 1), shard(grey[::-1], Modality.MR, Unit.GREY8, 1), Direction.CT2MR
     )
     assert IDENTITY in fitted and FILLED_HEAD not in fitted
@@ -83,11 +83,11 @@ def test_a_constant_head_and_an_empty_head_do_not_break():
     rng = np.random.default_rng(0)
     mr = shard(np.full((4, 1, 16, 16), 9, np.uint16), Modality.MR, Unit.ARBITRARY)
     ct = shard(rng.normal(0, 50, (4, 1, 16, 16)).astype(np.int16), Modality.CT, Unit.HU)
-    for translate in fit_trivial(mr, ct, Direction.MR2CT).values():
+    for translate in fit_baselines(mr, ct, Direction.MR2CT).values():
         assert np.isfinite(translate(mr.volume(0), mr.volume_head(0))).all()
         assert np.isfinite(translate(mr.volume(0), mr.volume_head(0) & False)).all()
 
 
 def test_shards_of_the_wrong_direction_are_refused(heads):
     with pytest.raises(InputError, match="direction ct2mr translates CT into MR"):
-        fit_trivial(heads[0], heads[1], Direction.CT2MR)
+        fit_baselines(heads[0], heads[1], Direction.CT2MR)

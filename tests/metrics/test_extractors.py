@@ -50,10 +50,23 @@ def two_images():
 # Computed by pytorch-fid's InceptionV3 on torchvision's blocks, filled with the weights above; the last two features
 # come from the pool of the last block.
 SAMPLED = [0, 256, 512, 768, 1024, 1280, 1536, 1792, 1896, 1932]
-PUBLISHED = np.array([
-    [3.1755846, 0.4071892, 4.0243263, 2.1298792, 0.0912811, 0.0224182, 0.7668951, 0.0, 0.0, 4.2865038],
-    [4.3197346, 0.4802285, 5.373973, 2.5020669, 0.0311894, 0.1086288, 0.9260942, 0.0057443, 3.6178809e-4, 5.9530206],
-])  # fmt: skip
+PUBLISHED = np.array(
+    [
+        [3.1755846, 0.4071892, 4.0243263, 2.1298792, 0.0912811, 0.0224182, 0.7668951, 0.0, 0.0, 4.2865038],
+        [
+            4.3197346,
+            0.4802285,
+            5.373973,
+            2.5020669,
+            0.0311894,
+            0.1086288,
+            0.9260942,
+            0.0057443,
+            3.6178809e-4,
+            5.9530206,
+        ],
+    ]
+)
 
 
 def test_inception_gives_the_features_of_the_published_port(tmp_path, weights):
@@ -132,9 +145,14 @@ def zipped_code(path):
 
 
 @pytest.mark.parametrize(
-    "write", [lambda p: p.write_bytes(b"not weights at all"), lambda p: p.write_bytes(b"PK\x03\x04cut"), zipped_code,
-              lambda p: save_file({"a": torch.zeros(2)}, p)],
-)  # fmt: skip
+    "write",
+    [
+        lambda p: p.write_bytes(b"not weights at all"),
+        lambda p: p.write_bytes(b"PK\x03\x04cut"),
+        zipped_code,
+        lambda p: save_file({"a": torch.zeros(2)}, p),
+    ],
+)
 def test_a_file_that_is_neither_is_refused_in_one_sentence(tmp_path, write):
     path = tmp_path / "weights.bin"
     write(path)

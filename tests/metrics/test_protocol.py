@@ -32,9 +32,19 @@ def case(values, protocol=HU, name="s1"):
     return CaseMetrics(name, name, protocol, values)
 
 
-CHANGES = [{"clip": None}, {"data_range": 4095.0}, {"variant": "other"}, {"mask": Mask.NONE}, {"volume": False},
-           {"mae_clipped": False}, {"ssim_border": 3}, {"ssim_window": SsimWindow.NONE}, {"unit": "grey levels"},
-           {"grid": GridKind.MODEL}, {"pairing": Pairing.CYCLE}]  # fmt: skip
+CHANGES = [
+    {"clip": None},
+    {"data_range": 4095.0},
+    {"variant": "other"},
+    {"mask": Mask.NONE},
+    {"volume": False},
+    {"mae_clipped": False},
+    {"ssim_border": 3},
+    {"ssim_window": SsimWindow.NONE},
+    {"unit": "grey levels"},
+    {"grid": GridKind.MODEL},
+    {"pairing": Pairing.CYCLE},
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -18,8 +18,13 @@ from ctmr.metrics.tissue import (
 )
 from ctmr.phantom import Tissue, make_head
 
-VALUES = {TissueClass.FAT: -90.0, TissueClass.CSF: 8.0, TissueClass.BRAIN: 36.0, TissueClass.BONE: 1000.0,
-          TissueClass.INSIDE_AIR: -990.0}  # fmt: skip
+VALUES = {
+    TissueClass.FAT: -90.0,
+    TissueClass.CSF: 8.0,
+    TissueClass.BRAIN: 36.0,
+    TissueClass.BONE: 1000.0,
+    TissueClass.INSIDE_AIR: -990.0,
+}
 
 
 @pytest.fixture

@@ -50,9 +50,14 @@ def test_unet_of_8_levels_has_the_channels_of_pix2pix() -> None:
 def test_resnet_6_has_the_layers_of_the_cyclegan_paper() -> None:
     # c7s1-64, d128, d256, R256 × 6, u128, u64, c7s1-3 of Zhu et al. 2017, appendix 7.2.
     by_hand = (
-        convolution(7, 3, 64) + convolution(3, 64, 128) + convolution(3, 128, 256) + 12 * convolution(3, 256, 256)
-        + convolution(3, 256, 128) + convolution(3, 128, 64) + convolution(7, 64, 3)
-    )  # fmt: skip
+        convolution(7, 3, 64)
+        + convolution(3, 64, 128)
+        + convolution(3, 128, 256)
+        + 12 * convolution(3, 256, 256)
+        + convolution(3, 256, 128)
+        + convolution(3, 128, 64)
+        + convolution(7, 64, 3)
+    )
     module = ResNetGenerator(3, 3, width=64, blocks=6)
     assert count(module) == by_hand == 7_837_699
     assert module.layers[:10](torch.zeros(1, 3, 256, 256)).shape == (1, 256, 64, 64)

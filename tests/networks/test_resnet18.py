@@ -64,8 +64,15 @@ def test_it_has_the_published_11_689_512_parameters_under_torchvisions_names() -
     network = ResNet18(3)
     assert sum(p.numel() for p in network.parameters()) == 11_689_512
     names = set(network.state_dict())
-    assert {"conv1.weight", "bn1.running_var", "layer1.0.bn2.bias", "layer2.0.downsample.0.weight",
-            "layer4.0.downsample.1.num_batches_tracked", "layer4.1.conv2.weight", "fc.bias"} <= names  # fmt: skip
+    assert {
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.bn2.bias",
+        "layer2.0.downsample.0.weight",
+        "layer4.0.downsample.1.num_batches_tracked",
+        "layer4.1.conv2.weight",
+        "fc.bias",
+    } <= names
     assert len(names) == 122
 
 

@@ -24,7 +24,7 @@ def listened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def heard(path: Path) -> list[events.Event]:
+def heard(path: Path) -> list[events.TaskEvent]:
     return [event for _, event in events.read(path)]
 
 

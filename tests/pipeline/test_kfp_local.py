@@ -15,7 +15,7 @@ from kfp import compiler, dsl
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import kfp_local
 from ctmr.pipeline.kfp_child import pipeline_of, typed
-from ctmr.pipeline.kfp_local import Outcome
+from ctmr.pipeline.kfp_local import RunOutcome
 from ctmr.system.home import Home
 
 pytestmark = pytest.mark.slow
@@ -62,9 +62,12 @@ def run(compiled: Path, home: Home, tmp_path: Path) -> Callable[..., list[str]]:
     def call(**parameters: object) -> list[str]:
         heard: list[str] = []
         kfp_local.run_compiled(
-            parameters, folder=tmp_path / "run", home=home, pipeline=compiled,
+            parameters,
+            folder=tmp_path / "run",
+            home=home,
+            pipeline=compiled,
             report_for=lambda stage: lambda message, fraction=None: heard.append(message),
-        )  # fmt: skip
+        )
         return heard
 
     return call
@@ -165,7 +168,7 @@ def test_folders_of_ended_runs_do_not_pile_up(home: Home) -> None:
     runs = home.root / "pipelines" / "local"
     for k in range(kfp_local.KEPT_RUNS + 5):
         (runs / f"2020{k:02d}").mkdir(parents=True)
-        Outcome(kfp_local.SUCCEEDED).write(runs / f"2020{k:02d}")
+        RunOutcome(kfp_local.SUCCEEDED).write(runs / f"2020{k:02d}")
     (runs / "2019-running").mkdir()
     kfp_local._new_folder(home)
     left = sorted(p.name for p in runs.iterdir())

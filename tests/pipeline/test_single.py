@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctmr.datasets.dvc import Dataset, Source
+from ctmr.datasets.dvc import Dataset, DatasetSource
 from ctmr.errors import InputError
 from ctmr.pipeline import single
 from ctmr.pipeline.inline import resolve_champion
@@ -35,7 +35,7 @@ def leave(out: Path, files: dict[str, str], **record: object) -> Path:
 def fetched(home: Home, name: str, address: Path, path: str = "") -> Path:
     """A run that has fetched a dataset."""
     folder = home.runs / f"tiny-{name}"
-    source = Source(Dataset(name, "folder", "", "0.dir"), str(address.resolve()), path)
+    source = DatasetSource(Dataset(name, "folder", "", "0.dir"), str(address.resolve()), path)
     leave(
         folder / "fetch",
         {"dataset.json": json.dumps(source.dataset.to_json())},

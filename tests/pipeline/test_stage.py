@@ -80,8 +80,10 @@ def test_what_has_not_changed_is_reused_with_its_summary(toy):
     ("change", "because"),
     [
         (lambda t: (t.data / "x.txt").write_text("two"), "input data changed"),
-        (lambda t: (t.data / "x.txt").rename(t.data / "y.txt") and (t.data / "x.txt").write_text("one"),
-         "input data changed"),
+        (
+            lambda t: (t.data / "x.txt").rename(t.data / "y.txt") and (t.data / "x.txt").write_text("one"),
+            "input data changed",
+        ),
         (lambda t: setattr(t, "recipe", override(t.recipe, [("train.steps", 3)])), "recipe.train changed"),
         (lambda t: setattr(t, "stage", replace(t.stage, version=2)), "version changed"),
         (lambda t: setattr(t, "stage", replace(t.stage, sections=("train", "loss"))), "recipe.loss changed"),
@@ -90,7 +92,7 @@ def test_what_has_not_changed_is_reused_with_its_summary(toy):
         (lambda t: (t.out / "copy.txt").unlink(), "its output was altered"),
         (lambda t: (t.out / RECORD).unlink(), "it had not run yet"),
     ],
-)  # fmt: skip
+)
 def test_a_rerun_names_what_changed_and_restores_the_output(toy, change, because):
     toy()
     change(toy)

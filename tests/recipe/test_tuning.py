@@ -58,7 +58,7 @@ def test_rates_weights_ratio_generator_depth_pool_and_augmentation_can_be_search
         ("train.pool", {"kind": "int", "low": 0, "high": 50, "log": True}, "log needs a low of at least 1"),
         ("train.pool", {"kind": "int", "low": 0.5, "high": 50}, "tune.space.train.pool.low"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_searched_is_refused_by_name(key, searched, said):
     assert said in refusal({key: searched})
 

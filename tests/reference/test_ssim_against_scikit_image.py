@@ -97,9 +97,13 @@ def everything(mask):
 @pytest.mark.parametrize("mark", [corner, edge, block, everything])
 @pytest.mark.parametrize(
     ("window", "border"),
-    [(SsimWindow.UNIFORM_7_3D, 0), (SsimWindow.UNIFORM_7_3D, 3), (SsimWindow.GAUSSIAN_11_2D, 0),
-     (SsimWindow.GAUSSIAN_11_2D, 5)],
-)  # fmt: skip
+    [
+        (SsimWindow.UNIFORM_7_3D, 0),
+        (SsimWindow.UNIFORM_7_3D, 3),
+        (SsimWindow.GAUSSIAN_11_2D, 0),
+        (SsimWindow.GAUSSIAN_11_2D, 5),
+    ],
+)
 def test_cropping_to_the_mask_changes_no_number(mark, window, border):
     x, y = images((19, 26, 23), seed=7, top=4024.0)
     mask = np.zeros(x.shape, bool)

@@ -36,7 +36,7 @@ def paired_cases(gain=1.0, patients=12, how=HU, seed=0):
     return cases
 
 
-def write_run(folder, by_protocol, *, trivial=None, direction="mr2ct", passed=True, records=None, manifest=None):
+def write_run(folder, by_protocol, *, baselines=None, direction="mr2ct", passed=True, records=None, manifest=None):
     """Write what evaluate and the stages leave of a run; `records` are stage → extra keys of its record."""
     evaluate = folder / "evaluate"
     evaluate.mkdir(parents=True)
@@ -47,11 +47,15 @@ def write_run(folder, by_protocol, *, trivial=None, direction="mr2ct", passed=Tr
             for c in cases:
                 writer.writerows([name, c.case, c.subject, m, f"{v:.8g}"] for m, v in sorted(c.values.items()))
     tree = {
-        "direction": direction, "passed": passed, "statement": "Passed: it is good." if passed else "Failed: <bad>.",
+        "direction": direction,
+        "passed": passed,
+        "statement": "Passed: it is good." if passed else "Failed: <bad>.",
         "summaries": {n: summarise(c, resamples=200).to_dict() for n, c in by_protocol.items()},
-        "trivial": {who: {n: summarise(c, resamples=200).to_dict() for n, c in found.items()}
-                    for who, found in (trivial or {}).items()},
-    }  # fmt: skip
+        "baselines": {
+            who: {n: summarise(c, resamples=200).to_dict() for n, c in found.items()}
+            for who, found in (baselines or {}).items()
+        },
+    }
     (evaluate / "verdict.json").write_text(json.dumps(tree))
     for stage, extra in ({"evaluate": {}} | (records or {})).items():
         place = folder / stage / "provenance"
@@ -120,10 +124,10 @@ def test_three_runs_are_tested_two_by_two_and_corrected_together(tmp_path):
     assert table.pairs[0].tests[0].wilcoxon_holm == pytest.approx(min(1.0, count * 2 / 2**12))
 
 
-def test_trivial_translators_share_a_row_where_they_are_alike(tmp_path):
+def test_baseline_translators_share_a_row_where_they_are_alike(tmp_path):
     same, other = ({"mean image": {HU.name: paired_cases(2.0, seed=s)}} for s in (0, 1))
-    runs = two_runs(tmp_path, trivial=same)
-    c = read_run(write_run(tmp_path / "c", {HU.name: paired_cases()}, trivial=other), "c")
+    runs = two_runs(tmp_path, baselines=same)
+    c = read_run(write_run(tmp_path / "c", {HU.name: paired_cases()}, baselines=other), "c")
     assert [r.who for r in compare_runs(runs).tables[0].rows] == ["a", "b", "mean image"]
     rows = [r.who for r in compare_runs([runs[0], c]).tables[0].rows]
     assert rows == ["a", "c", "mean image, a", "mean image, c"]
@@ -152,8 +156,10 @@ def test_extractors_that_differ_are_a_type_error(tmp_path):
 
 def test_settings_that_differ_are_listed_and_equal_ones_are_not(tmp_path):
     def records(steps, rate):
-        train = {"settings": {"train": {"steps": steps, "batch": 1}, "loss": {"cycle": 5.0}},
-                 "summary": {"settings": {"train.lr_generator": rate}}}  # fmt: skip
+        train = {
+            "settings": {"train": {"steps": steps, "batch": 1}, "loss": {"cycle": 5.0}},
+            "summary": {"settings": {"train.lr_generator": rate}},
+        }
         return {"train": train, "evaluate": raw("same")}
 
     runs = [
@@ -272,7 +278,7 @@ def test_numbers_are_written_for_people():
 def test_the_report_of_one_model_puts_no_unlike_numbers_in_one_table_either():
     own = {HU.name: summarise(paired_cases())}
     other = summarise(paired_cases(how=replace(HU, clip=(-1024.0, 2000.0), data_range=3024.0)))
-    verdict = judge(own, Recipe().gate, has_pairs=True, trivial={"mean image": own})
+    verdict = judge(own, Recipe().gate, has_pairs=True, baselines={"mean image": own})
     with pytest.raises(TypeError, match="different protocols cannot be compared"):
         render_report(Report("demo", verdict, own, {"mean image": {HU.name: other}}))
 
@@ -292,14 +298,20 @@ def ctmr(home, monkeypatch, capsys, tmp_path):
     return command
 
 
-def test_the_terminal_shows_means_intervals_tests_and_trivial_translators(ctmr, home):
-    trivial = {"mean image": {HU.name: paired_cases(2.0)}}
-    write_run(home.runs / "demo-one", {HU.name: paired_cases()}, trivial=trivial)
-    write_run(home.runs / "demo-two", {HU.name: paired_cases(0.8)}, trivial=trivial, passed=False)
+def test_the_terminal_shows_means_intervals_tests_and_baseline_translators(ctmr, home):
+    baselines = {"mean image": {HU.name: paired_cases(2.0)}}
+    write_run(home.runs / "demo-one", {HU.name: paired_cases()}, baselines=baselines)
+    write_run(home.runs / "demo-two", {HU.name: paired_cases(0.8)}, baselines=baselines, passed=False)
     code, out, _ = ctmr("demo-one", "demo-two", "--html", "page.html")
     assert code == 0
-    for words in ("demo-one less demo-two", "mean image", "Failed: <bad>.", HU.describe(), "after Holm's correction",
-                  "page written to page.html"):  # fmt: skip
+    for words in (
+        "demo-one less demo-two",
+        "mean image",
+        "Failed: <bad>.",
+        HU.describe(),
+        "after Holm's correction",
+        "page written to page.html",
+    ):
         assert words in out
     code, out, _ = ctmr("demo-one", str(home.runs / "demo-two" / "evaluate"), "--json")
     tree = json.loads(out)

@@ -31,9 +31,15 @@ def size(png):
 def compared(truth, shape=(10, 16, 14), unit=Unit.HU):
     source, synthetic = RNG.random(shape), RNG.normal(0, 300, shape)
     return compare(
-        source, synthetic, synthetic * 0.9 if truth else None, source_unit=Unit.ARBITRARY, target_unit=unit,
-        source_name="MR T1", target_name="CT", head=source > 0.2 if truth else None,
-    )  # fmt: skip
+        source,
+        synthetic,
+        synthetic * 0.9 if truth else None,
+        source_unit=Unit.ARBITRARY,
+        target_unit=unit,
+        source_name="MR T1",
+        target_name="CT",
+        head=source > 0.2 if truth else None,
+    )
 
 
 def drawn(truth, shape=(10, 16, 14), unit=Unit.HU):
@@ -50,11 +56,20 @@ def test_a_comparison_keeps_sections_and_not_the_volumes_behind_them():
     shape = (40, 32, 32)
     kept = compared(True, shape)
     assert [s.name for s in kept.sections] == [
-        "axial, slice 12", "axial, slice 18", "axial, slice 23", "axial, slice 29", "sagittal, column 16"
-    ]  # fmt: skip
+        "axial, slice 12",
+        "axial, slice 18",
+        "axial, slice 23",
+        "axial, slice 29",
+        "sagittal, column 16",
+    ]
     assert [c.name.split("\n")[0] for c in kept.columns] == [
-        "MR T1", "synthetic CT", "true CT", "synthetic CT", "true CT", "difference"
-    ]  # fmt: skip
+        "MR T1",
+        "synthetic CT",
+        "true CT",
+        "synthetic CT",
+        "true CT",
+        "difference",
+    ]
     arrays = [a for c in kept.columns for a in c.images]
     assert all(a.base is None and a.ndim == 2 for a in arrays)
     assert sum(a.size for a in arrays[:5]) < np.prod(shape) / 6
@@ -100,8 +115,9 @@ def test_lesions_with_truth_have_one_column_more(unit):
         image = RNG.normal(100, 20, (16, 14))
         outline = np.zeros((16, 14), bool)
         outline[5:8, 5:8] = True
-        return LesionPanel("tumour, 5 mm: kept\nCNR 7", True, image, image, image + 9 * outline,
-                           image if truth else None, outline)  # fmt: skip
+        return LesionPanel(
+            "tumour, 5 mm: kept\nCNR 7", True, image, image, image + 9 * outline, image if truth else None, outline
+        )
 
     options = {"source_unit": Unit.ARBITRARY, "unit": unit, "source_name": "MR", "target_name": "CT"}
     with_truth = size(lesion_figure([panel(True)] * 2, **options))
@@ -113,9 +129,10 @@ def test_uncertainty_is_drawn_with_and_without_the_true_error():
     image = RNG.normal(0, 1, (16, 14))
     spread = np.where(image > 0, np.abs(image), np.nan)
     options = {"unit": Unit.HU, "source_name": "MR", "target_name": "CT"}
-    assert size(uncertainty_figure(image, image, spread, spread, **options))[0] > size(
-        uncertainty_figure(image, image, spread, None, **options)
-    )[0]  # fmt: skip
+    assert (
+        size(uncertainty_figure(image, image, spread, spread, **options))[0]
+        > size(uncertainty_figure(image, image, spread, None, **options))[0]
+    )
 
 
 def test_sheets_of_a_training_stand_side_by_side_in_order():

@@ -9,7 +9,7 @@ from ctmr.metrics.protocol import CaseMetrics, protocol
 from ctmr.metrics.stats import summarise
 from ctmr.metrics.tissue import TissueClass, TissueRow
 from ctmr.recipe.recipe import Recipe
-from ctmr.reports.html import LesionRow, LesionTable, OtherDirection, Place, Report, ReportFigure, render_report
+from ctmr.reports.html import LesionRow, LesionTable, OtherDirection, Report, ReportFigure, ReportSection, render_report
 
 
 def summary(name, values):
@@ -20,7 +20,7 @@ def paired_report(**extra):
     psnr = math.inf if extra.pop("equal", False) else 27.0
     own = summary("paired_volume_hu", {"mae": 0.0 if math.isinf(psnr) else 80.0, "psnr": psnr, "ssim": 0.8})
     rivals = {"mean image": summary("paired_volume_hu", {"mae": 245.0, "psnr": 22.6, "ssim": 0.7})}
-    verdict = judge(own, Recipe().gate, has_pairs=True, trivial=rivals)
+    verdict = judge(own, Recipe().gate, has_pairs=True, baselines=rivals)
     return Report("demo, MR→CT", verdict, own, rivals, **extra)
 
 
@@ -30,7 +30,7 @@ def test_the_page_loads_nothing_and_needs_no_script():
     assert not re.search(r"(src|href)=.(https?:|//)|@import|url\((?!#)|<script", page)
 
 
-def test_model_and_trivial_translators_stand_in_one_table_with_counts():
+def test_model_and_baseline_translators_stand_in_one_table_with_counts():
     page = render_report(paired_report())
     table = page[page.index('id="measurements"') :]
     assert table.index("this model") < table.index("mean image")
@@ -101,7 +101,7 @@ def test_cases_are_listed_worst_first():
 
 def test_figures_stand_in_their_sections_and_charts_follow_the_theme():
     figures = [
-        ReportFigure(b"\x89PNG", "losses over steps", "<svg><text>losses</text></svg>", Place.TRAINING),
+        ReportFigure(b"\x89PNG", "losses over steps", "<svg><text>losses</text></svg>", ReportSection.TRAINING),
         ReportFigure(b"\x89PNG", "a head"),
     ]
     page = render_report(paired_report(figures=figures))
@@ -118,7 +118,7 @@ def test_the_other_direction_and_why_it_may_be_missing():
 
 def test_information_is_told_from_checks():
     own = summary("paired_volume_hu", {"mae": 80.0, "psnr": 27.0, "ssim": 0.8})
-    verdict = judge(own, Recipe().gate, has_pairs=True, trivial={}, information=["8 of 8 lesions kept"])
+    verdict = judge(own, Recipe().gate, has_pairs=True, baselines={}, information=["8 of 8 lesions kept"])
     page = render_report(Report("x", verdict, own, words=["In plain words."]))
     assert "deciding nothing" in page and "8 of 8 lesions kept" in page
     assert page.index("In plain words.") < page.index('id="measurements"')

@@ -15,8 +15,12 @@ LOGARITHMIC = {"train.lr_generator": True, "loss.cycle_mr": False, "network.gene
 def trial(number, state="complete", score=None, cycle=5.0, factor=1.0):
     score = 100.0 + number if score is None else score
     reports = {} if state == "failed" else {100: score * 1.2, 200: score}
-    params = {"train.lr_generator": 1e-4 * (number + 1), "loss.cycle_mr": cycle,
-              "network.generator.kind": "unet" if number % 2 else "resnet", "train.flip": bool(number % 2)}  # fmt: skip
+    params = {
+        "train.lr_generator": 1e-4 * (number + 1),
+        "loss.cycle_mr": cycle,
+        "network.generator.kind": "unet" if number % 2 else "resnet",
+        "train.flip": bool(number % 2),
+    }
     return TrialView(number, state, math.nan if state == "failed" else score, params, reports)
 
 

@@ -19,7 +19,7 @@ from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.translator import Translator
 from ctmr.recipe.recipe import Percentile, Window
-from ctmr.serving.export import ExportedFiles, ServedSpec, Side, export_translator
+from ctmr.serving.export import ExportedFiles, ServedModality, ServedSpec, export_translator
 from ctmr.serving.model_repository import Release
 from ctmr.serving.server import EmbeddedTriton, Endpoint, Ports
 
@@ -82,8 +82,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Exported]:
         files = export_translator(translator, CHANNELS, SIZE, tmp_path_factory.mktemp(f"export{seed}"))
         spec = ServedSpec(
             direction=Direction.MR2CT,
-            source=Side(modality=Modality.MR, unit=Unit.ARBITRARY, sequences=("T1", "T2")),
-            target=Side(modality=Modality.CT, unit=Unit.HU),
+            source=ServedModality(modality=Modality.MR, unit=Unit.ARBITRARY, sequences=("T1", "T2")),
+            target=ServedModality(modality=Modality.CT, unit=Unit.HU),
             grid=volume_grid(Plane.AXIAL, SIZE, (2.0, 2.0)),
             channels=CHANNELS,
             chunk=4,

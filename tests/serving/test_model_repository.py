@@ -12,7 +12,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.grid import picture_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.serving import model_repository as repo
-from ctmr.serving.export import Side
+from ctmr.serving.export import ServedModality
 from ctmr.serving.model_repository import Part, Release
 
 MODEL = "tiny_mr2ct"
@@ -57,15 +57,15 @@ def test_pictures_are_served_in_8_bit_and_ct_in_16(exported, tmp_path):
     spec = exported[0].spec.model_copy(
         update={
             "direction": Direction.CT2MR,
-            "source": Side(modality=Modality.CT, unit=Unit.GREY8),
-            "target": Side(modality=Modality.MR, unit=Unit.GREY8),
+            "source": ServedModality(modality=Modality.CT, unit=Unit.GREY8),
+            "target": ServedModality(modality=Modality.MR, unit=Unit.GREY8),
             "grid": picture_grid((24, 32)),
         }
     )
     repo.write_version(tmp_path, dataclasses.replace(exported[0].release("p_ct2mr", 1), spec=spec))
     config = (tmp_path / "p_ct2mr_volume" / "config.pbtxt").read_text()
     assert config.count("TYPE_UINT8") == 3
-    hounsfield = spec.model_copy(update={"source": Side(modality=Modality.CT, unit=Unit.HU)})
+    hounsfield = spec.model_copy(update={"source": ServedModality(modality=Modality.CT, unit=Unit.HU)})
     repo.write_version(tmp_path, dataclasses.replace(exported[0].release("h_ct2mr", 1), spec=hounsfield))
     assert '"volume" data_type: TYPE_INT16' in (tmp_path / "h_ct2mr_volume" / "config.pbtxt").read_text()
 

@@ -44,10 +44,12 @@ def released(request, tmp_path_factory, exported) -> tuple[Translator, Release]:
     files = export_translator(made, CHANNELS, SIZE, tmp_path_factory.mktemp("export"))
     spec = exported[0].spec.model_copy(
         update={
-            "neighbours": request.param, "chunk": 3, "generator_sha256": files.generator_sha256,
+            "neighbours": request.param,
+            "chunk": 3,
+            "generator_sha256": files.generator_sha256,
             "range_sha256": files.range_sha256,
         }
-    )  # fmt: skip
+    )
     return made, Release(f"stacks{request.param}", "1", files.generator, files.range, spec)
 
 

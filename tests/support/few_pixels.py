@@ -16,10 +16,18 @@ from ctmr.recipe.recipe import Recipe
 
 SIZE, SLICES = 16, 4
 SETTINGS = [
-    ("preprocess.size", [SIZE, SIZE]), ("network.generator.width", 4), ("network.generator.blocks", 1),
-    ("network.discriminator.width", 4), ("network.discriminator.layers", 1), ("train.pool", 2), ("tune.trials", 4),
-    ("tune.steps", 2), ("tune.reports", 2), ("tune.workers", 2), ("loss.cycle", 7.0),
-]  # fmt: skip
+    ("preprocess.size", [SIZE, SIZE]),
+    ("network.generator.width", 4),
+    ("network.generator.blocks", 1),
+    ("network.discriminator.width", 4),
+    ("network.discriminator.layers", 1),
+    ("train.pool", 2),
+    ("tune.trials", 4),
+    ("tune.steps", 2),
+    ("tune.reports", 2),
+    ("tune.workers", 2),
+    ("loss.cycle", 7.0),
+]
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +51,18 @@ def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             slices = np.concatenate([images + rng.normal(0, 5, images.shape) for _ in range(subjects)])[:, None]
             volumes = tuple(
                 ShardVolume(
-                    image=f"{split}{modality}{k}", subject=f"val{k}" if split is Split.VAL else f"{modality}{k}",
-                    uid="", first=k * SLICES, count=SLICES, paths=("x",), sequences=("" if ct else "T1",),
-                    affine=affine, level=-1.5,
+                    image=f"{split}{modality}{k}",
+                    subject=f"val{k}" if split is Split.VAL else f"{modality}{k}",
+                    uid="",
+                    first=k * SLICES,
+                    count=SLICES,
+                    paths=("x",),
+                    sequences=("" if ct else "T1",),
+                    affine=affine,
+                    level=-1.5,
                 )
                 for k in range(subjects)
-            )  # fmt: skip
+            )
             unit = Unit.HU if ct else Unit.ARBITRARY
             stored = slices.round().clip(-1024 if ct else 0, 3000).astype(np.int16 if ct else np.uint16)
             write_shard(

@@ -11,19 +11,19 @@ from ctmr.data.sampling import Batch
 from ctmr.recipe.training import Loss
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
-from ctmr.training.hardware.speed import Plan
+from ctmr.training.hardware.speed import StepPlan
 
 RELATIVE_FP32 = 5e-4
 """Largest error of a parameter's gradient, relative to its norm; measured at most 5e-5."""
 LEAST_COSINE_BF16, WORSE_BF16 = 0.85, 0.01
 """Of all gradients together with those of float64, and how much below that of PyTorch's own layers in bf16."""
 PATHS = {
-    "eager": Plan("CPU"),
-    "separate passes": Plan("CPU", joined=False),
-    "indexed pad": Plan("CPU", indexed_pad=True),
-    "fast layers": Plan("CPU", fast_layers=True, indexed_pad=True),
-    "channels_last": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True),
-    "channels_last, separate": Plan("CPU", channels_last=True, fast_layers=True, indexed_pad=True, joined=False),
+    "eager": StepPlan("CPU"),
+    "separate passes": StepPlan("CPU", joined=False),
+    "indexed pad": StepPlan("CPU", indexed_pad=True),
+    "fast layers": StepPlan("CPU", fast_layers=True, indexed_pad=True),
+    "channels_last": StepPlan("CPU", channels_last=True, fast_layers=True, indexed_pad=True),
+    "channels_last, separate": StepPlan("CPU", channels_last=True, fast_layers=True, indexed_pad=True, joined=False),
 }
 
 
@@ -56,7 +56,7 @@ def truth(net: CycleGan, b: Batch) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     return net.generators, net.discriminators
 
 
-def found(net: CycleGan, b: Batch, plan: Plan) -> CycleGan:
+def found(net: CycleGan, b: Batch, plan: StepPlan) -> CycleGan:
     """Gradients of our step by a plan."""
     net = copy.deepcopy(net)
     plan.prepare(net)
@@ -80,11 +80,11 @@ def cosines(got: CycleGan, wanted: tuple[nn.ModuleDict, nn.ModuleDict]) -> list[
     ]
 
 
-def assert_gradients_of_float64(net: CycleGan, b: Batch, plan: Plan, relative: float = RELATIVE_FP32) -> None:
+def assert_gradients_of_float64(net: CycleGan, b: Batch, plan: StepPlan, relative: float = RELATIVE_FP32) -> None:
     wanted, got = truth(net, b), found(net, b, plan)
     if plan.bf16:
         # Rounding to 8 bits decides most of the error: the same rounding with PyTorch's layers is the yardstick.
-        yardstick = cosines(found(net, b, Plan("CPU", bf16=True)), wanted)
+        yardstick = cosines(found(net, b, StepPlan("CPU", bf16=True)), wanted)
         for cosine, own in zip(cosines(got, wanted), yardstick, strict=True):
             assert cosine > max(LEAST_COSINE_BF16, own - WORSE_BF16), (cosine, own)
         return

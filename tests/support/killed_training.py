@@ -73,16 +73,23 @@ def recipe(kind: str) -> tuple[Network, Loss, Train]:
     if kind == "plain":
         return Network(generator=generator, discriminator=Discriminator(width=4, layers=1)), Loss(), train
     changes = {
-        "batch": 2, "pool": 3, "ema": 0.9, "shift": 2, "subset_images": 4, "subset_fraction": 0.4, "rotation_deg": 5.0,
-        "intensity": 0.1, "generator_every": 3, "alarms": Alarms(patience=2, after=0.0), "checkpoint_every": 4,
-    }  # fmt: skip
+        "batch": 2,
+        "pool": 3,
+        "ema": 0.9,
+        "shift": 2,
+        "subset_images": 4,
+        "subset_fraction": 0.4,
+        "rotation_deg": 5.0,
+        "intensity": 0.1,
+        "generator_every": 3,
+        "alarms": Alarms(patience=2, after=0.0),
+        "checkpoint_every": 4,
+    }
     return (
         Network(generator=generator, discriminator=Discriminator(width=4, layers=1, position=True)),
-        Loss(
-            adversarial=Adversarial.WASSERSTEIN, cycle=5.0, identity=0.5, warmup=Warmup(weight=5.0, fraction=0.6)
-        ),
+        Loss(adversarial=Adversarial.WASSERSTEIN, cycle=5.0, identity=0.5, warmup=Warmup(weight=5.0, fraction=0.6)),
         train.model_copy(update=changes),
-    )  # fmt: skip
+    )
 
 
 def training(kind: str, folder: str) -> None:
@@ -117,8 +124,12 @@ class Victim:
         self._errors = errors
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(Path(__file__).parent), what],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors.open("a"), text=True, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.open("a"),
+            text=True,
+            start_new_session=True,
+        )
         assert self._answer() == "ready"
 
     def start(self, **arguments: Any) -> int:

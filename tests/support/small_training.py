@@ -18,8 +18,10 @@ def networks(kind: GeneratorKind = GeneratorKind.RESNET) -> CycleGan:
             generator=Generator(kind=kind, width=4, blocks=2, norm=LayerNorm.INSTANCE),
             discriminator=Discriminator(width=4, layers=2),
         ),
-        mr_channels=1, ct_channels=1, rng=rng,
-    )  # fmt: skip
+        mr_channels=1,
+        ct_channels=1,
+        rng=rng,
+    )
     # Larger weights than at the start, and biases, so that no gradient is lost in rounding.
     for p in net.parameters():
         nn.init.normal_(p, 0.0, 0.15, generator=rng)

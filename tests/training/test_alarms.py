@@ -29,7 +29,7 @@ from ctmr.training.alarms import (
 )
 from ctmr.training.cyclegan import networks
 from ctmr.training.events import AlarmEvent, ReadingEvent
-from ctmr.training.monitor import Watch
+from ctmr.training.monitor import Monitor
 from ctmr.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -60,9 +60,14 @@ def domain(modality: Modality, seed: int) -> Domain:
     images, depth, head = heads(modality, seed)
     names = tuple(f"{modality}{n}" for n in range(2))
     return Domain(
-        images, depth, torch.arange(SLICES).remainder(8) - 3.5, torch.arange(SLICES) // 8, names, names,
+        images,
+        depth,
+        torch.arange(SLICES).remainder(8) - 3.5,
+        torch.arange(SLICES) // 8,
+        names,
+        names,
         head=torch.from_numpy(pack_head(head)),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,8 @@ def painters(**changes: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict(right | changes)
 
 
-def watch(data: TrainingData, **alarms: object) -> Watch:
-    return Watch(Train(steps=10, alarms=Alarms(**{"after": 0.0, "patience": 2} | alarms)), Loss(), data)
+def watch(data: TrainingData, **alarms: object) -> Monitor:
+    return Monitor(Train(steps=10, alarms=Alarms(**{"after": 0.0, "patience": 2} | alarms)), Loss(), data)
 
 
 def sounding(data: TrainingData, generators: nn.ModuleDict) -> set[str]:
@@ -165,8 +170,10 @@ def test_scalp_painted_as_skull_is_a_tissue_swap(data: TrainingData, side: str) 
 def test_without_head_masks_a_swap_is_not_read_but_the_rest_is(data: TrainingData) -> None:
     blind = TrainingData(*(d.__class__(**{**d.__dict__, "head": None}) for d in (data.mr, data.ct)))
     assert {r.alarm for r in watch(blind).of_images(painters())} == {
-        Alarm.MODE_COLLAPSE, Alarm.INTENSITY_INVERSION, Alarm.IDENTITY_SHORTCUT
-    }  # fmt: skip
+        Alarm.MODE_COLLAPSE,
+        Alarm.INTENSITY_INVERSION,
+        Alarm.IDENTITY_SHORTCUT,
+    }
 
 
 def test_an_alarm_sounds_once_when_its_patience_ends_and_again_after_a_good_reading(data: TrainingData) -> None:
@@ -174,8 +181,15 @@ def test_an_alarm_sounds_once_when_its_patience_ends_and_again_after_a_good_read
     bad = [Reading(Alarm.MODE_COLLAPSE, Modality.CT, 0.01, 0.1, True)]
     good = [Reading(Alarm.MODE_COLLAPSE, Modality.CT, 0.5, 0.1, False)]
     assert [len(judge.judge(n, r)) for n, r in enumerate([bad, good, bad, bad, bad, good, bad, bad])] == [
-        0, 0, 0, 1, 0, 0, 0, 1
-    ]  # fmt: skip
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+    ]
     other = watch(data, patience=2)
     other.restore(judge.state())
     assert other.state() == judge.state() and other.readings == judge.readings
@@ -202,9 +216,11 @@ def test_numbers_by_hand() -> None:
 
 
 @given(
-    gain=st.floats(0.05, 5.0) | st.floats(-5.0, -0.05), offset=st.floats(-2.0, 2.0), noise=st.floats(0.0, 2.0),
+    gain=st.floats(0.05, 5.0) | st.floats(-5.0, -0.05),
+    offset=st.floats(-2.0, 2.0),
+    noise=st.floats(0.0, 2.0),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_the_shortcut_is_read_from_correlations_so_gain_and_offset_do_not_matter(
     gain: float, offset: float, noise: float, seed: int
 ) -> None:
@@ -232,13 +248,17 @@ def test_shells_are_found_by_depth_and_a_head_without_contrast_has_none() -> Non
 
 # Trainings
 
-NETWORK = Network(
-    generator=Generator(width=8, blocks=1), discriminator=Discriminator(width=8, layers=1, position=True)
-)  # fmt: skip
+NETWORK = Network(generator=Generator(width=8, blocks=1), discriminator=Discriminator(width=8, layers=1, position=True))
 TRAIN = Train(
-    steps=240, threads=1, pool=4, ema=0.9, lr_generator=5e-3, lr_discriminator=5e-4, sample_every=20,
+    steps=240,
+    threads=1,
+    pool=4,
+    ema=0.9,
+    lr_generator=5e-3,
+    lr_discriminator=5e-4,
+    sample_every=20,
     checkpoint_every=1000,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -24,9 +24,15 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"
 SIDE = 64
 STEPS = 4
 CUT_DOWN = [
-    ("train.steps", STEPS), ("train.threads", 1), ("network.generator.width", 4), ("network.discriminator.width", 4),
-    ("train.pool", 2), ("train.sample_every", STEPS), ("train.checkpoint_every", STEPS), ("train.precision", "fp32"),
-]  # fmt: skip
+    ("train.steps", STEPS),
+    ("train.threads", 1),
+    ("network.generator.width", 4),
+    ("network.discriminator.width", 4),
+    ("train.pool", 2),
+    ("train.sample_every", STEPS),
+    ("train.checkpoint_every", STEPS),
+    ("train.precision", "fp32"),
+]
 PRINTED_NAMES = {
     "nehra": {"ABA", "BAB", "DA", "DB", "D", "G_AB", "G_BA", "G", "reconstruction"},
     "jha_iima": {"G_loss", "F_loss", "D_X_loss", "D_Y_loss", "forward_cycle_loss", "backward_cycle_loss"},

@@ -382,10 +382,17 @@ def test_losses_are_logged_under_the_papers_names_too(sections: Sections) -> Non
 def test_a_subset_is_trained_on_first_and_a_resumed_run_knows_which(sections: Sections, tmp_path: Path) -> None:
     network, _, train, data = sections
     loss = Loss(identity=0.0)
-    train = train.model_copy(update={
-        "subset_images": 2, "subset_fraction": 0.5, "shift": 0, "flip": False, "steps": 60, "checkpoint_every": 20,
-        "sample_every": 60,
-    })  # fmt: skip
+    train = train.model_copy(
+        update={
+            "subset_images": 2,
+            "subset_fraction": 0.5,
+            "shift": 0,
+            "flip": False,
+            "steps": 60,
+            "checkpoint_every": 20,
+            "sample_every": 60,
+        }
+    )
     whole = Trainer(network, loss, train, data, checkpoints=tmp_path, samples=0)
     seen: list[int] = []
     drawn = whole._step_function.__call__

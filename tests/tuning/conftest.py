@@ -73,9 +73,15 @@ class PostgreSql:
 
     def _run(self, program: str, *words: str | Path) -> None:
         subprocess.run(
-            [str(self._programs / program), *map(str, words)], check=True, timeout=120, cwd=self._folder,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._who,
-        )  # fmt: skip
+            [str(self._programs / program), *map(str, words)],
+            check=True,
+            timeout=120,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._who,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -225,8 +231,17 @@ def target(recipe: Recipe) -> float:
 def quick_start():
     """Start workers that train by forks of one process that has imported everything; spawned ones need seconds."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ctmr.tuning.worker", "ctmr.training.trainer", "ctmr.tuning.objective", "optuna",
-                                   "torch._dynamo", "alembic.command", "optuna.storages._rdb.models"])  # fmt: skip
+    server.set_forkserver_preload(
+        [
+            "ctmr.tuning.worker",
+            "ctmr.training.trainer",
+            "ctmr.tuning.objective",
+            "optuna",
+            "torch._dynamo",
+            "alembic.command",
+            "optuna.storages._rdb.models",
+        ]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_worker, "get_context", lambda method: server)
         yield

@@ -14,7 +14,7 @@ from ctmr.metrics.structure import normalised_mutual_information
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.training.setup import describe
-from ctmr.tuning.evidence import Evidence
+from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.objective import Scorer
 from ctmr.tuning.trial import Reported
 
@@ -95,11 +95,14 @@ def test_pairs_of_pictures_are_scored_by_their_mean_error_in_the_head(prepared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mr", "ct", "paired", "recipe"), [
-    (Unit.GREY8, Unit.GREY8, False, RECIPE),
-    (Unit.ARBITRARY, Unit.HU, False, RECIPE),
-    (Unit.ARBITRARY, Unit.HU, True, CT2MR),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mr", "ct", "paired", "recipe"),
+    [
+        (Unit.GREY8, Unit.GREY8, False, RECIPE),
+        (Unit.ARBITRARY, Unit.HU, False, RECIPE),
+        (Unit.ARBITRARY, Unit.HU, True, CT2MR),
+    ],
+)
 def test_without_pairs_in_a_unit_the_score_is_distance_structure_and_cycle(prepared, mr, ct, paired, recipe):
     """MR in arbitrary units has no unit to err in, paired or not."""
     made = scorer(prepared(mr, ct, paired=paired), recipe)
@@ -164,11 +167,11 @@ def test_pictures_show_what_a_trial_makes_of_validation_images(prepared, paired)
 
 def test_what_a_trial_leaves_is_read_back_as_it_was(prepared):
     pictures = scorer(prepared(Unit.GREY8, Unit.GREY8, paired=True)).pictures(SAME, SAME, 2)
-    evidence = Evidence()
+    evidence = TrialEvidence()
     evidence.add(Reported(5, 1.0, {2: {"cycle_ct": 0.1 + 0.2}, 4: {"cycle_ct": float("inf")}}, pictures))
     evidence.add(Reported(10, 1.0, {8: {"cycle_ct": 1 / 3}}))
-    found = Evidence.of(evidence.files())
+    found = TrialEvidence.of(evidence.files())
     assert (found.losses, found.step) == (evidence.losses, 5) and set(found.losses) == {2, 4, 8}
     assert found.pictures.columns == pictures.columns
     assert (found.pictures.images == pictures.images).all()
-    assert Evidence.of({}) == Evidence() == Evidence.of(Evidence().files())
+    assert TrialEvidence.of({}) == TrialEvidence() == TrialEvidence.of(TrialEvidence().files())

@@ -57,8 +57,14 @@ EVERYTHING = {
 
 def test_everything_is_searched_at_once_and_what_does_not_fit_fails_by_name(place, quick_start):
     """Five levels of a U-Net need slices divisible by 32; the two ratios are known to contradict when drawn."""
-    here = place("home", ("tune.space", EVERYTHING), ("tune.trials", 12), ("tune.workers", 4),
-                 ("tune.subset_images", 3), ("tune.subset_cases", 1))  # fmt: skip
+    here = place(
+        "home",
+        ("tune.space", EVERYTHING),
+        ("tune.trials", 12),
+        ("tune.workers", 4),
+        ("tune.subset_images", 3),
+        ("tune.subset_cases", 1),
+    )
     _, tree = here.run()
     kinds = Counter()
     for row, slot in zip(tree["trials"], here.study.slots(), strict=True):

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.pipeline.stage import Place
+from ctmr.pipeline.stage import StageKey
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.recipe.tuning import Choice, Integers, Uniform
@@ -60,9 +60,12 @@ class Sleeper:
         above = os.getpid() if above is None else above.process.pid
         self.study = study
         study._me = {
-            **study._me, "pid": self.process.pid, "started": start_time(self.process.pid),
-            "supervisor": above, "supervisor_started": start_time(above),
-        }  # fmt: skip
+            **study._me,
+            "pid": self.process.pid,
+            "started": start_time(self.process.pid),
+            "supervisor": above,
+            "supervisor_started": start_time(above),
+        }
 
     def kill(self):
         """Kill it without asking for its exit status: a zombie is dead too."""
@@ -254,7 +257,9 @@ def test_a_changed_search_space_is_refused_by_name(opened):
 
 
 def test_recipes_that_differ_in_their_search_space_alone_mean_one_study(tmp_path):
-    place = Place("key", {"version": "1", "recipe.tune": "x", "recipe.train": "y", "input data": "z"}, tmp_path / "key")
+    place = StageKey(
+        "key", {"version": "1", "recipe.tune": "x", "recipe.train": "y", "input data": "z"}, tmp_path / "key"
+    )
     recipe = recipe_of(4, 2)
 
     def folder(*changes, place=place):
@@ -262,10 +267,12 @@ def test_recipes_that_differ_in_their_search_space_alone_mean_one_study(tmp_path
 
     assert folder() == folder(("tune.space", {"loss.cycle": {"kind": "uniform", "low": 1, "high": 2}}))
     others = [
-        folder(("tune.trials", 5)), folder(("tune.seed", 1)), folder(("tune.study", "wide")),
+        folder(("tune.trials", 5)),
+        folder(("tune.seed", 1)),
+        folder(("tune.study", "wide")),
         folder(place=replace(place, parts={**place.parts, "input data": "other"})),
         folder(place=replace(place, parts={**place.parts, "recipe.train": "other"})),
-    ]  # fmt: skip
+    ]
     assert len({folder(), *others}) == 6
     assert folder(("tune.study", "wide")).name.startswith("wide-")
     assert all(path.parent == tmp_path for path in others)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ctmr.system.home import Home
 
 _MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
-_TRIVIAL_METRICS = ("mae", "psnr", "ssim", "ms_ssim", "dice_bone", "flicker", "kid", "fid", "nmi", "edge_overlap")
-"""What the terminal shows of trivial translators; the HTML page and --json have all."""
+_BASELINE_METRICS = ("mae", "psnr", "ssim", "ms_ssim", "dice_bone", "flicker", "kid", "fid", "nmi", "edge_overlap")
+"""What the terminal shows of baselines; the HTML page and --json have all."""
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Write a self-contained page; must not exist.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")] = False,
 ) -> None:
-    """Compare evaluated runs: means with intervals, paired tests, trivial translators, verdicts, what differs."""
+    """Compare evaluated runs: means with intervals, paired tests, baselines, verdicts, what differs."""
     from ctmr.cli.console import Console
     from ctmr.metrics.protocol import UnlikeProtocolsError
     from ctmr.reports.compare import compare_runs, render_comparison
@@ -141,7 +141,7 @@ def _print_table(console: Console, table: ProtocolTable) -> None:
     from ctmr.reports.compare import ABSENT, digits, interval_text, number_text, value_text
 
     console.title(table.protocol.describe())
-    runs = [row for row in table.rows if not row.trivial]
+    runs = [row for row in table.rows if not row.baseline]
     rows = _grid("", *(row.who for row in runs))
     for metric in table.metrics:
         cells = []
@@ -153,12 +153,12 @@ def _print_table(console: Console, table: ProtocolTable) -> None:
     console.out.print(rows)
     count = runs[0].summary
     console.say(f"  mean ± sd, bootstrap 95 % interval; {count.subjects} patients, {count.cases} cases")
-    trivial = [row for row in table.rows if row.trivial]
-    if not trivial:
+    baselines = [row for row in table.rows if row.baseline]
+    if not baselines:
         return
-    metrics = [m for m in table.metrics if m in _TRIVIAL_METRICS]
-    rows = _grid("  trivial translators", *(m.replace("_", " ") for m in metrics))
-    for row in trivial:
+    metrics = [m for m in table.metrics if m in _BASELINE_METRICS]
+    rows = _grid("  baselines", *(m.replace("_", " ") for m in metrics))
+    for row in baselines:
         means = [row.summary.mean(m) for m in metrics]
         cells = [
             number_text(mean, digits(m, table.protocol)) if mean is not None else ABSENT

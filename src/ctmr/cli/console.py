@@ -21,9 +21,18 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 5.0
 """Between progress lines where the output is not a terminal."""
 _SHOWN = (
-    "mae", "psnr", "ssim", "ms_ssim", "dice_bone", "kid", "nmi", "edge_overlap", "detection_rate", "invented",
+    "mae",
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "dice_bone",
+    "kid",
+    "nmi",
+    "edge_overlap",
+    "detection_rate",
+    "invented",
     "false_findings",
-)  # fmt: skip
+)
 """Metrics of the summary; the report has all."""
 _DECIMALS = {"mae": 1, "psnr": 2, "invented": 1, "false_findings": 1}
 
@@ -85,14 +94,25 @@ class Console:
     def stage_summary(self, result: Result) -> None:
         """Print the JSON document of one stage."""
         if self.as_json:
-            self.document({"stage": result.name, "out": result.out, "digest": result.digest, "reused": result.reused,
-                           "summary": result.summary})  # fmt: skip
+            self.document(
+                {
+                    "stage": result.name,
+                    "out": result.out,
+                    "digest": result.digest,
+                    "reused": result.reused,
+                    "summary": result.summary,
+                }
+            )
 
     def run_summary(self, run: Run, recipe: Recipe) -> None:
         """Print what a whole run came to."""
         if self.as_json:
-            self.document({n: {"digest": r.digest, "reused": r.reused, "seconds": round(r.seconds, 1),
-                               "summary": r.summary} for n, r in run.results.items()})  # fmt: skip
+            self.document(
+                {
+                    n: {"digest": r.digest, "reused": r.reused, "seconds": round(r.seconds, 1), "summary": r.summary}
+                    for n, r in run.results.items()
+                }
+            )
             return
         if run.reused:
             self.say("Nothing had changed: every stage was reused.")
@@ -105,11 +125,11 @@ class Console:
         )
 
     def measurements(self, summary: Mapping[str, Any]) -> None:
-        """Print the metrics beside the trivial translators, the protocol, and the verdict."""
+        """Print the metrics beside the baselines, the protocol, and the verdict."""
         for name, metrics in summary["metrics"].items():
             self.title(f"Held-out test, {summary['protocols'][name]}")
             columns = [m for m in _SHOWN if m in metrics]
-            rows = [("this model", metrics)] + [(k, v[name]) for k, v in summary["trivial"].items() if name in v]
+            rows = [("this model", metrics)] + [(k, v[name]) for k, v in summary["baselines"].items() if name in v]
             table = Table(box=None, pad_edge=False, padding=(0, 2))
             table.add_column("")
             for column in columns:

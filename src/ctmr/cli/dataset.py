@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctmr.datasets.names import Dates, Layout
+from ctmr.datasets.names import Dates, FolderLayout
 
 if TYPE_CHECKING:
     from ctmr.cli.console import Console
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 
-class Place(StrEnum):
+class CheckedStore(StrEnum):
     """Where objects are looked at."""
 
     CACHE = "cache"
@@ -39,7 +39,7 @@ def add(
     name: Name,
     source: Annotated[Path, typer.Argument(metavar="SOURCE_FOLDER", help="Folder of images; it is only read.")],
     repo: Repo,
-    layout: Annotated[Layout, typer.Option(help="How the source is laid out.")] = Layout.AUTO,
+    layout: Annotated[FolderLayout, typer.Option(help="How the source is laid out.")] = FolderLayout.AUTO,
     first: Annotated[
         str, typer.Option(metavar="CT|MR", help="With --layout paired and folders A and B: what A holds.")
     ] = "",
@@ -159,7 +159,9 @@ def verify(
     name: Name,
     repo: Repo,
     revision: Revision = "",
-    where: Annotated[Place, typer.Option(help="Look in DVC's cache, in the remote, or in both.")] = Place.BOTH,
+    where: Annotated[
+        CheckedStore, typer.Option(help="Look in DVC's cache, in the remote, or in both.")
+    ] = CheckedStore.BOTH,
     json_: AsJson = False,
 ) -> None:
     """Look at every object in cache and remote; exit code 1 when one is missing or corrupted, and its name."""
@@ -167,7 +169,7 @@ def verify(
     from ctmr.datasets.operations import verify as run
 
     console = _console(json_)
-    places = tuple(Where) if where is Place.BOTH else (Where(where.value),)
+    places = tuple(Where) if where is CheckedStore.BOTH else (Where(where.value),)
     found, files, faults = run(name, repo, console.report_for("verify"), revision=revision, places=places)
     if json_:
         rows = [f.to_json() for f in faults]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ctmr.errors import EnvironmentFault
 from ctmr.kubeflow.local_api import PIPELINES_PORT
-from ctmr.system.daemon import LOOPBACK, PORT, Daemon, Row
+from ctmr.system.daemon import LOOPBACK, PORT, Daemon, ServiceRow
 from ctmr.system.home import Home
 
 MLFLOW_PORT = 5000
 
 
-def up(home: Home) -> list[Row]:
+def up(home: Home) -> list[ServiceRow]:
     """Start what is down and return every service with its address."""
     from ctmr.serving.server import EmbeddedTriton
 
@@ -20,7 +20,7 @@ def up(home: Home) -> list[Row]:
     return status(home)
 
 
-def status(home: Home) -> list[Row]:
+def status(home: Home) -> list[ServiceRow]:
     """Return every service: name, state, address."""
     from ctmr.serving.server import EmbeddedTriton
 
@@ -32,7 +32,7 @@ def status(home: Home) -> list[Row]:
     return [*rows, mlflow_ui(home).row(otherwise=home.tracking_uri), pipelines(home).row()]
 
 
-def down(home: Home) -> list[Row]:
+def down(home: Home) -> list[ServiceRow]:
     """Stop what runs and return every service; a pipeline run that is stopped so can be submitted again."""
     from ctmr.serving.server import EmbeddedTriton
 
@@ -45,9 +45,21 @@ def down(home: Home) -> list[Row]:
 def mlflow_ui(home: Home) -> Daemon:
     """Return the MLflow server of a home."""
     command = (
-        "-m", "mlflow", "server", "--host", LOOPBACK, "--port", PORT, "--workers", "1",
-        "--backend-store-uri", home.tracking_uri, "--serve-artifacts", "--artifacts-destination", str(home.artifacts),
-    )  # fmt: skip
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        LOOPBACK,
+        "--port",
+        PORT,
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        home.tracking_uri,
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(home.artifacts),
+    )
     return Daemon("mlflow", "the MLflow UI", home.root / "mlflow-ui", MLFLOW_PORT, command, folder=home.root)
 
 

@@ -22,7 +22,7 @@ _NAMED = 5
 _CHUNK = 1024
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What a finding does."""
 
     LEFT_OUT = "left_out"
@@ -48,7 +48,7 @@ class Finding:
         What was found, what is allowed and what happens.
     """
 
-    kind: Kind
+    kind: FindingKind
     rule: str
     images: tuple[str, ...]
     sentence: str
@@ -76,10 +76,22 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
     table = _prepared(inventory, splits)
     found: list[Finding] = []
     rules: tuple[Callable[[pd.DataFrame, Validate], list[Finding]], ...] = (
-        _no_image, _unreadable, _reader_notes, _identity, _faces, _constant, _too_small, _outside_hu,
-        _modality_conflict, _exact_duplicates, _uid_duplicates, _subject_leaks, _near_duplicates,
-        _unit_disagreement, _too_few,
-    )  # fmt: skip
+        _no_image,
+        _unreadable,
+        _reader_notes,
+        _identity,
+        _faces,
+        _constant,
+        _too_small,
+        _outside_hu,
+        _modality_conflict,
+        _exact_duplicates,
+        _uid_duplicates,
+        _subject_leaks,
+        _near_duplicates,
+        _unit_disagreement,
+        _too_few,
+    )
     for rule in rules:
         new = rule(table, config)
         found += new
@@ -89,12 +101,12 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
 
 def dropped_images(findings: Iterable[Finding]) -> set[str]:
     """Return the images that leave the manifest because something is wrong with them."""
-    return _images(findings, Kind.DROP)
+    return _images(findings, FindingKind.DROP)
 
 
 def left_out(findings: Iterable[Finding]) -> set[str]:
     """Return what the dataset holds beside images."""
-    return _images(findings, Kind.LEFT_OUT)
+    return _images(findings, FindingKind.LEFT_OUT)
 
 
 def decide(findings: Sequence[Finding], n: int, max_dropped_fraction: float = 0.25) -> Outcome:
@@ -105,7 +117,7 @@ def decide(findings: Sequence[Finding], n: int, max_dropped_fraction: float = 0.
     """
     dropped = len(dropped_images(findings))
     n -= len(left_out(findings))
-    if any(f.kind is Kind.REFUSE for f in findings) or n == 0 or dropped > max_dropped_fraction * n:
+    if any(f.kind is FindingKind.REFUSE for f in findings) or n == 0 or dropped > max_dropped_fraction * n:
         return Outcome.REFUSE
     return Outcome.PASS_WITH_DROPS if dropped else Outcome.PASS
 
@@ -139,9 +151,16 @@ def near_pairs(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
 def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame:
     table = inventory.copy()
     for column in (
-        Column.SUBJECT, Column.SHA256, Column.PERCEPTUAL_HASH, Column.UID, Column.SPLIT_GIVEN, Column.ERROR,
-        Column.IDENTITY, Column.NOTES, Column.NO_IMAGE,
-    ):  # fmt: skip
+        Column.SUBJECT,
+        Column.SHA256,
+        Column.PERCEPTUAL_HASH,
+        Column.UID,
+        Column.SPLIT_GIVEN,
+        Column.ERROR,
+        Column.IDENTITY,
+        Column.NOTES,
+        Column.NO_IMAGE,
+    ):
         table[column] = table[column].fillna("").astype(str)
     if splits is None:
         table[Column.SPLIT] = table[Column.SPLIT_GIVEN]
@@ -153,17 +172,17 @@ def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame
     return table.sort_values(["_keep", Column.IMAGE], kind="stable").reset_index(drop=True)
 
 
-def _images(findings: Iterable[Finding], kind: Kind) -> set[str]:
+def _images(findings: Iterable[Finding], kind: FindingKind) -> set[str]:
     return {image for f in findings if f.kind is kind for image in f.images}
 
 
 def _drop(rule: str, images: Iterable[str], sentence: str) -> Finding:
-    return Finding(Kind.DROP, rule, tuple(images), sentence)
+    return Finding(FindingKind.DROP, rule, tuple(images), sentence)
 
 
 def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
     return [
-        Finding(Kind.LEFT_OUT, "no_image", (image,), f"{image} is left out, which is no loss: {reason}")
+        Finding(FindingKind.LEFT_OUT, "no_image", (image,), f"{image} is left out, which is no loss: {reason}")
         for image, reason in zip(table[Column.IMAGE], table[Column.NO_IMAGE], strict=True)
         if reason
     ]
@@ -195,13 +214,13 @@ def _identity(table: pd.DataFrame, config: Validate) -> list[Finding]:
     if named:
         words = f"{_list(named)} still identif{'ies' if len(named) == 1 else 'y'} the patient in "
         words += f"{_list(sorted(attributes))}; only de-identified images are used: `ctmr dataset add` makes them so"
-        found.append(Finding(Kind.REFUSE, "identity", tuple(named), words))
+        found.append(Finding(FindingKind.REFUSE, "identity", tuple(named), words))
     return found
 
 
 def _reader_notes(table: pd.DataFrame, config: Validate) -> list[Finding]:
     return [
-        Finding(Kind.WARN, "reader_notes", (row[Column.IMAGE],), f"{row[Column.IMAGE]}: {row[Column.NOTES]}")
+        Finding(FindingKind.WARN, "reader_notes", (row[Column.IMAGE],), f"{row[Column.IMAGE]}: {row[Column.NOTES]}")
         for row in table[table[Column.NOTES] != ""].to_dict("records")
     ]
 
@@ -211,7 +230,9 @@ def _faces(table: pd.DataFrame, config: Validate) -> list[Finding]:
     if rows.empty:
         return []
     words = f"{_list(list(rows[Column.IMAGE]))} show a face that can be recognised ({RECOGNIZABLE_FACES}); "
-    return [Finding(Kind.WARN, "faces", tuple(rows[Column.IMAGE]), words + "deface before the images are given away")]
+    return [
+        Finding(FindingKind.WARN, "faces", tuple(rows[Column.IMAGE]), words + "deface before the images are given away")
+    ]
 
 
 def _constant(table: pd.DataFrame, config: Validate) -> list[Finding]:
@@ -300,7 +321,7 @@ def _near_duplicates(table: pd.DataFrame, config: Validate) -> list[Finding]:
             words += f"more than {config.near_duplicate_bits} are needed across splits)"
             if max(known[Column.DEPTH].iloc[i], known[Column.DEPTH].iloc[j]) > 1:
                 pair = (image, kept)
-                found.append(Finding(Kind.WARN, "near_duplicate_across_splits", pair, f"{words}; look at both"))
+                found.append(Finding(FindingKind.WARN, "near_duplicate_across_splits", pair, f"{words}; look at both"))
             else:
                 gone.add(image)
                 found.append(_drop("near_duplicate_across_splits", [image], f"{words}; dropped"))
@@ -321,7 +342,7 @@ def _unit_disagreement(table: pd.DataFrame, config: Validate) -> list[Finding]:
             words = " and ".join(f"{counts[u]} in {u}" for u in sorted(counts.index))
             sentence = f"{modality} images have {words}; a model reads one unit, so make two datasets of them"
             odd = group[group[Column.UNIT] != sorted(counts.index, key=lambda u: (-counts[u], u))[0]]
-            found.append(Finding(Kind.REFUSE, "unit_disagreement", tuple(sorted(odd[Column.IMAGE])), sentence))
+            found.append(Finding(FindingKind.REFUSE, "unit_disagreement", tuple(sorted(odd[Column.IMAGE])), sentence))
     return found
 
 
@@ -332,14 +353,14 @@ def _too_few(table: pd.DataFrame, config: Validate) -> list[Finding]:
         own = table[table[Column.MODALITY] == modality.value]
         if own.empty:
             words = f"no usable {modality} image is left; {config.min_images} each are needed in training and test"
-            found.append(Finding(Kind.REFUSE, "missing_modality", (), words))
+            found.append(Finding(FindingKind.REFUSE, "missing_modality", (), words))
             continue
         for split in (Split.TRAIN, Split.TEST) if splits_known else ():
             count = int((own[Column.SPLIT] == split.value).sum())
             if count < config.min_images:
                 words = f"{split} keeps {count} {modality} image{'s' if count != 1 else ''}; it needs at least "
                 words += f"{config.min_images}; add data, or lower validation.min_images"
-                found.append(Finding(Kind.REFUSE, "too_few_images", (), words))
+                found.append(Finding(FindingKind.REFUSE, "too_few_images", (), words))
     return found
 
 

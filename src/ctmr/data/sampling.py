@@ -125,7 +125,7 @@ class TrainingData:
         return unpack_head(mr.numpy(), self.size[1]), unpack_head(ct.numpy(), self.size[1])
 
 
-class Sampler:
+class SliceSampler:
     """Draws unpaired, augmented batches for ever.
 
     Parameters

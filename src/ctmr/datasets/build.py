@@ -17,7 +17,7 @@ from ctmr.datasets.deid import files as cleaning
 from ctmr.datasets.deid.dicom import METHOD, Cleaner
 from ctmr.datasets.deid.pseudonyms import Key, Originals
 from ctmr.datasets.dvc import pack
-from ctmr.datasets.importers import Found, Plan
+from ctmr.datasets.importers import FoundImage, ImportPlan
 from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
@@ -39,7 +39,7 @@ class Job:
         Path in the dataset, without suffix.
     """
 
-    found: Found
+    found: FoundImage
     name: str
     folder: Path
     key: Key
@@ -84,7 +84,7 @@ class Built:
 
 
 def build(
-    plan: Plan,
+    plan: ImportPlan,
     folder: Path,
     *,
     name: str,
@@ -107,7 +107,7 @@ def build(
     light = [replace(found, item=replace(found.item, header=None)) for found in plan.images]
     jobs = [Job(found, path, folder, key, dates) for found, path in _named(light, key)]
     originals, counts = Originals(), Counter(plan.left_out)
-    taken: list[Found] = []
+    taken: list[FoundImage] = []
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for k, (job, made) in enumerate(zip(jobs, in_order(make, jobs, worth=_WORTH), strict=True)):
         report(f"de-identified {k + 1} of {len(jobs)} images", 0.9 * (k + 1) / len(jobs))
@@ -142,9 +142,9 @@ def build(
     return Built(index, originals)
 
 
-def _named(images: Sequence[Found], key: Key) -> Iterator[tuple[Found, str]]:
+def _named(images: Sequence[FoundImage], key: Key) -> Iterator[tuple[FoundImage, str]]:
     """Yield every image with its path in the dataset; several of a kind are numbered in an order that tells nothing."""
-    groups: dict[str, list[Found]] = defaultdict(list)
+    groups: dict[str, list[FoundImage]] = defaultdict(list)
     for found in images:
         what = "mask" if found.modality is None else found.modality.value.lower()
         stem = what + (f"_{found.sequence}" if found.sequence else "")
@@ -227,7 +227,7 @@ def _pack_pictures(folder: Path) -> None:
                     file.parent.rmdir()
 
 
-def _counts(taken: Sequence[Found]) -> dict[str, Any]:
+def _counts(taken: Sequence[FoundImage]) -> dict[str, Any]:
     subjects: dict[str, set[Modality]] = defaultdict(set)
     rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for found in taken:

@@ -10,14 +10,14 @@ from pathlib import PurePosixPath
 
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
-from ctmr.datasets.names import Layout
+from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """One image and what its place in the source says.
 
     Attributes
@@ -40,7 +40,7 @@ class Found:
 
 
 @dataclass
-class Plan:
+class ImportPlan:
     """A source that was understood.
 
     Attributes
@@ -49,12 +49,12 @@ class Plan:
         Reason → number of series or files that are not taken in.
     """
 
-    layout: Layout
-    images: list[Found] = field(default_factory=list)
+    layout: FolderLayout
+    images: list[FoundImage] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-_Place = Callable[[Item], "Found | str"]
+_Place = Callable[[Item], "FoundImage | str"]
 _HEADS = ("brain", "hn")
 _REGIONS = (*_HEADS, "pelvis", "ab", "th")
 _CQ500 = re.compile(r"CQ500[-_ ]?CT[-_ ]?(\d+).*", re.IGNORECASE)
@@ -67,7 +67,7 @@ _KAGGLE_AB = re.compile(r"(train|test|val)([AB])")
 _SIDES = {"ct": Modality.CT, "mr": Modality.MR, "mri": Modality.MR}
 
 
-def plan(scan: Scan, layout: Layout, *, first: Modality | None = None) -> Plan:
+def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None) -> ImportPlan:
     """Place every item of a scan.
 
     Parameters
@@ -86,9 +86,9 @@ def plan(scan: Scan, layout: Layout, *, first: Modality | None = None) -> Plan:
     """
     if not scan.items:
         raise InputError("the source holds no image; DICOM, NIfTI and MetaImage files, PNG and JPEG are taken in")
-    chosen = _guess(scan) if layout is Layout.AUTO else layout
-    place = _paired(first) if chosen is Layout.PAIRED else _PLACES[chosen]
-    made = Plan(chosen)
+    chosen = _guess(scan) if layout is FolderLayout.AUTO else layout
+    place = _paired(first) if chosen is FolderLayout.PAIRED else _PLACES[chosen]
+    made = ImportPlan(chosen)
     for item in scan.items:
         header = item.header
         reason = not_an_image(header) if header is not None else ""
@@ -100,19 +100,19 @@ def plan(scan: Scan, layout: Layout, *, first: Modality | None = None) -> Plan:
     if not any(f.modality for f in made.images):
         reasons = "; ".join(f"{n} × {r}" for r, n in made.left_out.most_common(3))
         raise InputError(f"the source holds no image of layout {chosen} ({reasons}); try another --layout")
-    if chosen is Layout.PAIRED:
+    if chosen is FolderLayout.PAIRED:
         _require_pairs(made)
     return made
 
 
-def _guess(scan: Scan) -> Layout:
+def _guess(scan: Scan) -> FolderLayout:
     paths = [i.relative for i in scan.items]
     kinds = {
-        Layout.CQ500: any(_in_folders(_CQ500, p) for p in paths),
-        Layout.ADNI: any(_in_folders(_ADNI, p) for p in paths),
-        Layout.IXI: any(_IXI.fullmatch(p.name) for p in paths),
-        Layout.SYNTHRAD: any(_is_synthrad(p) for p in paths),
-        Layout.KAGGLE: {k[1] for i in scan.items if i.kind == "raster" and (k := _kaggle(i))} == set(Modality),
+        FolderLayout.CQ500: any(_in_folders(_CQ500, p) for p in paths),
+        FolderLayout.ADNI: any(_in_folders(_ADNI, p) for p in paths),
+        FolderLayout.IXI: any(_IXI.fullmatch(p.name) for p in paths),
+        FolderLayout.SYNTHRAD: any(_is_synthrad(p) for p in paths),
+        FolderLayout.KAGGLE: {k[1] for i in scan.items if i.kind == "raster" and (k := _kaggle(i))} == set(Modality),
     }
     found = [layout for layout, there in kinds.items() if there]
     if len(found) > 1:
@@ -129,19 +129,19 @@ def _guess(scan: Scan) -> Layout:
             f"{len(shared)} pictures have one name below CT and below MR; say --layout paired if these are one "
             "subject's, or --layout plain if they are not"
         )
-    return found[0] if found else Layout.PLAIN
+    return found[0] if found else FolderLayout.PLAIN
 
 
-def _dicom(item: Item, subject: str, split: str = "") -> Found:
+def _dicom(item: Item, subject: str, split: str = "") -> FoundImage:
     from ctmr.io.dicom import guess_sequence
 
     with quiet_pydicom():
         modality = IMAGES[item.header.SOPClassUID]
         sequence = guess_sequence(item.header) if modality is Modality.MR else None
-    return Found(item, subject, modality, sequence or "", split)
+    return FoundImage(item, subject, modality, sequence or "", split)
 
 
-def _plain(item: Item) -> Found | str:
+def _plain(item: Item) -> FoundImage | str:
     split = naming.split_of(item.relative)
     if item.kind == "dicom":
         patient = str(item.header.get("PatientID", "") or "").strip()
@@ -150,10 +150,10 @@ def _plain(item: Item) -> Found | str:
     who = naming.subject_of(item.relative, picture=item.kind == "raster")
     subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
     if item.kind == "nifti" and naming.is_mask(item.relative):
-        return Found(item, subject, None, split=split)
+        return FoundImage(item, subject, None, split=split)
     modality = naming.modality_of(item.relative)
     sequence = naming.sequence_of(item.relative) if modality is Modality.MR else None
-    return Found(item, subject, modality, sequence or "", split)
+    return FoundImage(item, subject, modality, sequence or "", split)
 
 
 def _kaggle(item: Item) -> tuple[str, Modality] | None:
@@ -167,30 +167,30 @@ def _kaggle(item: Item) -> tuple[str, Modality] | None:
     return None
 
 
-def _place_kaggle(item: Item) -> Found | str:
+def _place_kaggle(item: Item) -> FoundImage | str:
     where = _kaggle(item) if item.kind == "raster" else None
     if where is None:
         return "not in train or test, CT or MRI"
-    return Found(item, f"kaggle {item.relative}", where[1], split=where[0])
+    return FoundImage(item, f"kaggle {item.relative}", where[1], split=where[0])
 
 
-def _place_cq500(item: Item) -> Found | str:
+def _place_cq500(item: Item) -> FoundImage | str:
     match = _in_folders(_CQ500, item.relative)
     if match is None or item.kind != "dicom":
         return "not below a CQ500CT folder"
     return _dicom(item, f"cq500 {int(match[1])}")
 
 
-def _place_ixi(item: Item) -> Found | str:
+def _place_ixi(item: Item) -> FoundImage | str:
     match = _IXI.fullmatch(item.relative.name)
     if match is None:
         return "not an IXI file"
     if match[2] not in _IXI_SEQUENCES:
         return f"IXI sequence other than {', '.join(_IXI_SEQUENCES)}"
-    return Found(item, f"ixi {match[1]}", Modality.MR, match[2])
+    return FoundImage(item, f"ixi {match[1]}", Modality.MR, match[2])
 
 
-def _place_synthrad(item: Item) -> Found | str:
+def _place_synthrad(item: Item) -> FoundImage | str:
     if not _is_synthrad(item.relative):
         return "not a SynthRAD volume"
     *_, region, case, name = item.relative.parts
@@ -200,10 +200,10 @@ def _place_synthrad(item: Item) -> Found | str:
     if what not in ("ct", "mr", "mask"):
         return what.upper()
     modality = None if what == "mask" else _SIDES[what]
-    return Found(item, f"synthrad {case}", modality, split=naming.split_of(item.relative))
+    return FoundImage(item, f"synthrad {case}", modality, split=naming.split_of(item.relative))
 
 
-def _place_adni(item: Item) -> Found | str:
+def _place_adni(item: Item) -> FoundImage | str:
     match = _in_folders(_ADNI, item.relative)
     if match is None:
         return "not below an ADNI subject"
@@ -215,7 +215,7 @@ def _place_adni(item: Item) -> Found | str:
         return replace(found, sequence=found.sequence or named)
     if item.kind != "nifti" or naming.is_mask(item.relative):
         return "not a volume"
-    return Found(item, subject, Modality.MR, named)
+    return FoundImage(item, subject, Modality.MR, named)
 
 
 def _paired(first: Modality | None) -> _Place:
@@ -223,7 +223,7 @@ def _paired(first: Modality | None) -> _Place:
     if first is not None:
         sides |= {"a": first, "b": Modality.MR if first is Modality.CT else Modality.CT}
 
-    def place(item: Item) -> Found | str:
+    def place(item: Item) -> FoundImage | str:
         parts = item.relative.parts
         for k, part in enumerate(parts[:-1]):
             match = re.fullmatch(r"(?:(train|val|test)[-_]?)?(a|b|ct|mr|mri)", part.lower())
@@ -235,13 +235,13 @@ def _paired(first: Modality | None) -> _Place:
             pair = re.sub(r"\.(nii\.gz|[^.]+)$", "", parts[k + 1])
             modality = sides[match[2]]
             sequence = naming.sequence_of(PurePosixPath(*parts[k:])) if modality is Modality.MR else None
-            return Found(item, f"paired {split}/{pair}", modality, sequence or "", split)
+            return FoundImage(item, f"paired {split}/{pair}", modality, sequence or "", split)
         return "not below CT, MR, A or B"
 
     return place
 
 
-def _require_pairs(made: Plan) -> None:
+def _require_pairs(made: ImportPlan) -> None:
     sides = {m: {f.subject for f in made.images if f.modality is m} for m in Modality}
     both = sides[Modality.CT] & sides[Modality.MR]
     alone = len(sides[Modality.CT] ^ sides[Modality.MR])
@@ -261,11 +261,11 @@ def _is_synthrad(path: PurePosixPath) -> bool:
     return known and len(path.parts) > 2 and path.parts[-3].lower() in _REGIONS
 
 
-_PLACES: dict[Layout, _Place] = {
-    Layout.PLAIN: _plain,
-    Layout.KAGGLE: _place_kaggle,
-    Layout.CQ500: _place_cq500,
-    Layout.IXI: _place_ixi,
-    Layout.SYNTHRAD: _place_synthrad,
-    Layout.ADNI: _place_adni,
+_PLACES: dict[FolderLayout, _Place] = {
+    FolderLayout.PLAIN: _plain,
+    FolderLayout.KAGGLE: _place_kaggle,
+    FolderLayout.CQ500: _place_cq500,
+    FolderLayout.IXI: _place_ixi,
+    FolderLayout.SYNTHRAD: _place_synthrad,
+    FolderLayout.ADNI: _place_adni,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Layout(StrEnum):
+class FolderLayout(StrEnum):
     """How a source is laid out."""
 
     AUTO = "auto"

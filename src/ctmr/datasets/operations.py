@@ -12,10 +12,10 @@ from typing import Any
 from ctmr.datasets.build import build
 from ctmr.datasets.deid.pseudonyms import DEFAULT_FILE, IdentityFile, refuse_below
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc
-from ctmr.datasets.dvc.objects import Fault, Objects, State, Where, read_pinned, sentence
+from ctmr.datasets.dvc.objects import Fault, Objects, ObjectState, Where, read_pinned, sentence
 from ctmr.datasets.dvc.remotes import preflight, remote_of
-from ctmr.datasets.importers import Plan, plan
-from ctmr.datasets.names import Dates, Layout
+from ctmr.datasets.importers import ImportPlan, plan
+from ctmr.datasets.names import Dates, FolderLayout
 from ctmr.datasets.repository import NAME, DataRepository, same_remote
 from ctmr.datasets.scanning import scanned
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
@@ -44,7 +44,7 @@ class AddOptions:
         Commit a new version of a dataset that is there; the old revision stays.
     """
 
-    layout: Layout = Layout.AUTO
+    layout: FolderLayout = FolderLayout.AUTO
     remote: str = ""
     endpoint: str = ""
     first: Modality | None = None
@@ -100,7 +100,13 @@ def add(name: str, source: Path, root: Path, options: AddOptions, report: Report
 
 
 def _add_to_new(
-    root: Path, remote: str, name: str, planned: Plan, identities: IdentityFile, options: AddOptions, report: Report
+    root: Path,
+    remote: str,
+    name: str,
+    planned: ImportPlan,
+    identities: IdentityFile,
+    options: AddOptions,
+    report: Report,
 ) -> dict[str, Any]:
     """Make the repository complete under another name: a killed or failed command leaves none behind."""
     fresh = root.with_name(f".{root.name}.{os.getpid()}.partial")
@@ -122,7 +128,7 @@ def _add_to_new(
 def _add(
     repository: DataRepository,
     name: str,
-    planned: Plan,
+    planned: ImportPlan,
     identities: IdentityFile,
     options: AddOptions,
     report: Report,
@@ -131,9 +137,14 @@ def _add(
     data = repository.staging() / "data"
     try:
         built = build(
-            planned, data, name=name, key=identities.key, dates=options.dates, skip_refused=options.skip_refused,
+            planned,
+            data,
+            name=name,
+            key=identities.key,
+            dates=options.dates,
+            skip_refused=options.skip_refused,
             report=report,
-        )  # fmt: skip
+        )
         index = built.index | {"license": options.license, "description": options.description}
         identities.add(built.originals)
         report("git + DVC", 0.95)
@@ -146,8 +157,15 @@ def _add(
     finally:
         repository.discard_staging()
     pinned = read_pinned(repository.root, name)
-    return {"name": name, "revision": repository.revisions(name)[0][0], "md5": pinned.md5, "size": pinned.size,
-            "files": pinned.files, "changed": changed, "index": index}  # fmt: skip
+    return {
+        "name": name,
+        "revision": repository.revisions(name)[0][0],
+        "md5": pinned.md5,
+        "size": pinned.size,
+        "files": pinned.files,
+        "changed": changed,
+        "index": index,
+    }
 
 
 def _check_name(repository: DataRepository, name: str, replace: bool) -> None:
@@ -167,11 +185,19 @@ def list_datasets(root: Path) -> list[dict[str, Any]]:
     for name in repository.names():
         pinned, revisions = read_pinned(root, name), repository.revisions(name)
         index = repository.index(name)
-        rows.append({
-            "name": name, "revision": revisions[0][0], "date": revisions[0][1], "md5": pinned.md5, "size": pinned.size,
-            "files": pinned.files, "images": index.get("images"), "subjects": index.get("subjects"),
-            "revisions": [r for r, _ in revisions],
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "revision": revisions[0][0],
+                "date": revisions[0][1],
+                "md5": pinned.md5,
+                "size": pinned.size,
+                "files": pinned.files,
+                "images": index.get("images"),
+                "subjects": index.get("subjects"),
+                "revisions": [r for r, _ in revisions],
+            }
+        )
     return rows
 
 
@@ -180,8 +206,14 @@ def show(name: str, root: Path, revision: str = "") -> dict[str, Any]:
     repository = DataRepository.open(root.absolute())
     pinned = read_pinned(root, name, revision or "HEAD")
     resolved = _resolved(repository, name, revision)
-    return {"name": name, "revision": resolved, "md5": pinned.md5, "size": pinned.size, "files": pinned.files,
-            "index": repository.index(name, revision or "HEAD")}  # fmt: skip
+    return {
+        "name": name,
+        "revision": resolved,
+        "md5": pinned.md5,
+        "size": pinned.size,
+        "files": pinned.files,
+        "index": repository.index(name, revision or "HEAD"),
+    }
 
 
 def verify(
@@ -263,7 +295,7 @@ def pull(name: str, root: Path, report: Report) -> None:
     with repository.locked():
         preflight(remote_of(root), write=False)
         for fault in objects.check(Where.CACHE, report):
-            if fault.state is State.CORRUPTED:
+            if fault.state is ObjectState.CORRUPTED:
                 objects.forget(fault)
         try:
             _transfer(repository, "pull", name)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 from ctmr.evaluation.inference import cycle_slices, translate_array
-from ctmr.evaluation.testset import Case, HeldOut
+from ctmr.evaluation.testset import Case, TestSet
 from ctmr.imaging.volume import Direction
 from ctmr.networks.model_folder import Description, load_generator, load_translator
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ctmr.metrics.baselines import TrivialTranslator
+    from ctmr.metrics.baselines import Baseline
     from ctmr.networks.translator import Translator
 
 OWN = "this model"
@@ -95,18 +95,18 @@ def reverse(direction: Direction) -> Direction:
     return Direction.CT2MR if direction is Direction.MR2CT else Direction.MR2CT
 
 
-def fit_trivials(held: HeldOut) -> dict[str, TrivialTranslator]:
+def fit_all_baselines(held: TestSet) -> dict[str, Baseline]:
     """Fit every translator that sees no pairs, on the training shards."""
-    from ctmr.metrics.baselines import fit_trivial
+    from ctmr.metrics.baselines import fit_baselines
 
     direction = held.direction
-    return fit_trivial(held.training(direction.source), held.training(direction.target), direction)
+    return fit_baselines(held.training(direction.source), held.training(direction.target), direction)
 
 
-def trivial_candidates(fitted: Mapping[str, TrivialTranslator]) -> list[Candidate]:
-    """Return fitted trivial translators as candidates."""
+def baseline_candidates(fitted: Mapping[str, Baseline]) -> list[Candidate]:
+    """Return fitted baselines as candidates."""
 
-    def candidate(name: str, translator: TrivialTranslator) -> Candidate:
+    def candidate(name: str, translator: Baseline) -> Candidate:
         return Candidate(name, lambda case: translator(case.array, case.head, first_level=case.level))
 
     return [candidate(name, translator) for name, translator in fitted.items()]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ctmr.data.manifest import Column
 from ctmr.evaluation.candidates import OWN, Candidate
-from ctmr.evaluation.testset import Case, HeldOut
+from ctmr.evaluation.testset import Case, TestSet
 from ctmr.evaluation.truth import Truth
 from ctmr.imaging.mask import head_mask_ct
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
@@ -67,7 +67,7 @@ class Exhibit:
 
 
 @dataclass
-class Measured:
+class MeasuredDirection:
     """What the candidates did on the held-out test.
 
     Attributes
@@ -102,8 +102,8 @@ class Measured:
 
 
 def compare(
-    held: HeldOut, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Tell
-) -> Measured:
+    held: TestSet, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Tell
+) -> MeasuredDirection:
     """Translate held-out images with every candidate and measure them where truth exists.
 
     Parameters
@@ -118,15 +118,15 @@ def compare(
 
 
 def _compare(
-    held: HeldOut,
+    held: TestSet,
     recipe: Recipe,
     candidates: Sequence[Candidate],
     indices: Sequence[int],
     tell: Tell,
     beside: ThreadPoolExecutor,
-) -> Measured:
+) -> MeasuredDirection:
     """Translate one after the other, and measure beside it: metrics run on one core each."""
-    measured = Measured({c.name: {} for c in candidates})
+    measured = MeasuredDirection({c.name: {} for c in candidates})
     by_source = held.source.unit is Unit.HU and held.target_unit is Unit.ARBITRARY
     chosen = list(indices) if held.has_pairs else list(indices)[: TISSUE_CASES if by_source else 1]
     for k, index in enumerate(chosen):
@@ -164,10 +164,15 @@ def _measure(case: Case, native: Volume, truth: Truth | None, recipe: Recipe) ->
         how = protocol(name)
         rows.append(
             measure_paired(
-                prediction, truth.volume.array, truth.mask(how.mask), how, case=case.name, subject=case.subject,
+                prediction,
+                truth.volume.array,
+                truth.mask(how.mask),
+                how,
+                case=case.name,
+                subject=case.subject,
                 slice_axis=case.slice_axis,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -176,7 +181,7 @@ def _protocols(case: Case, recipe: Recipe) -> tuple[str, ...]:
     return section.paired_protocols if case.target_unit is Unit.HU else section.paired_grey_protocols
 
 
-def _keep(measured: Measured, case: Case, native: Volume, rows: Sequence[CaseMetrics]) -> None:
+def _keep(measured: MeasuredDirection, case: Case, native: Volume, rows: Sequence[CaseMetrics]) -> None:
     """Keep of a case what the report shows: a table and a few sections, and the whole answer of the first."""
     if measured.golden is None:
         measured.golden = Golden(
@@ -202,7 +207,7 @@ def _keep(measured: Measured, case: Case, native: Volume, rows: Sequence[CaseMet
         measured.worst = exhibit if is_worst else worst
 
 
-def _by_source(held: HeldOut, index: int, case: Case, made: NDArray[Any]) -> TissueTable:
+def _by_source(held: TestSet, index: int, case: Case, made: NDArray[Any]) -> TissueTable:
     """Tissue table of a synthetic MR image in the tissues of its CT, beside the true MR image where there is one."""
     classes = classes_by_hu(case.array[0], head_mask_ct(case.array[0]))
     truth = case.on_grid(held.truth(index)) if index in held.partners else None

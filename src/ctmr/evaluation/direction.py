@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ctmr.errors import InputError
-from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, fit_trivials, trivial_candidates
-from ctmr.evaluation.comparison import Cases, Measured, Tell, compare
-from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, baseline_candidates, fit_all_baselines
+from ctmr.evaluation.comparison import Cases, MeasuredDirection, Tell, compare
+from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.protocol import Mask, Metric, protocol
@@ -23,7 +23,7 @@ FINE_MM = 3.0
 
 
 @dataclass(frozen=True)
-class Side:
+class DirectionResult:
     """One direction, measured.
 
     Attributes
@@ -38,17 +38,17 @@ class Side:
         Tissues that changed places, in a sentence.
     warnings
         Sentences that fail nothing.
-    trivial
+    baselines
         Names of the candidates that never learned.
     """
 
-    held: HeldOut
+    held: TestSet
     model: Model
-    measured: Measured
+    measured: MeasuredDirection
     summaries: Mapping[str, Mapping[str, Summary]]
     alarm: str | None
     warnings: tuple[str, ...]
-    trivial: tuple[str, ...]
+    baselines: tuple[str, ...]
 
     @property
     def own(self) -> Mapping[str, Summary]:
@@ -67,8 +67,8 @@ class Side:
 
 
 def measure_side(
-    held: HeldOut, model: Model, recipe: Recipe, *, tell: Tell, most: int | None = None, champion: Model | None = None
-) -> Side:
+    held: TestSet, model: Model, recipe: Recipe, *, tell: Tell, most: int | None = None, champion: Model | None = None
+) -> DirectionResult:
     """Measure one direction under every protocol that its data allow.
 
     Parameters
@@ -94,12 +94,12 @@ def measure_side(
         candidates.append(model.candidate_as_trained())
     if champion is not None:
         candidates.append(champion.candidate(CHAMPION))
-    trivials = fit_trivials(held)
+    fitted = fit_all_baselines(held)
     if held.has_pairs:
-        candidates += trivial_candidates(trivials)
+        candidates += baseline_candidates(fitted)
     measured = compare(held, recipe, candidates, indices, tell)
     if not held.has_pairs:
-        _merge(measured, measure_unpaired(held, model, recipe, indices, trivials))
+        _merge(measured, measure_unpaired(held, model, recipe, indices, fitted))
         if champion is not None:
             others = measure_unpaired(held, champion, recipe, indices)
             _merge(measured, {CHAMPION: others[OWN]})
@@ -110,11 +110,11 @@ def measure_side(
     }
     alarm, warnings = _tissues(held, measured)
     if not held.has_pairs:
-        warnings += _outdone(summaries, tuple(trivials))
-    return Side(held, model, measured, summaries, alarm, warnings, tuple(trivials))
+        warnings += _outdone(summaries, tuple(fitted))
+    return DirectionResult(held, model, measured, summaries, alarm, warnings, tuple(fitted))
 
 
-def _require_masks(held: HeldOut, recipe: Recipe, indices: Sequence[int]) -> None:
+def _require_masks(held: TestSet, recipe: Recipe, indices: Sequence[int]) -> None:
     """Refuse a test that lacks a mask before anything is translated."""
     names = recipe.evaluate.paired_protocols if held.target_unit is Unit.HU else ()
     if held.has_pairs and any(protocol(n).mask is Mask.GIVEN for n in names):
@@ -122,7 +122,7 @@ def _require_masks(held: HeldOut, recipe: Recipe, indices: Sequence[int]) -> Non
             held.require_mask(index)
 
 
-def open_side(held: HeldOut, model: Model, direction: Direction) -> tuple[HeldOut, Model] | str:
+def open_side(held: TestSet, model: Model, direction: Direction) -> tuple[TestSet, Model] | str:
     """Return test and model seen from the other direction, or a sentence why that cannot be."""
     side = model.description.sides[direction.target]
     if side.target_range is None:
@@ -130,12 +130,12 @@ def open_side(held: HeldOut, model: Model, direction: Direction) -> tuple[HeldOu
     return held.turned(direction), Model.load(model.folder, direction)
 
 
-def _merge(measured: Measured, cases: Mapping[str, Cases]) -> None:
+def _merge(measured: MeasuredDirection, cases: Mapping[str, Cases]) -> None:
     for who, by_protocol in cases.items():
         measured.cases.setdefault(who, {}).update(by_protocol)
 
 
-def _tissues(held: HeldOut, measured: Measured) -> tuple[str | None, tuple[str, ...]]:
+def _tissues(held: TestSet, measured: MeasuredDirection) -> tuple[str | None, tuple[str, ...]]:
     table = measured.tissues
     if not table:
         return None, ()
@@ -156,11 +156,11 @@ def _tissues(held: HeldOut, measured: Measured) -> tuple[str | None, tuple[str, 
     return None, (f"{alarm}; voxels of {measured.coarsest_mm:g} mm mix tissues, so it fails nothing",)
 
 
-def _outdone(summaries: Mapping[str, Mapping[str, Summary]], trivial: tuple[str, ...]) -> tuple[str, ...]:
+def _outdone(summaries: Mapping[str, Mapping[str, Summary]], baselines: tuple[str, ...]) -> tuple[str, ...]:
     """Say which translators that never learned come nearer to real images of the target than the model does."""
     name, metric = "unpaired_distribution", Metric.KID
     own = summaries[OWN][name].mean(metric) if name in summaries[OWN] else None
-    found = {t: summaries[t][name].mean(metric) for t in trivial if name in summaries.get(t, {})}
+    found = {t: summaries[t][name].mean(metric) for t in baselines if name in summaries.get(t, {})}
     nearer = sorted((kid, t) for t, kid in found.items() if own is not None and kid is not None and kid <= own)
     if not nearer:
         return ()

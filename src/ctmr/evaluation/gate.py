@@ -112,7 +112,7 @@ def judge(
     *,
     has_pairs: bool,
     unit: Unit = Unit.HU,
-    trivial: Mapping[str, Mapping[str, Summary]] | None = None,
+    baselines: Mapping[str, Mapping[str, Summary]] | None = None,
     alarms: Sequence[str] = (),
     champion: Mapping[str, Summary] | None = None,
     champion_name: str = "the champion",
@@ -130,7 +130,7 @@ def judge(
         The test holds both images of a subject in a unit that has a paired protocol (HU or 8-bit grey levels).
     unit
         That unit. Limits of paired protocols in another unit cannot apply and are listed in `Verdict.not_applied`.
-    trivial
+    baselines
         Name of a translator that saw no pairs → protocol name → summary on the same test.
     alarms
         Sentences of the tissue-order alarm; any fails the model.
@@ -144,7 +144,7 @@ def judge(
     Returns
     -------
     Verdict
-        With pairs only paired limits apply, a missing measurement fails, and the model must beat the best trivial
+        With pairs only paired limits apply, a missing measurement fails, and the model must beat the best baselines
         translator in MAE, PSNR and SSIM. Without pairs, limits and measurements of ``cycle_slice``, ``structure`` and
         ``unpaired_distribution`` are required and the statement says that fidelity was not measured. Limits of
         ``lesions`` apply in both cases and are never enough.
@@ -152,7 +152,7 @@ def judge(
     Raises
     ------
     TypeError
-        When a trivial translator or the champion was measured under another protocol than the model.
+        When a baseline or the champion was measured under another protocol than the model.
     """
     applied, not_applied = _applicable(gate, has_pairs, unit)
     checks = [c for name, metrics in applied.items() for c in _limits(name, metrics, summaries.get(name))]
@@ -162,7 +162,7 @@ def judge(
     if has_pairs:
         gated = [n for n in applied if n in summaries and PROTOCOLS[n].measures_fidelity]
         paired = gated or _paired_protocols(summaries, unit)
-        rivals, problem = _against_trivial(summaries, trivial or {}, paired)
+        rivals, problem = _against_baselines(summaries, baselines or {}, paired)
         checks += rivals
         problems += problem
     else:
@@ -229,12 +229,12 @@ def _paired_protocols(summaries: Mapping[str, Summary], unit: Unit) -> list[str]
     return [n for n in paired if PROTOCOLS[n].unit == PROTOCOL_UNIT.get(unit)]
 
 
-def _against_trivial(
-    summaries: Mapping[str, Summary], trivial: Mapping[str, Mapping[str, Summary]], paired: Sequence[str]
+def _against_baselines(
+    summaries: Mapping[str, Summary], baselines: Mapping[str, Mapping[str, Summary]], paired: Sequence[str]
 ) -> tuple[list[Check], list[str]]:
     checks: list[Check] = []
     for name in paired:
-        rivals = {t: by_protocol[name] for t, by_protocol in trivial.items() if name in by_protocol}
+        rivals = {t: by_protocol[name] for t, by_protocol in baselines.items() if name in by_protocol}
         require_same_protocol([summaries[name].protocol, *(s.protocol for s in rivals.values())])
         for metric in _DECIDING:
             measured = {t: m for t, s in rivals.items() if (m := s.mean(metric)) is not None and not math.isnan(m)}
@@ -249,13 +249,13 @@ def _against_trivial(
                 checks.append(Check(name, metric, None, limit, False, sentence))
                 continue
             ok = own > measured[best] if higher else own < measured[best]
-            words = f"which beats the best trivial translator, {best} with {measured[best]:.4g}"
+            words = f"which beats the best baseline, {best} with {measured[best]:.4g}"
             if not ok:
-                words = f"no better than {best} with {measured[best]:.4g}, a trivial translator that saw no pairs"
+                words = f"no better than {best} with {measured[best]:.4g}, a baseline that saw no pairs"
             checks.append(Check(name, metric, own, limit, ok, f"{name} {metric} is {own:.4g}, {words}"))
     if checks:
         return checks, []
-    return [], ["no trivial translator was measured beside the model, so nothing says that it learned anything"]
+    return [], ["no baseline was measured beside the model, so nothing says that it learned anything"]
 
 
 def _against_champion(
@@ -292,12 +292,16 @@ def _statement(
     names = {c.protocol for c in checks}
     subjects = max((s.subjects for n, s in summaries.items() if n in names), default=0)
     over = f" on {subjects} patient{'s' if subjects != 1 else ''}" if has_pairs else ""
-    unmeasured = "" if has_pairs else (
-        " Fidelity was not measured: the test holds no pairs, so nothing here says that a synthetic image shows this "
-        "patient's anatomy."
-    )  # fmt: skip
+    unmeasured = (
+        ""
+        if has_pairs
+        else (
+            " Fidelity was not measured: the test holds no pairs, so nothing here says that a synthetic image shows "
+            "this patient's anatomy."
+        )
+    )
     if passed:
-        beaten = " and every trivial translator is beaten" if has_pairs else ""
+        beaten = " and every baseline is beaten" if has_pairs else ""
         return f"Passed: all {len(checks)} checks hold{over}{beaten}.{unmeasured}"
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return f"Failed{over}: {reasons[0]}{more}.{unmeasured}"

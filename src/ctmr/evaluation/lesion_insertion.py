@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctmr.evaluation.testset import Case, HeldOut
+from ctmr.evaluation.testset import Case, TestSet
 from ctmr.imaging.grid import Grid, Plane, ServeStep
 from ctmr.imaging.inference_path import prepare
 from ctmr.imaging.resample import to_grid
@@ -33,7 +33,7 @@ _MARK = 1000
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCase:
     """One input with lesions and without, on the model's grid.
 
     Attributes
@@ -77,7 +77,7 @@ class TwinCache:
         return self.twins
 
 
-def plant(held: HeldOut, case: Case, section: Lesions, cache: TwinCache, seed: int) -> Prepared | None:
+def insert_by_twin(held: TestSet, case: Case, section: Lesions, cache: TwinCache, seed: int) -> PreparedCase | None:
     """Scan the phantom of a case again, with lesions of tissue and without.
 
     Returns
@@ -94,7 +94,7 @@ def plant(held: HeldOut, case: Case, section: Lesions, cache: TwinCache, seed: i
     if max(native.spacing_mm) - min(native.spacing_mm) > SAME_SPACING_MM:
         return None
     twins = cache.get(of, (d, h, w), round(native.spacing_mm[0], 3), section, seed)
-    if twins is None or not twins.planted or not _same(twins.healthy, native):
+    if twins is None or not twins.inserted or not _same(twins.healthy, native):
         return None
     target = held.target.volumes[0].sequences
     sequence = target[0] or None if target and held.target.modality is Modality.MR else None
@@ -112,17 +112,17 @@ def plant(held: HeldOut, case: Case, section: Lesions, cache: TwinCache, seed: i
             p.lesion.radius_mm,
             p.lesion.kind,
         )
-        for p in twins.planted
+        for p in twins.inserted
     )
     seen = tuple(s for s in sites if s.mask.any())
     if not seen:
         return None
-    return Prepared(
+    return PreparedCase(
         OF_TISSUE, source(twins.healthy), source(twins.ill), seen, truth(twins.healthy), truth(twins.ill)
-    )  # fmt: skip
+    )
 
 
-def insert(case: Case, section: Lesions, rng: np.random.Generator) -> Prepared | None:
+def insert(case: Case, section: Lesions, rng: np.random.Generator) -> PreparedCase | None:
     """Put a bright and a dark ball of every radius into quiet places of the head.
 
     Returns
@@ -160,7 +160,7 @@ def insert(case: Case, section: Lesions, rng: np.random.Generator) -> Prepared |
     if not sites:
         return None
     stored = np.clip(np.rint(ill), limits.min, limits.max).astype(healthy.dtype)
-    return Prepared(f"inserted, contrast {section.contrast:g}", healthy, stored, tuple(sites))
+    return PreparedCase(f"inserted, contrast {section.contrast:g}", healthy, stored, tuple(sites))
 
 
 def _scan(head: PhantomHead, modality: Modality, sequence: str | None) -> NDArray[np.generic]:

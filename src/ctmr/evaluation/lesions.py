@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.lesion_insertion import CONTRAST_HU, Prepared, TwinCache, insert, plant
-from ctmr.evaluation.testset import Case, HeldOut, spread
+from ctmr.evaluation.lesion_insertion import CONTRAST_HU, PreparedCase, TwinCache, insert, insert_by_twin
+from ctmr.evaluation.testset import Case, TestSet, spread
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.detection import (
     Findings,
@@ -179,7 +179,7 @@ class LesionTest:
         }
 
 
-def lesion_tests(sides: Sequence[tuple[HeldOut, Model]], recipe: Recipe) -> list[LesionTest]:
+def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list[LesionTest]:
     """Put lesions into held-out inputs and see what the translations make of them.
 
     Heads that are phantoms are scanned again with lesions of tissue, so that the truth has them too. Every other image
@@ -208,7 +208,7 @@ def lesion_tests(sides: Sequence[tuple[HeldOut, Model]], recipe: Recipe) -> list
 class _Collected:
     """One direction's cases so far."""
 
-    def __init__(self, held: HeldOut, model: Model) -> None:
+    def __init__(self, held: TestSet, model: Model) -> None:
         self.held, self.model = held, model
         self.cases: list[LesionCase] = []
         self.measured: list[CaseMetrics] = []
@@ -222,7 +222,9 @@ class _Collected:
             return
         index = indices[turn]
         case = held.case(index)
-        made = plant(held, case, section, cache, seed) or insert(case, section, np.random.default_rng((seed, index)))
+        made = insert_by_twin(held, case, section, cache, seed) or insert(
+            case, section, np.random.default_rng((seed, index))
+        )
         # Numbers of lesions of tissue and of inserted ones are never put together.
         if made is None or self.how not in ("", made.how):
             return
@@ -232,21 +234,29 @@ class _Collected:
         self.cases.append(LesionCase(case.name, case.subject, found, len(made.sites) - len(found.responses), blobs))
         self.measured.append(
             lesion_metrics(
-                found, case=case.name, subject=case.subject, variant=f"lesions {made.how}, radii {radii} mm",
+                found,
+                case=case.name,
+                subject=case.subject,
+                variant=f"lesions {made.how}, radii {radii} mm",
                 false_blobs=blobs,
             )
-        )  # fmt: skip
+        )
         self.views += views[: _MOST_VIEWS - len(self.views)]
 
     def result(self) -> LesionTest:
         held = self.held
         return LesionTest(
-            held.direction, self.how, held.source.unit, held.target_unit, tuple(self.cases), tuple(self.measured),
+            held.direction,
+            self.how,
+            held.source.unit,
+            held.target_unit,
+            tuple(self.cases),
+            tuple(self.measured),
             tuple(self.views),
-        )  # fmt: skip
+        )
 
 
-def _examine(case: Case, model: Model, made: Prepared, contrast: float) -> tuple[Findings, int | None, list[View]]:
+def _examine(case: Case, model: Model, made: PreparedCase, contrast: float) -> tuple[Findings, int | None, list[View]]:
     """Translate both inputs, where they differ; the lesion-free one also where a truth says that a blob is false."""
     unit, spacing = case.target_unit, case.spacing_mm
     head = case.head_of(made.healthy)
@@ -274,10 +284,17 @@ def _examine(case: Case, model: Model, made: Prepared, contrast: float) -> tuple
     change = made.ill.astype(np.float32) - made.healthy.astype(np.float32)
     hidden_below = visible_contrast(case.volumes[0].unit, made.healthy[0], head)
     found = respond(
-        difference, made.sites, inside, visible=visible_contrast(unit, before, head[slices]), finding=finding,
-        spacing_mm=spacing, where=where, truth=true_change, truth_visible=truth_visible,
+        difference,
+        made.sites,
+        inside,
+        visible=visible_contrast(unit, before, head[slices]),
+        finding=finding,
+        spacing_mm=spacing,
+        where=where,
+        truth=true_change,
+        truth_visible=truth_visible,
         asked=[max(abs(float(c[s.mask].mean())) for c in change) >= hidden_below for s in made.sites],
-    )  # fmt: skip
+    )
     blobs = None
     if truth is not None:
         smallest = min(s.radius_mm for s in made.sites)
@@ -305,7 +322,7 @@ def _plausible(
 
 def _views(
     case: Case,
-    made: Prepared,
+    made: PreparedCase,
     found: Findings,
     before: NDArray[np.float32],
     ill: NDArray[np.float32],

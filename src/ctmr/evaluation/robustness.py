@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.testset import Case, HeldOut, spread
+from ctmr.evaluation.testset import Case, TestSet, spread
 from ctmr.imaging.grid import OUTSIDE_VALUE
 from ctmr.imaging.volume import Unit
 from ctmr.recipe.recipe import Recipe
@@ -58,7 +58,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class RobustnessResult:
     """The sweep of one direction.
 
     Attributes
@@ -96,7 +96,7 @@ class Robustness:
         }
 
 
-def robustness_sweep(held: HeldOut, model: Model, recipe: Recipe) -> Robustness | None:
+def robustness_sweep(held: TestSet, model: Model, recipe: Recipe) -> RobustnessResult | None:
     """Disturb held-out inputs and measure the translations.
 
     The mean absolute error inside the head on the model's grid, in a few slices of each image: against the truth where
@@ -138,7 +138,7 @@ def robustness_sweep(held: HeldOut, model: Model, recipe: Recipe) -> Robustness 
         for name, e in errors.items()
     )
     metric = "MAE against the truth" if held.has_pairs else "mean absolute change of the translation"
-    return Robustness(metric, held.target_unit, len(indices), curves)
+    return RobustnessResult(metric, held.target_unit, len(indices), curves)
 
 
 def disturb(case: Case, name: str, strength: float, rng: np.random.Generator) -> NDArray[Any]:

@@ -30,7 +30,7 @@ UNIT_WORDS = {Unit.HU: "HU", Unit.GREY8: "grey level", Unit.ARBITRARY: "arbitrar
 
 
 @dataclass(frozen=True)
-class Section:
+class FigureSection:
     """One row of a comparison: where it is, and the height of a voxel over its width."""
 
     name: str
@@ -39,7 +39,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Column:
+class FigureColumn:
     """One column of a comparison: an image in each section, its window (``None``: a difference) and its unit."""
 
     name: str
@@ -52,8 +52,8 @@ class Column:
 class Compared:
     """Sections of a case: what a comparison shows of whole volumes, and nothing more."""
 
-    sections: tuple[Section, ...]
-    columns: tuple[Column, ...]
+    sections: tuple[FigureSection, ...]
+    columns: tuple[FigureColumn, ...]
     limit: float
 
 
@@ -88,22 +88,22 @@ def compare(
     rows = _sections(source.shape)
     windows = (BRAIN_WINDOW, BONE_WINDOW) if target_unit is Unit.HU else (own_window(synthetic, truth),)
     target = UNIT_WORDS[target_unit]
-    columns = [Column(source_name, _cut(source, rows), own_window(source, None), UNIT_WORDS[source_unit])]
+    columns = [FigureColumn(source_name, _cut(source, rows), own_window(source, None), UNIT_WORDS[source_unit])]
     for w in windows:
-        columns.append(Column(f"synthetic {target_name}\n{w.name}", _cut(synthetic, rows), w, target))
+        columns.append(FigureColumn(f"synthetic {target_name}\n{w.name}", _cut(synthetic, rows), w, target))
         if truth is not None:
-            columns.append(Column(f"true {target_name}\n{w.name}", _cut(truth, rows), w, target))
+            columns.append(FigureColumn(f"true {target_name}\n{w.name}", _cut(truth, rows), w, target))
     limit = DIFFERENCE_LIMIT_HU
     if truth is not None:
         difference = synthetic.astype(np.float32) - truth.astype(np.float32)
         if head is not None:
             difference = np.where(head, difference, np.nan)
         limit = limit if target_unit is Unit.HU else difference_limit(difference)
-        columns.append(Column("difference\nsynthetic - true", _cut(difference, rows), None, target))
+        columns.append(FigureColumn("difference\nsynthetic - true", _cut(difference, rows), None, target))
     d_mm, h_mm, w_mm = spacing_mm
     depth, height, width = (n * mm for n, mm in zip(source.shape, spacing_mm, strict=True))
     sections = [
-        Section(
+        FigureSection(
             f"sagittal, column {index}" if axis == 2 else f"axial, slice {index}",
             d_mm / h_mm if axis == 2 else h_mm / w_mm,
             depth / height if axis == 2 else height / width,

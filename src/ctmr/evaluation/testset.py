@@ -137,9 +137,11 @@ class Case:
         """Bring a truth onto the voxels of `array`, ``[D, H, W]``."""
         array, placement = prepare([truth.moved], self.grid)
         there, here = placement.grid_affine, self.placement.grid_affine
-        if there is None or here is None or (
-            array.shape[1:] == self.array.shape[1:] and np.allclose(there, here, atol=SAME_PLACE_MM)
-        ):  # fmt: skip
+        if (
+            there is None
+            or here is None
+            or (array.shape[1:] == self.array.shape[1:] and np.allclose(there, here, atol=SAME_PLACE_MM))
+        ):
             alike: NDArray[Any] = array[0]
             return alike
         d, h, w = self.array.shape[1:]
@@ -174,7 +176,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class TestSet:
     """The test split of one direction. Only tables and the latest few images are kept in memory.
 
     Attributes
@@ -201,7 +203,7 @@ class HeldOut:
     placed: dict[tuple[int, bool], NDArray[np.float64]] = field(default_factory=dict)
 
     @staticmethod
-    def open(inputs: Mapping[str, Path], grid: Grid, direction: Direction) -> HeldOut:
+    def open(inputs: Mapping[str, Path], grid: Grid, direction: Direction) -> TestSet:
         """Open the test shards and find the pairs."""
         import pandas as pd
 
@@ -210,7 +212,7 @@ class HeldOut:
         rows = {str(r[Column.PATH]): r for r in images.rows(pd.read_parquet(inputs["manifest"]))}
         return _held_out(Reader(inputs["raw"], rows), shards, source, target, grid, direction)
 
-    def turned(self, direction: Direction) -> HeldOut:
+    def turned(self, direction: Direction) -> TestSet:
         """Return the same test seen from a direction."""
         if direction is self.direction:
             return self
@@ -244,9 +246,19 @@ class HeldOut:
         truth = self.truth(index) if index in self.pairs else None
         level = entry.level if array.shape[1] == entry.count else -(array.shape[1] - 1) / 2
         return Case(
-            entry.image, entry.subject, volumes, rows, array, placement, self._as_trained(index, truth), truth, level,
-            self.direction, self.target_unit, self.grid,
-        )  # fmt: skip
+            entry.image,
+            entry.subject,
+            volumes,
+            rows,
+            array,
+            placement,
+            self._as_trained(index, truth),
+            truth,
+            level,
+            self.direction,
+            self.target_unit,
+            self.grid,
+        )
 
     def truth(self, index: int) -> Truth:
         """Read the target image of a source volume's subject from the raw data."""
@@ -316,11 +328,11 @@ def _affine(matrix: NDArray[Any]) -> NDArray[np.float64]:
     return matrix.astype(np.float64)
 
 
-def _held_out(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> HeldOut:
+def _held_out(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> TestSet:
     partners = dict(pairs(source, target))
     comparable = partners if target.unit in (Unit.HU, Unit.GREY8) else {}
     phantom = all(v.subject.startswith(PHANTOM_PREFIX) for v in source.volumes)
-    return HeldOut(read, shards, source, target, grid, direction, comparable, partners, phantom)
+    return TestSet(read, shards, source, target, grid, direction, comparable, partners, phantom)
 
 
 def spread(among: Sequence[int], most: int) -> list[int]:

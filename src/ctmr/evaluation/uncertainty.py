@@ -11,7 +11,7 @@ from scipy import stats
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.robustness import CLIP_HU, head_levels
-from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.evaluation.testset import TestSet, spread
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
 from ctmr.recipe.recipe import Recipe
@@ -59,7 +59,7 @@ class UncertaintyMap:
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class UncertaintyResult:
     """Uncertainty on the held-out test.
 
     Attributes
@@ -107,7 +107,7 @@ class Uncertainty:
         }
 
 
-def uncertainty(held: HeldOut, model: Model, recipe: Recipe) -> Uncertainty | None:
+def uncertainty(held: TestSet, model: Model, recipe: Recipe) -> UncertaintyResult | None:
     """Say where the model is uncertain, and whether that is where it errs.
 
     *Mirrored input*: half the difference between a translation and the mirrored translation of the mirrored input.
@@ -156,7 +156,7 @@ def uncertainty(held: HeldOut, model: Model, recipe: Recipe) -> Uncertainty | No
     best = np.mean(perfect, axis=0) if perfect else np.array([])
     measures = tuple(_measure(n, ranks[n], curves[n], best) for n in ranks if ranks[n])
     nothing = _area(np.full_like(best, best[0]), best) if len(best) else float("nan")
-    return Uncertainty(held.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
+    return UncertaintyResult(held.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
 
 
 def sparsification(values: NDArray[Any], errors: NDArray[np.float64]) -> NDArray[np.float64]:

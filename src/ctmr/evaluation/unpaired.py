@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
 from ctmr.evaluation.comparison import Cases
-from ctmr.evaluation.testset import HeldOut, spread
+from ctmr.evaluation.testset import TestSet, spread
 from ctmr.metrics.distribution import unit_interval
 from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ctmr.metrics.baselines import TrivialTranslator
+    from ctmr.metrics.baselines import Baseline
 
 MIN_IMAGES = 2
 """A distribution needs as many on either side; with fewer it is not measured, and a limit on it fails."""
@@ -29,11 +29,11 @@ Input = tuple[NDArray[Any], NDArray[np.bool_], float]
 
 
 def measure_unpaired(
-    held: HeldOut,
+    held: TestSet,
     model: Model,
     recipe: Recipe,
     indices: Sequence[int],
-    trivial: Mapping[str, TrivialTranslator] | None = None,
+    baselines: Mapping[str, Baseline] | None = None,
 ) -> dict[str, Cases]:
     """Measure the middle slice of every image under ``cycle_slice``, ``structure`` and ``unpaired_distribution``.
 
@@ -43,7 +43,7 @@ def measure_unpaired(
         Of one direction.
     indices
         Source volumes.
-    trivial
+    baselines
         Translators that stand beside the model under the two protocols that need no way back.
 
     Returns
@@ -59,7 +59,7 @@ def measure_unpaired(
         return made
 
     translators: dict[str, Slice] = {OWN: own} | ({AS_TRAINED: own} if held.differs_as_trained else {})
-    translators |= {name: _one_slice(t) for name, t in (trivial or {}).items()}
+    translators |= {name: _one_slice(t) for name, t in (baselines or {}).items()}
     out: dict[str, Cases] = {name: {} for name in translators}
     made: dict[str, list[NDArray[np.float32]]] = {name: [] for name in translators}
     for index in indices:
@@ -84,12 +84,12 @@ def measure_unpaired(
     return out
 
 
-def _as_trained(held: HeldOut, index: int) -> Input:
+def _as_trained(held: TestSet, index: int) -> Input:
     volume = held.source.volume(index)
     return volume, held.head_slice(index, volume.shape[1] // 2), held.source.volumes[index].level
 
 
-def _served(held: HeldOut, index: int) -> Input:
+def _served(held: TestSet, index: int) -> Input:
     """The shard holds what a client sends, unless training images went through more steps."""
     if not held.differs_as_trained:
         return _as_trained(held, index)
@@ -98,7 +98,7 @@ def _served(held: HeldOut, index: int) -> Input:
 
 
 def _distribution(
-    held: HeldOut, model: Model, recipe: Recipe, made: Mapping[str, Sequence[NDArray[np.float32]]]
+    held: TestSet, model: Model, recipe: Recipe, made: Mapping[str, Sequence[NDArray[np.float32]]]
 ) -> Cases:
     from ctmr.metrics.distribution import features, load_extractor, measure_distribution
 
@@ -126,7 +126,7 @@ def _distribution(
     }
 
 
-def _one_slice(translator: TrivialTranslator) -> Slice:
+def _one_slice(translator: Baseline) -> Slice:
     """Translate a slice as if it were the whole image: quantiles are the slice's own."""
 
     def translate(volume: NDArray[Any], index: int, head: NDArray[np.bool_], level: float) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from ctmr.imaging.volume import Modality, Unit, Volume
 if TYPE_CHECKING:
     from ctmr.imaging.steps.registration import Alignment
 
-Watch = Callable[[ImageStep, Volume], None]
+StepObserver = Callable[[ImageStep, Volume], None]
 
 SAME_PLACE_MM = 1e-3
 """Affines of the channels of one subject may differ by rounding of file headers, not by more."""
@@ -56,7 +56,7 @@ class ServedPlacement:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """One subject's channels on the grid.
 
     Attributes
@@ -103,8 +103,8 @@ def prepare(volumes: Sequence[Volume], grid: Grid) -> tuple[NDArray[Any], Served
 
 
 def prepare_as_trained(
-    volumes: Sequence[Volume], grid: Grid, reference: Reference = no_reference, watch: Watch | None = None
-) -> Prepared:
+    volumes: Sequence[Volume], grid: Grid, reference: Reference = no_reference, watch: StepObserver | None = None
+) -> PreparedImage:
     """Bring channels onto the grid through every step, training-only ones included.
 
     Parameters and errors as in `prepare`; `reference` finds the images that registrations and masks refer to, `watch`
@@ -118,8 +118,8 @@ def _prepare(
     grid: Grid,
     steps: Sequence[ImageStep],
     reference: Reference = no_reference,
-    watch: Watch | None = None,
-) -> Prepared:
+    watch: StepObserver | None = None,
+) -> PreparedImage:
     if not volumes:
         raise InputError("no volume was given; a model needs one volume a channel")
     first = volumes[0]
@@ -150,7 +150,7 @@ def _prepare(
         channels.append(to_storage(on_grid.array, volume.unit))
         placements.append(placement)
     served = ServedPlacement(placements[0], now[0].affine, first.subject)
-    return Prepared(np.stack(channels), served, tuple(ran), alignment)
+    return PreparedImage(np.stack(channels), served, tuple(ran), alignment)
 
 
 def finish(array: NDArray[Any], placement: ServedPlacement, *, modality: Modality, unit: Unit, uid: str = "") -> Volume:

@@ -78,19 +78,23 @@ def _condition(name: str, task: Tree) -> Iterator[Problem]:
         key = parameters.get(channel, {}).get("taskOutputParameter", {}).get("outputParameterKey", SINGLE_OUTPUT)
         if key != SINGLE_OUTPUT:
             yield Problem(
-                name, "named-output", f"its condition reads the named output {key!r} and would never be true; "
+                name,
+                "named-output",
+                f"its condition reads the named output {key!r} and would never be true; "
                 "compare a component's single return value",
-            )  # fmt: skip
+            )
     if "double(" in condition:
         yield Problem(
-            name, "int-and-float", "its condition compares an integer with a float and would never be true; "
-            "write both as float, literals too",
-        )  # fmt: skip
+            name,
+            "int-and-float",
+            "its condition compares an integer with a float and would never be true; write both as float, literals too",
+        )
     if _CHANNEL.sub("x", condition).count("'") % 2 or _CHANNEL.sub("x", condition).count('"'):
         yield Problem(
-            name, "quote", "its condition compares with a text that holds a quote and would never be true; "
-            "compare with a plain word",
-        )  # fmt: skip
+            name,
+            "quote",
+            "its condition compares with a text that holds a quote and would never be true; compare with a plain word",
+        )
 
 
 def _loop(name: str, task: Tree) -> Iterator[Problem]:
@@ -101,9 +105,11 @@ def _loop(name: str, task: Tree) -> Iterator[Problem]:
         if "taskOutputParameter" in source and channel != items:
             producer = source["taskOutputParameter"]["producerTask"]
             yield Problem(
-                name, "outer-output-in-loop", f"its body uses an output parameter of {producer} and would get the "
+                name,
+                "outer-output-in-loop",
+                f"its body uses an output parameter of {producer} and would get the "
                 "loop's item in its place; hand over a pipeline parameter or an artifact",
-            )  # fmt: skip
+            )
 
 
 def _inputs(name: str, task: Tree, components: Mapping[str, Tree]) -> Iterator[Problem]:
@@ -111,16 +117,19 @@ def _inputs(name: str, task: Tree, components: Mapping[str, Tree]) -> Iterator[P
     given = task.get("inputs", {})
     if "dag" in component and given.get("artifacts") and not given.get("parameters"):
         yield Problem(
-            name, "artifacts-only", "it is a group whose only inputs are artifacts, which raises; give it a parameter "
+            name,
+            "artifacts-only",
+            "it is a group whose only inputs are artifacts, which raises; give it a parameter "
             "too, or write its tasks one level up",
-        )  # fmt: skip
+        )
     for parameter, spec in component.get("inputDefinitions", {}).get("parameters", {}).items():
         unset = parameter not in given.get("parameters", {})
         if "executorLabel" in component and spec.get("isOptional") and "defaultValue" not in spec and unset:
             yield Problem(
-                name, "none-default", f"its parameter {parameter!r} defaults to None, which raises; give it a value of "
-                "its type",
-            )  # fmt: skip
+                name,
+                "none-default",
+                f"its parameter {parameter!r} defaults to None, which raises; give it a value of its type",
+            )
 
 
 def _executor(name: str, executor: Tree) -> Iterator[Problem]:
@@ -135,11 +144,13 @@ def _executor(name: str, executor: Tree) -> Iterator[Problem]:
         yield Problem(name, "create-volume", "it creates a volume, which raises; mount one that exists")
     elif "kfp.dsl.executor_main" not in command:
         yield Problem(
-            name, "container-component", "it is a container component, which raises without a container engine; write "
-            "a Python component",
-        )  # fmt: skip
+            name,
+            "container-component",
+            "it is a container component, which raises without a container engine; write a Python component",
+        )
     if "pip install" in command:
         yield Problem(
-            name, "installs-packages", "it installs packages when it runs, so two runs may differ; put them into the "
-            "image",
-        )  # fmt: skip
+            name,
+            "installs-packages",
+            "it installs packages when it runs, so two runs may differ; put them into the image",
+        )

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.kubeflow.local_api.faults import Code
+from ctmr.kubeflow.local_api.faults import FaultCode
 
 POLL_S = 1.0
 PATIENCE_S = 60.0
 """How long a server may be unreachable while a run is watched."""
 _FINAL = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-_KINDS = {Code.INVALID_ARGUMENT: InputError, Code.UNAVAILABLE: EnvironmentFault, Code.ABORTED: EnvironmentFault}
+_KINDS = {
+    FaultCode.INVALID_ARGUMENT: InputError,
+    FaultCode.UNAVAILABLE: EnvironmentFault,
+    FaultCode.ABORTED: EnvironmentFault,
+}
 """Code of a failed run → the error that it is here."""
 
 Say = Callable[[str], None]
@@ -135,7 +139,7 @@ def _experiment(client: Any, name: str) -> str:
     try:
         return str(client.create_experiment(name).experiment_id)
     except ApiException as error:
-        if error.status != Code.ALREADY_EXISTS.http:
+        if error.status != FaultCode.ALREADY_EXISTS.http:
             raise
         return str(client.get_experiment(experiment_name=name).experiment_id)
 

@@ -1,4 +1,4 @@
-"""Trivial translators that saw no pairs: what a model must beat before any limit means anything."""
+"""Baselines that saw no pairs: what a model must beat before any limit means anything."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TrainingImages(Protocol):
     def modality(self) -> Modality: ...
 
 
-class TrivialTranslator(Protocol):
+class Baseline(Protocol):
     """Translates a volume in physical units of the source into physical units of the target."""
 
     def __call__(
@@ -92,7 +92,7 @@ class HistogramMatching:
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
-        """See `TrivialTranslator`."""
+        """See `Baseline`."""
         values = volume[0][head].astype(np.float64)
         if values.size == 0:
             return _filled(head.shape, self.outside)
@@ -122,7 +122,7 @@ class MatchedLine:
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
-        """See `TrivialTranslator`."""
+        """See `Baseline`."""
         values = volume[0][head].astype(np.float64)
         if values.size == 0:
             return _filled(head.shape, self.outside)
@@ -162,7 +162,7 @@ class MeanImage:
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
-        """See `TrivialTranslator`."""
+        """See `Baseline`."""
         if volume.shape[2:] != self.images.shape[1:]:
             raise InputError(
                 f"the mean image has slices of {self.images.shape[1:]}, but the volume's are {volume.shape[2:]}; "
@@ -183,7 +183,7 @@ class FilledHead:
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
-        """See `TrivialTranslator`."""
+        """See `Baseline`."""
         return np.where(head, SOFT_TISSUE_HU, HOUNSFIELD_AIR_HU).astype(np.float32)
 
 
@@ -194,13 +194,13 @@ class Identity:
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
-        """See `TrivialTranslator`."""
+        """See `Baseline`."""
         same: NDArray[np.float32] = volume[0].astype(np.float32)
         return same
 
 
-def fit_trivial(source: TrainingImages, target: TrainingImages, direction: Direction) -> dict[str, TrivialTranslator]:
-    """Fit every trivial translator that the units allow, from unpaired training shards alone.
+def fit_baselines(source: TrainingImages, target: TrainingImages, direction: Direction) -> dict[str, Baseline]:
+    """Fit every baseline that the units allow, from unpaired training shards alone.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def fit_trivial(source: TrainingImages, target: TrainingImages, direction: Direc
             f"direction {direction} translates {direction.source} into {direction.target}; the shards given are "
             f"{source.modality} and {target.modality}"
         )
-    fitted: dict[str, TrivialTranslator] = {
+    fitted: dict[str, Baseline] = {
         HISTOGRAM_MATCHING: HistogramMatching.fit(target),
         MATCHED_LINE: MatchedLine.fit(target),
         MEAN_IMAGE: MeanImage.fit(target),

@@ -15,9 +15,19 @@ from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing,
 from ctmr.metrics.ssim import masked_ssim, ms_ssim, ssim, ssim_map
 
 __all__ = [
-    "dice", "mae", "measure_cycle", "measure_paired", "measure_unpaired_pixels", "ms_ssim", "mse", "psnr", "rmse",
-    "ssim", "ssim_map", "through_plane_flicker",
-]  # fmt: skip
+    "dice",
+    "mae",
+    "measure_cycle",
+    "measure_paired",
+    "measure_unpaired_pixels",
+    "ms_ssim",
+    "mse",
+    "psnr",
+    "rmse",
+    "ssim",
+    "ssim_map",
+    "through_plane_flicker",
+]
 
 BONE_ABOVE_HU = 250.0
 AIR_BELOW_HU = -200.0
@@ -50,9 +60,13 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def through_plane_flicker(
-    prediction: NDArray[Any], truth: NDArray[Any], mask: NDArray[np.bool_], *, axis: int,
+    prediction: NDArray[Any],
+    truth: NDArray[Any],
+    mask: NDArray[np.bool_],
+    *,
+    axis: int,
     clip: tuple[float, float] | None = None,
-) -> float | None:  # fmt: skip
+) -> float | None:
     """How much a prediction jumps from slice to slice, relative to the truth.
 
     The mean of ``|v[k] - (v[k-1] + v[k+1]) / 2|`` of the prediction over that of the truth, taken where a voxel and
@@ -178,9 +192,13 @@ def measure_cycle(image: NDArray[Any], reconstruction: NDArray[Any], *, case: st
     y, x = (_clipped(a.astype(np.float64), protocol) for a in (reconstruction, image))
     try:
         similarity = masked_ssim(
-            y + 1, x + 1, inside, data_range=protocol.data_range, window=protocol.ssim_window,
+            y + 1,
+            x + 1,
+            inside,
+            data_range=protocol.data_range,
+            window=protocol.ssim_window,
             border=protocol.ssim_border,
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise ValueError(f"case {case} under {protocol.name}: {error}") from None
     values = _plain(y, x, protocol.data_range) | {Metric.SSIM.value: similarity}

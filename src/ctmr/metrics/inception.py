@@ -96,12 +96,17 @@ def _block_6(width: int) -> _Branches:
         [
             [("branch1x1", 192, 1)],
             [("branch7x7_1", width, 1), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)],
-            [("branch7x7dbl_1", width, 1), ("branch7x7dbl_2", width, column), ("branch7x7dbl_3", width, row),
-             ("branch7x7dbl_4", width, column), ("branch7x7dbl_5", 192, row)],
+            [
+                ("branch7x7dbl_1", width, 1),
+                ("branch7x7dbl_2", width, column),
+                ("branch7x7dbl_3", width, row),
+                ("branch7x7dbl_4", width, column),
+                ("branch7x7dbl_5", 192, row),
+            ],
         ],
         pooled=192,
         pool="average",
-    )  # fmt: skip
+    )
 
 
 def _block_7(taken: int, pool: str) -> _Branches:
@@ -110,12 +115,15 @@ def _block_7(taken: int, pool: str) -> _Branches:
         [
             [("branch1x1", 320, 1)],
             [("branch3x3_1", 384, 1), [("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]],
-            [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3),
-             [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))]],
+            [
+                ("branch3x3dbl_1", 448, 1),
+                ("branch3x3dbl_2", 384, 3),
+                [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
+            ],
         ],
         pooled=192,
         pool=pool,
-    )  # fmt: skip
+    )
 
 
 class FidInception(nn.Module):
@@ -156,12 +164,16 @@ class FidInception(nn.Module):
             768,
             [
                 [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
-                [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)),
-                 ("branch7x7x3_4", 192, 3)],
+                [
+                    ("branch7x7x3_1", 192, 1),
+                    ("branch7x7x3_2", 192, (1, 7)),
+                    ("branch7x7x3_3", 192, (7, 1)),
+                    ("branch7x7x3_4", 192, 3),
+                ],
             ],
             pool="maximum",
             stride=2,
-        )  # fmt: skip
+        )
         self.Mixed_7b, self.Mixed_7c = _block_7(1280, "average"), _block_7(2048, "maximum")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,8 +182,19 @@ class FidInception(nn.Module):
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
-        for block in (self.Mixed_5b, self.Mixed_5c, self.Mixed_5d, self.Mixed_6a, self.Mixed_6b, self.Mixed_6c,
-                      self.Mixed_6d, self.Mixed_6e, self.Mixed_7a, self.Mixed_7b, self.Mixed_7c):  # fmt: skip
+        for block in (
+            self.Mixed_5b,
+            self.Mixed_5c,
+            self.Mixed_5d,
+            self.Mixed_6a,
+            self.Mixed_6b,
+            self.Mixed_6c,
+            self.Mixed_6d,
+            self.Mixed_6e,
+            self.Mixed_7a,
+            self.Mixed_7b,
+            self.Mixed_7c,
+        ):
             x = block(x)
         return x.mean(dim=(2, 3))
 

@@ -70,9 +70,13 @@ class PairedTest:
 
 
 def compare_cases(
-    a: Sequence[CaseMetrics], b: Sequence[CaseMetrics], *, names: tuple[str, str] = ("a", "b"), resamples: int = 2000,
+    a: Sequence[CaseMetrics],
+    b: Sequence[CaseMetrics],
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    resamples: int = 2000,
     seed: int = 0,
-) -> list[PairedTest]:  # fmt: skip
+) -> list[PairedTest]:
     """Test every metric that both models have on the same cases, a patient's cases averaged first.
 
     Parameters
@@ -218,9 +222,15 @@ def _tested(metric: Metric, here: list[float], there: list[float], resamples: in
         return PairedTest(metric.value, count, finite_or_none(mean), None, None, None, None, note=words)
     low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
     return PairedTest(
-        metric.value, count, finite_or_none(float(differences.mean())), finite_or_none(low), finite_or_none(high),
-        wilcoxon_p(differences), t_test_p(differences), note="; ".join(_notes(differences)),
-    )  # fmt: skip
+        metric.value,
+        count,
+        finite_or_none(float(differences.mean())),
+        finite_or_none(low),
+        finite_or_none(high),
+        wilcoxon_p(differences),
+        t_test_p(differences),
+        note="; ".join(_notes(differences)),
+    )
 
 
 def _notes(differences: NDArray[np.float64]) -> list[str]:

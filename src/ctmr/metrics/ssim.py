@@ -110,9 +110,15 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> Tens
 
 
 def masked_ssim(
-    x: NDArray[Any], y: NDArray[Any], inside: NDArray[np.bool_],
-    *, data_range: float, window: SsimWindow, border: int = 0, prepare: Prepare | None = None,
-) -> float:  # fmt: skip
+    x: NDArray[Any],
+    y: NDArray[Any],
+    inside: NDArray[np.bool_],
+    *,
+    data_range: float,
+    window: SsimWindow,
+    border: int = 0,
+    prepare: Prepare | None = None,
+) -> float:
     """Mean of `ssim_map` over a mask, in float64.
 
     Only the mask's bounding box and the window's radius around it are computed, which changes no number: a window
@@ -138,8 +144,9 @@ def masked_ssim(
     """
     _check_fits(x.shape, window)
     counted = np.zeros_like(inside, dtype=bool)
-    inner = tuple(slice(border, n - border) if a - x.ndim in _axes(window) else slice(None)
-                  for a, n in enumerate(x.shape))  # fmt: skip
+    inner = tuple(
+        slice(border, n - border) if a - x.ndim in _axes(window) else slice(None) for a, n in enumerate(x.shape)
+    )
     counted[inner] = inside[inner]
     if not counted.any():
         raise ValueError(f"the mask is empty without the border of {border} voxels that SSIM leaves out")

@@ -117,7 +117,7 @@ class ResNet18Classifier(nn.Module):
         return out
 
 
-class GreyAsRgb(nn.Module):
+class GreyAsRgbDiscriminator(nn.Module):
     """Shows a discriminator each grey channel as three equal ones."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -212,7 +212,7 @@ def build_discriminator(
     if config.position:
         module = PositionAware(module)
     if config.rgb:
-        module = GreyAsRgb(module)
+        module = GreyAsRgbDiscriminator(module)
     initialise(module, rng)
     return module
 

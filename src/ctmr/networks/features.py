@@ -39,9 +39,13 @@ class Features(nn.Module):
     sd: Tensor
 
     def __init__(
-        self, chain: Iterable[tuple[str, nn.Module]], layers: Sequence[str], mean: Sequence[float], sd: Sequence[float],
+        self,
+        chain: Iterable[tuple[str, nn.Module]],
+        layers: Sequence[str],
+        mean: Sequence[float],
+        sd: Sequence[float],
         source: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         named = list(chain)
         names = [name for name, _ in named]

@@ -42,9 +42,14 @@ class ResNetGenerator(nn.Module):
     what = "the ResNet generator"
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 64, blocks: int = 9,
-        kind: LayerNorm = LayerNorm.INSTANCE, up: Upsampling = Upsampling.TRANSPOSED,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        blocks: int = 9,
+        kind: LayerNorm = LayerNorm.INSTANCE,
+        up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:
         super().__init__()
         self.divisor = 4
         layers: list[nn.Module] = [
@@ -94,9 +99,14 @@ class UNetGenerator(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 64, levels: int = 8,
-        kind: LayerNorm = LayerNorm.INSTANCE, up: Upsampling = Upsampling.TRANSPOSED,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        levels: int = 8,
+        kind: LayerNorm = LayerNorm.INSTANCE,
+        up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:
         super().__init__()
         self.divisor = 2**levels
         self.what = f"a U-Net of {levels} levels"
@@ -157,9 +167,14 @@ class EncoderDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 64, levels: int = 4,
-        kind: LayerNorm = LayerNorm.BATCH, up: Upsampling = Upsampling.TRANSPOSED,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        levels: int = 4,
+        kind: LayerNorm = LayerNorm.BATCH,
+        up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:
         super().__init__()
         self.divisor = 2**levels
         self.what = f"an encoder-decoder of {levels} levels"
@@ -200,9 +215,14 @@ class UNetResNet18(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 64, stages: int = 4,
-        kind: LayerNorm = LayerNorm.BATCH, up: Upsampling = Upsampling.TRANSPOSED,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        stages: int = 4,
+        kind: LayerNorm = LayerNorm.BATCH,
+        up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:
         super().__init__()
         self.divisor = 2 ** (stages + 1)
         self.what = f"a U-Net with a ResNet-18 encoder of {stages} stages"
@@ -226,7 +246,7 @@ class UNetResNet18(nn.Module):
         return out
 
 
-class GreyAsRgb(nn.Module):
+class GreyAsRgbGenerator(nn.Module):
     """Shows a generator each grey channel as three equal ones, and averages the three that it paints for each."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -286,4 +306,4 @@ def build_generator(
         if config.kind in _NORMALISED_INSIDE:
             require_room(size, module.divisor, module.what, "network.generator.blocks")
     initialise(module, rng)
-    return GreyAsRgb(module) if config.rgb else module
+    return GreyAsRgbGenerator(module) if config.rgb else module

@@ -23,7 +23,7 @@ DESCRIPTION = "model.json"
 
 
 @dataclass(frozen=True)
-class Side:
+class ModalityDescription:
     """One modality of a model.
 
     Attributes
@@ -59,7 +59,7 @@ class Description:
     generator: Generator
     normalise: Normalise
     grid: Grid
-    sides: Mapping[str, Side]
+    sides: Mapping[str, ModalityDescription]
     directions: tuple[Direction, ...]
     neighbours: int = 0
 
@@ -93,7 +93,7 @@ class Description:
             raise InputError(f"{folder} is not a model folder: it has no {DESCRIPTION}; run `ctmr train` first")
         tree: dict[str, Any] = json.loads(path.read_text())
         sides = {
-            m: Side(
+            m: ModalityDescription(
                 Unit(s["unit"]),
                 int(s["channels"]),
                 tuple(s["sequences"]),

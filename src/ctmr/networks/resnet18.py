@@ -59,9 +59,13 @@ class ResNet18(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, width: int = 64, stages: int = 4, kind: LayerNorm = LayerNorm.BATCH,
+        self,
+        in_channels: int,
+        width: int = 64,
+        stages: int = 4,
+        kind: LayerNorm = LayerNorm.BATCH,
         classes: int | None = 1000,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.stages = stages
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)

@@ -1,4 +1,4 @@
-"""Lesions of the cerebrum: one at random with oedema, or balls of known size planted for a test of detection."""
+"""Lesions of the cerebrum: one at random with oedema, or balls of known size inserted for a test of detection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Lesion:
     Attributes
     ----------
     kind
-        ``"tumour"`` or ``"haemorrhage"``; planted ones also ``"calcified"``.
+        ``"tumour"`` or ``"haemorrhage"``; inserted ones also ``"calcified"``.
     centre_mm
         Centre along D, H and W, in millimetres from the centre of the first voxel.
     radius_mm
@@ -65,7 +65,7 @@ def paint_lesion(canvas: Canvas, cerebrum: Cerebrum, rng: np.random.Generator) -
     return Lesion(kind, centre, float(radius))
 
 
-def plant_lesion(
+def insert_lesion(
     canvas: Canvas, cerebrum: Cerebrum, kind: LesionKind, centre: tuple[int, int, int], radius_mm: float
 ) -> NDArray[np.bool_]:
     """Paint a ball of one tissue into the cerebrum, without oedema, and return the voxels that it fills.

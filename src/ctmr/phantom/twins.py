@@ -15,7 +15,7 @@ from ctmr.data.manifest import PHANTOM_PREFIX
 from . import PhantomHead, check_arguments
 from .acquisition import acquire
 from .anatomy import Anatomy, build_anatomy, grid_axes
-from .lesion import Lesion, LesionKind, plant_lesion
+from .lesion import Lesion, LesionKind, insert_lesion
 
 KINDS: tuple[LesionKind, ...] = ("tumour", "calcified")
 """Tissues that T1, T2 and CT all show against brain. An acute haemorrhage is hardly seen in T1."""
@@ -26,7 +26,7 @@ _SUBJECT = re.compile(rf"{PHANTOM_PREFIX}(\d+)")
 
 
 @dataclass(frozen=True)
-class Planted:
+class InsertedLesion:
     """One lesion of a twin.
 
     Attributes
@@ -48,14 +48,14 @@ class Twins:
     Attributes
     ----------
     healthy, ill
-        Without any lesion, and with all of `planted`.
-    planted
+        Without any lesion, and with all of `inserted`.
+    inserted
         The lesions. Fewer than asked for where the brain had no room.
     """
 
     healthy: PhantomHead
     ill: PhantomHead
-    planted: tuple[Planted, ...]
+    inserted: tuple[InsertedLesion, ...]
 
 
 def seed_of(subject: str) -> int | None:
@@ -98,19 +98,19 @@ def make_twins(
     healthy = build_anatomy(shape, spacing_mm, False, anatomy_rng)
     ill = replace(healthy, canvas=healthy.canvas.duplicate())
     wanted = [(radius, kind) for radius in sorted(radii_mm, reverse=True) for kind in kinds]
-    planted = tuple(_plant(ill, wanted, np.random.default_rng((seed, lesion_seed)), spacing_mm))
-    return Twins(_scan(healthy, seed, spacing_mm, None), _scan(ill, seed, spacing_mm, planted), planted)
+    inserted = tuple(_insert(ill, wanted, np.random.default_rng((seed, lesion_seed)), spacing_mm))
+    return Twins(_scan(healthy, seed, spacing_mm, None), _scan(ill, seed, spacing_mm, inserted), inserted)
 
 
-def _plant(
+def _insert(
     anatomy: Anatomy, wanted: Sequence[tuple[float, LesionKind]], rng: np.random.Generator, spacing_mm: float
-) -> list[Planted]:
+) -> list[InsertedLesion]:
     """Place lesions one by one, largest first, wholly inside the brain and apart from each other."""
     cerebrum = anatomy.cerebrum
     inside = (cerebrum.parenchyma > 0) & (cerebrum.above_tentorium > 0)
     depth = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
     white = (cerebrum.white > 0).astype(np.float32)
-    made: list[Planted] = []
+    made: list[InsertedLesion] = []
     starts = [w.start for w in cerebrum.space.window]
     for radius, kind in wanted:
         possible = np.argwhere(depth >= radius + _MARGIN_MM)
@@ -121,9 +121,9 @@ def _plant(
         possible = possible[share >= np.quantile(share, _WHITEST)]
         at = possible[rng.integers(len(possible))]
         centre = (int(at[0]), int(at[1]), int(at[2]))
-        mask = plant_lesion(anatomy.canvas, cerebrum, kind, centre, radius)
+        mask = insert_lesion(anatomy.canvas, cerebrum, kind, centre, radius)
         z, y, x = (float((c + s) * spacing_mm) for c, s in zip(centre, starts, strict=True))
-        made.append(Planted(Lesion(kind, (z, y, x), radius), mask))
+        made.append(InsertedLesion(Lesion(kind, (z, y, x), radius), mask))
         axes = [(np.arange(n) - c) * spacing_mm for n, c in zip(depth.shape, centre, strict=True)]
         d, h, w = np.meshgrid(*axes, indexing="ij", sparse=True)
         # The next ball ends a gap away from where the influence of this one ends, a radius around it.
@@ -131,9 +131,9 @@ def _plant(
     return made
 
 
-def _scan(anatomy: Anatomy, seed: int, spacing_mm: float, planted: Sequence[Planted] | None) -> PhantomHead:
+def _scan(anatomy: Anatomy, seed: int, spacing_mm: float, inserted: Sequence[InsertedLesion] | None) -> PhantomHead:
     shape = anatomy.canvas.labels.shape
     scanner_rng = np.random.default_rng(seed).spawn(2)[1]
     scans = acquire(anatomy.canvas, grid_axes((shape[0], shape[1], shape[2]), spacing_mm), scanner_rng)
-    lesion = planted[0].lesion if planted else None
+    lesion = inserted[0].lesion if inserted else None
     return PhantomHead(scans.ct, scans.t1, scans.t2, anatomy.canvas.labels, anatomy.head, float(spacing_mm), lesion)

@@ -23,7 +23,7 @@ WORKSPACE = "CTMR_WORKSPACE"
 WORKSPACES = "CTMR_WORKSPACES"
 """The same, when the folder's name shall be ``<recipe>-<dataset>`` below the one that this variable names."""
 
-Event = Mapping[str, Any]
+TaskEvent = Mapping[str, Any]
 
 
 def emit(stage: str, **fields: Any) -> None:
@@ -63,13 +63,13 @@ def failed(stage: str, error: CtmrError) -> None:
     print(f"ctmr: {error}", file=sys.stderr, flush=True)
 
 
-def result_of(event: Event) -> Result:
+def result_of(event: TaskEvent) -> Result:
     """Return the result that an event of kind ``result`` carries."""
     fields = dict(event["result"])
     return Result(**{**fields, "out": Path(fields["out"])})
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[int, Event]]:
+def read(path: Path, offset: int = 0) -> Iterator[tuple[int, TaskEvent]]:
     """Yield (offset after it, event) of every complete line from `offset` on; a torn last line waits for its rest."""
     try:
         stream = path.open("rb")

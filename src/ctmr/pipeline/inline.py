@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ctmr.datasets.dvc import Source
+from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import GateFailed, InputError
 from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.pipeline.parameters import DEMO
@@ -68,7 +68,7 @@ def inputs_below(spec: Stage, outputs: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
-def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> Source:
+def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> DatasetSource:
     """Pin a dataset; ``demo`` is the phantom cohort, made now where it is not there yet."""
     from ctmr.datasets.dvc import resolve
     from ctmr.system.home import quiet_libraries
@@ -84,7 +84,7 @@ def resolve_dataset(address: str, path: str, revision: str, home: Home, report: 
 
 
 def run_pipeline(
-    source: Source,
+    source: DatasetSource,
     recipe: Recipe,
     *,
     folder: Path,

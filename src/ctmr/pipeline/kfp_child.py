@@ -17,7 +17,7 @@ import yaml
 
 from ctmr.errors import InputError
 from ctmr.pipeline import events
-from ctmr.pipeline.kfp_local import EVENTS, FAILED, LOG, PARAMETERS, PIPELINE, SUCCEEDED, Outcome
+from ctmr.pipeline.kfp_local import EVENTS, FAILED, LOG, PARAMETERS, PIPELINE, SUCCEEDED, RunOutcome
 
 Tree = dict[str, Any]
 
@@ -30,9 +30,9 @@ def main(folder: Path) -> int:
     _die_with_parent()
     try:
         _execute(folder)
-        how = Outcome(SUCCEEDED)
+        how = RunOutcome(SUCCEEDED)
     except InputError as error:
-        how = Outcome(FAILED, str(error), error.exit_code, type(error).__name__)
+        how = RunOutcome(FAILED, str(error), error.exit_code, type(error).__name__)
     except Exception as error:
         how = _why(folder, error)
     how.write(folder)
@@ -77,18 +77,18 @@ def typed(tree: Tree, values: Mapping[str, Any]) -> Tree:
     return {k: cast.get(declared[k]["parameterType"], lambda v: v)(v) for k, v in values.items()}
 
 
-def _why(folder: Path, error: Exception) -> Outcome:
+def _why(folder: Path, error: Exception) -> RunOutcome:
     """Return the failed task's own sentence, else the last line that the log has."""
     last: Mapping[str, Any] = {}
     for _, event in events.read(folder / EVENTS):
         if "error" in event:
             last = event
     if last:
-        return Outcome(FAILED, str(last["error"]), int(last["exit_code"]), str(last.get("kind", "")))
+        return RunOutcome(FAILED, str(last["error"]), int(last["exit_code"]), str(last.get("kind", "")))
     task = _QUOTED.findall(_plain(str(error)))
     where = f"task {task[-1]}" if task else "it"
     said = f"the run failed, {where} said: {_last_words(folder / LOG)} (log: {folder / LOG})"
-    return Outcome(FAILED, said, 1, "CtmrError")
+    return RunOutcome(FAILED, said, 1, "CtmrError")
 
 
 def _last_words(log: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr import errors
-from ctmr.datasets.dvc import Source
+from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import events
 from ctmr.pipeline.events import WORKSPACE, WORKSPACES
@@ -40,7 +40,7 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended.
 
     Attributes
@@ -87,12 +87,12 @@ def start(folder: Path, environment: Mapping[str, str] | None = None) -> subproc
         )
 
 
-def outcome(folder: Path) -> Outcome:
+def outcome(folder: Path) -> RunOutcome:
     """Return how an ended run ended; one whose process died without a word is FAILED."""
     try:
-        return Outcome(**json.loads((folder / OUTCOME).read_text()))
+        return RunOutcome(**json.loads((folder / OUTCOME).read_text()))
     except (OSError, ValueError, TypeError):
-        return Outcome(FAILED, f"the run's process was killed; its log is {folder / LOG}", 3, "EnvironmentFault")
+        return RunOutcome(FAILED, f"the run's process was killed; its log is {folder / LOG}", 3, "EnvironmentFault")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -112,7 +112,7 @@ class Runner(StrEnum):
 
 
 def run(
-    source: Source,
+    source: DatasetSource,
     recipe: str,
     settings: Sequence[str],
     *,
@@ -152,7 +152,7 @@ def run(
         )
 
 
-def parameters_of(source: Source, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
+def parameters_of(source: DatasetSource, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
     """Return the pipeline's parameters for a pinned dataset; a recipe file goes along as text."""
     text = recipe_path(recipe).read_text(encoding="utf-8") + "\n" if is_file_name(recipe) else recipe
     return {
@@ -249,7 +249,7 @@ def _follow(
         raise
 
 
-def error_of(how: Outcome) -> CtmrError:
+def error_of(how: RunOutcome) -> CtmrError:
     """Return the error that ended a run, of the kind it had."""
     kind = getattr(errors, how.kind, CtmrError)
     return kind(how.error) if kind in (GateFailed, InputError, EnvironmentFault) else CtmrError(how.error)

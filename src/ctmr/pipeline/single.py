@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from ctmr.datasets.dvc import Source
+from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import InputError
 from ctmr.pipeline import inline
 from ctmr.pipeline.parameters import DEMO
@@ -33,7 +33,7 @@ def run_alone(
     folder: Path,
     home: Home,
     report: Report,
-    source: Source | None = None,
+    source: DatasetSource | None = None,
     inputs: Sequence[str] = (),
     champion: Champion = Champion.REGISTERED,
 ) -> Result:
@@ -104,7 +104,7 @@ def _pins(folder: Path, address: str, path: str) -> bool:
     record = read_record(folder / "fetch")
     if record is None:
         return False
-    pinned = Source.from_option(record["parts"]["option dataset"])
+    pinned = DatasetSource.from_option(record["parts"]["option dataset"])
     return pinned.address == address and path in ("", pinned.path)
 
 

@@ -129,7 +129,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Place:
+class StageKey:
     """Where a stage keeps what survives a kill.
 
     Attributes
@@ -155,7 +155,7 @@ def locate(
     recipe: Recipe,
     home: Home,
     options: Mapping[str, str] | None = None,
-) -> Place:
+) -> StageKey:
     """Return a stage's key and work folder; equal inputs, recipe sections and options have the same.
 
     Raises
@@ -188,7 +188,7 @@ def locate(
         **{f"option {name}": value for name, value in sorted(options.items())},
     }
     key = tree_digest({"stage": stage.name, **parts})
-    return Place(key, parts, home.work / stage.name / key[:16])
+    return StageKey(key, parts, home.work / stage.name / key[:16])
 
 
 def run_stage(

@@ -54,16 +54,32 @@ def run(context: Context, processes: int) -> dict[str, Any]:
     recipe = context.work / "torchrun.yaml"
     recipe.write_text(yaml.safe_dump(context.recipe.dump(), sort_keys=False), encoding="utf-8")
     words = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "ctmr.cli", "train", "--recipe", str(recipe), "--out", str(folder),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "ctmr.cli",
+        "train",
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(folder),
         *(f"--input={name}={path.absolute()}" for name, path in context.inputs.items()),
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "CTMR_HOME": str(context.home.root)}
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     with subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
         preexec_fn=_end_with_parent,
-    ) as launcher:  # fmt: skip
+    ) as launcher:
         assert launcher.stdout is not None
         try:
             for line in launcher.stdout:

@@ -1,4 +1,4 @@
-"""Recipe sections of what evaluate measures beside fidelity: lesions, worse inputs, uncertainty."""
+"""Recipe sections of what evaluate measures beside fidelity: lesions, corrupted inputs, uncertainty."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Lesions(Section):
 
 
 class Robustness(Section):
-    """How fast the model gets worse on worse inputs: noise, bias field, rotation, intensity, spacing."""
+    """How fast the model gets worse on corrupted inputs: noise, bias field, rotation, intensity, spacing."""
 
     cases: Annotated[int, Field(ge=0)] = 2
     """Held-out images that are disturbed; 0: no sweep."""

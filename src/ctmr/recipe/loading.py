@@ -12,10 +12,20 @@ from pydantic import ValidationError
 from ctmr.errors import InputError
 from ctmr.recipe.recipe import Recipe
 
-_UNION_TAGS = frozenset({
-    "window", "percentile", "log_uniform", "uniform", "int", "choice",
-    "head_mask", "table_removal", "bias_field", "registration",
-})  # fmt: skip
+_UNION_TAGS = frozenset(
+    {
+        "window",
+        "percentile",
+        "log_uniform",
+        "uniform",
+        "int",
+        "choice",
+        "head_mask",
+        "table_removal",
+        "bias_field",
+        "registration",
+    }
+)
 """Values of ``kind`` that pydantic puts into the place of an error; a reader knows them from their own file."""
 
 

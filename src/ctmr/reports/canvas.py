@@ -31,9 +31,13 @@ BOX_INK = "#e6eaee"
 BOX_MUTED = "#9aa7b3"
 
 CSS_COLOURS: dict[str, str] = {
-    INK: "ink", MUTED: "muted", GRID: "line", AXIS: "axis", PAPER: "paper",
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "line",
+    AXIS: "axis",
+    PAPER: "paper",
     **{colour: f"c{k}" for k, colour in enumerate(PALETTE, start=1)},
-}  # fmt: skip
+}
 """Colour of a chart → custom property of the page that shows it, so that a chart follows the page's theme."""
 
 _POINT_PX = 4 / 3

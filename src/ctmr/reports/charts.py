@@ -70,8 +70,9 @@ def tissue_chart(table: TissueTable, *, title: str = "", phantom: bool = False) 
             ax.scatter([row.truth], [y], s=64, facecolor=PAPER, edgecolor=BLUE, linewidth=2, zorder=3)
             ax.scatter([row.prediction], [y], s=46, color=ORANGE, zorder=4)
             difference = row.prediction - row.truth
-            ax.annotate(f"{difference:+.0f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8,
-                        color=INK)  # fmt: skip
+            ax.annotate(
+                f"{difference:+.0f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK
+            )
         ax.scatter([], [], s=64, facecolor=PAPER, edgecolor=BLUE, linewidth=2, label="true median")
         ax.scatter([], [], s=46, color=ORANGE, label="synthetic median, 10th to 90th percentile")
         ax.set_yticks(range(len(names)), [t.value for t in names], fontsize=9, color=INK)
@@ -104,8 +105,11 @@ def agreement_chart(
         if len(heads) >= MIN_AGREEMENT:
             bias, spread = float(difference.mean()), LIMITS_OF_AGREEMENT * float(difference.std(ddof=1))
             whole.axhline(bias, color=ORANGE, linewidth=1.6)
-            for y, said in ((bias, f"bias {bias:+.0f}"), (bias + spread, f"{bias + spread:+.0f}"),
-                            (bias - spread, f"{bias - spread:+.0f}")):  # fmt: skip
+            for y, said in (
+                (bias, f"bias {bias:+.0f}"),
+                (bias + spread, f"{bias + spread:+.0f}"),
+                (bias - spread, f"{bias - spread:+.0f}"),
+            ):
                 if y != bias:
                     whole.axhline(y, color=ORANGE, linewidth=1.1, linestyle="--")
                 whole.annotate(said, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)

@@ -25,11 +25,11 @@ _IN_UNIT = frozenset({Metric.MAE, Metric.RMSE, Metric.MAE_BONE, Metric.MAE_SOFT,
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run, or one trivial translator, in the table of a protocol."""
+class ComparisonRow:
+    """One run, or one baseline, in the table of a protocol."""
 
     who: str
-    trivial: bool
+    baseline: bool
     summary: Summary
 
 
@@ -51,14 +51,14 @@ class ProtocolTable:
     metrics
         Columns: what any row has, without MSE, whose root says the same in a unit that people read.
     rows
-        Runs in the order given, then trivial translators.
+        Runs in the order given, then baselines.
     pairs
         Every two runs, corrected together; empty where a protocol has no patients.
     """
 
     protocol: Protocol
     metrics: tuple[Metric, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     pairs: tuple[PairTests, ...]
 
     def better(self, pair: PairTests, test: PairedTest) -> str:
@@ -95,17 +95,28 @@ class Comparison:
         """Plain JSON types."""
         return {
             "runs": [
-                {"name": r.name, "recipe": r.recipe, "code": r.code, "direction": r.direction, "passed": r.passed,
-                 "statement": r.statement, "dataset": dict(r.dataset), "raw": r.raw}
+                {
+                    "name": r.name,
+                    "recipe": r.recipe,
+                    "code": r.code,
+                    "direction": r.direction,
+                    "passed": r.passed,
+                    "statement": r.statement,
+                    "dataset": dict(r.dataset),
+                    "raw": r.raw,
+                }
                 for r in self.runs
             ],
             "protocols": {
                 t.protocol.name: {
                     "protocol": t.protocol.describe(),
-                    "rows": [{"who": r.who, "trivial": r.trivial} | r.summary.to_dict() for r in t.rows],
+                    "rows": [{"who": r.who, "baseline": r.baseline} | r.summary.to_dict() for r in t.rows],
                     "paired": [
-                        {"a": p.a, "b": p.b,
-                         "tests": [test.to_dict() | {"better": t.better(p, test) or None} for test in p.tests]}
+                        {
+                            "a": p.a,
+                            "b": p.b,
+                            "tests": [test.to_dict() | {"better": t.better(p, test) or None} for test in p.tests],
+                        }
                         for p in t.pairs
                     ],
                 }
@@ -114,7 +125,7 @@ class Comparison:
             "settings": {key: list(values) for key, values in self.settings.items()},
             "notes": list(self.notes),
             "phantom": self.phantom,
-        }  # fmt: skip
+        }
 
 
 def compare_runs(
@@ -214,7 +225,7 @@ def _test_images(runs: Sequence[FinishedRun], shared: Sequence[str]) -> list[str
 
 def _table(name: str, runs: Sequence[FinishedRun], resamples: int, seed: int) -> ProtocolTable:
     protocol = runs[0].protocol(name)
-    rows = [Row(r.name, False, r.summaries[name]) for r in runs] + _trivial_rows(name, protocol, runs)
+    rows = [ComparisonRow(r.name, False, r.summaries[name]) for r in runs] + _baseline_rows(name, protocol, runs)
     pairs: list[PairTests] = []
     if protocol.pairing is not Pairing.UNPAIRED_DISTRIBUTION:
         combinations = list(itertools.combinations(runs, 2))
@@ -229,17 +240,17 @@ def _table(name: str, runs: Sequence[FinishedRun], resamples: int, seed: int) ->
     return ProtocolTable(protocol, metrics, tuple(rows), tuple(pairs))
 
 
-def _trivial_rows(name: str, protocol: Protocol, runs: Sequence[FinishedRun]) -> list[Row]:
+def _baseline_rows(name: str, protocol: Protocol, runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
     """One row where all runs measured a translator alike, else one a run: it was fitted on other data or grids."""
     rows = []
-    for who in sorted({w for r in runs for w, by_protocol in r.trivial.items() if name in by_protocol}):
-        measured = {r.name: r.trivial[who][name] for r in runs if name in r.trivial.get(who, {})}
+    for who in sorted({w for r in runs for w, by_protocol in r.baselines.items() if name in by_protocol}):
+        measured = {r.name: r.baselines[who][name] for r in runs if name in r.baselines.get(who, {})}
         require_same_protocol((protocol, *(s.protocol for s in measured.values())))
         first, *others = measured.values()
         if all(_alike(first, s) for s in others):
-            rows.append(Row(who, True, first))
+            rows.append(ComparisonRow(who, True, first))
         else:
-            rows += [Row(f"{who}, {run}", True, s) for run, s in measured.items()]
+            rows += [ComparisonRow(f"{who}, {run}", True, s) for run, s in measured.items()]
     return rows
 
 
@@ -335,8 +346,14 @@ def render_comparison(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"value": value_text, "interval": interval_text, "p": p_text, "number": number_text,
-                            "digits": digits, "plot": _plot}  # fmt: skip
+    environment.globals |= {
+        "value": value_text,
+        "interval": interval_text,
+        "p": p_text,
+        "number": number_text,
+        "digits": digits,
+        "plot": _plot,
+    }
     return environment.get_template("compare.html.j2").render(c=comparison, significance=SIGNIFICANCE)
 
 
@@ -350,8 +367,13 @@ def _plot(table: ProtocolTable, metric: Metric) -> list[dict[str, Any]]:
         return round(4 + 92 * (value - low) / span, 2)
 
     return [
-        {"who": r.who, "trivial": r.trivial, "mean": place(m.mean), "text": value_text(metric, table.protocol, m),
-         "low": place(m.low if math.isfinite(m.low) else m.mean),
-         "high": place(m.high if math.isfinite(m.high) else m.mean)}
+        {
+            "who": r.who,
+            "baseline": r.baseline,
+            "mean": place(m.mean),
+            "text": value_text(metric, table.protocol, m),
+            "low": place(m.low if math.isfinite(m.low) else m.mean),
+            "high": place(m.high if math.isfinite(m.high) else m.mean),
+        }
         for r, m in found
-    ]  # fmt: skip
+    ]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ctmr.evaluation.candidates import AS_TRAINED, reverse
 from ctmr.evaluation.comparison import Exhibit
-from ctmr.evaluation.direction import CHAMPION, Side
+from ctmr.evaluation.direction import CHAMPION, DirectionResult
 from ctmr.evaluation.gate import Verdict
 from ctmr.evaluation.lesions import LesionTest
-from ctmr.evaluation.robustness import Robustness
+from ctmr.evaluation.robustness import RobustnessResult
 from ctmr.evaluation.sections import UNIT_WORDS
-from ctmr.evaluation.uncertainty import COVERAGES, Uncertainty
+from ctmr.evaluation.uncertainty import COVERAGES, UncertaintyResult
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.protocol import Metric
 from ctmr.metrics.stats import Summary, summarise
@@ -23,9 +23,9 @@ from ctmr.reports.html import (
     LesionRow,
     LesionTable,
     OtherDirection,
-    Place,
     Report,
     ReportFigure,
+    ReportSection,
     UncertaintyRow,
     render_report,
 )
@@ -35,7 +35,7 @@ MOST_SHEETS = 4
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvaluationEvidence:
     """What a verdict rests on, and what was measured besides.
 
     Attributes
@@ -58,13 +58,13 @@ class Evidence:
         Name → value.
     """
 
-    side: Side
+    side: DirectionResult
     verdict: Verdict
     summaries: Mapping[str, Summary]
-    other: Side | str
+    other: DirectionResult | str
     lesions: tuple[LesionTest, ...]
-    robustness: Robustness | None
-    uncertainty: Uncertainty | None
+    robustness: RobustnessResult | None
+    uncertainty: UncertaintyResult | None
     champion: str
     lineage: Mapping[str, str]
 
@@ -169,22 +169,26 @@ class Evidence:
             return {}
         medians = charts.tissue_chart(table, title="Median HU by tissue", phantom=phantom)
         agreement = charts.agreement_chart(
-            side.measured.heads, list(side.measured.tables.values()), title="Agreement (Bland and Altman)",
+            side.measured.heads,
+            list(side.measured.tables.values()),
+            title="Agreement (Bland and Altman)",
             phantom=phantom,
-        )  # fmt: skip
+        )
         return {
             "tissues": ReportFigure(
-                medians.png, "Median HU of the translations in the tissues that the true CT defines.", medians.svg,
-                Place.TISSUES,
+                medians.png,
+                "Median HU of the translations in the tissues that the true CT defines.",
+                medians.svg,
+                ReportSection.TISSUES,
             ),
             "agreement": ReportFigure(
                 agreement.png,
                 "Synthetic minus true HU over their mean: of every head (left, with bias and limits of agreement), and "
                 "the median of every tissue in it (right).",
                 agreement.svg,
-                Place.TISSUES,
+                ReportSection.TISSUES,
             ),
-        }  # fmt: skip
+        }
 
     def _lesions(self) -> dict[str, ReportFigure]:
         drawn = {}
@@ -195,20 +199,29 @@ class Evidence:
                 figures.LesionPanel(
                     f"{v.response.kind}, {v.response.radius_mm:g} mm: {'kept' if v.response.kept else 'lost'}\n"
                     f"CNR {v.response.cnr:.1f}",
-                    v.response.kept, v.ill, v.answer_healthy, v.answer_ill, v.truth_ill, v.outline,
+                    v.response.kept,
+                    v.ill,
+                    v.answer_healthy,
+                    v.answer_ill,
+                    v.truth_ill,
+                    v.outline,
                 )
                 for v in test.views
-            ]  # fmt: skip
+            ]
             png = figures.lesion_figure(
-                panels, source_unit=test.source_unit, unit=test.unit, source_name=test.direction.source.value,
-                target_name=test.direction.target.value, title=f"Lesions, {test.direction}",
+                panels,
+                source_unit=test.source_unit,
+                unit=test.unit,
+                source_name=test.direction.source.value,
+                target_name=test.direction.target.value,
+                title=f"Lesions, {test.direction}",
                 phantom=self.side.held.phantom,
-            )  # fmt: skip
+            )
             caption = (
                 f"{test.direction}, lesions {test.how}: the input, its translation without and with the lesion, and "
                 f"their difference, around each lesion of {test.views[0].case}."
             )
-            drawn[f"lesions_{test.direction}"] = ReportFigure(png, caption, place=Place.LESIONS)
+            drawn[f"lesions_{test.direction}"] = ReportFigure(png, caption, place=ReportSection.LESIONS)
         return drawn
 
     def _sweeps(self) -> dict[str, ReportFigure]:
@@ -220,37 +233,48 @@ class Evidence:
             chart = charts.robustness_chart(
                 [(c.name, c.strongest, c.strengths, c.means, c.lows, c.highs) for c in sweep.curves],
                 label=f"{sweep.metric} ({unit})" if len(sweep.metric) < 24 else f"mean change ({unit})",
-                title="Worse inputs", phantom=held.phantom,
-            )  # fmt: skip
+                title="Worse inputs",
+                phantom=held.phantom,
+            )
             images = f"{sweep.cases} image{'s' if sweep.cases > 1 else ''}"
             caption = (
                 f"{sweep.metric[0].upper()}{sweep.metric[1:]} inside the head on the model's grid over the strength of "
                 f"each disturbance; mean, smallest and largest of {images}. Strength 1 is named below each panel."
             )
-            drawn["robustness"] = ReportFigure(chart.png, caption, chart.svg, Place.ROBUSTNESS)
+            drawn["robustness"] = ReportFigure(chart.png, caption, chart.svg, ReportSection.ROBUSTNESS)
         if self.uncertainty:
             found, shown = self.uncertainty, self.uncertainty.shown
             png = figures.uncertainty_figure(
-                shown.source, shown.made, shown.uncertainty, shown.error, unit=held.target_unit,
-                source_name=held.direction.source.value, target_name=held.direction.target.value,
-                title=f"Uncertainty, {shown.case}", phantom=held.phantom,
-            )  # fmt: skip
+                shown.source,
+                shown.made,
+                shown.uncertainty,
+                shown.error,
+                unit=held.target_unit,
+                source_name=held.direction.source.value,
+                target_name=held.direction.target.value,
+                title=f"Uncertainty, {shown.case}",
+                phantom=held.phantom,
+            )
             drawn["uncertainty"] = ReportFigure(
                 png,
                 f"Uncertainty of one slice of {shown.case}: half the difference from the mirrored translation of the "
                 "mirrored input, plus the cycle error, each over its mean in the head.",
-                place=Place.UNCERTAINTY,
+                place=ReportSection.UNCERTAINTY,
             )
             if found.measures:
                 chart = charts.sparsification_chart(
-                    COVERAGES, {m.name: m.curve for m in found.measures}, found.perfect,
-                    label=f"mean absolute error ({unit})", title="Risk and coverage", phantom=held.phantom,
-                )  # fmt: skip
+                    COVERAGES,
+                    {m.name: m.curve for m in found.measures},
+                    found.perfect,
+                    label=f"mean absolute error ({unit})",
+                    title="Risk and coverage",
+                    phantom=held.phantom,
+                )
                 caption = (
                     "Error of the voxels that remain when the least certain are left out first. The nearer a curve "
                     "comes to the dashed one, the better uncertainty tells where the errors are."
                 )
-                drawn["coverage"] = ReportFigure(chart.png, caption, chart.svg, Place.UNCERTAINTY)
+                drawn["coverage"] = ReportFigure(chart.png, caption, chart.svg, ReportSection.UNCERTAINTY)
         return drawn
 
     def _training(self) -> dict[str, ReportFigure]:
@@ -260,23 +284,25 @@ class Evidence:
             history, steps = _curves(folder / "curves.csv")
             if steps:
                 chart = charts.loss_chart(history, steps, title="Training losses")
-                drawn["losses"] = ReportFigure(chart.png, "Losses of the training that made this model.", chart.svg,
-                                               Place.TRAINING)  # fmt: skip
+                drawn["losses"] = ReportFigure(
+                    chart.png, "Losses of the training that made this model.", chart.svg, ReportSection.TRAINING
+                )
         sheets = sorted((folder / "provenance" / "samples").glob("*.png"))
         if sheets:
             last = len(sheets) - 1
             chosen = sorted({round(k * last / max(1, MOST_SHEETS - 1)) for k in range(MOST_SHEETS)})
             png = figures.sample_evolution([sheets[k].read_bytes() for k in chosen])
             drawn["samples"] = ReportFigure(
-                png, "The same slices as the training went on: images, translations and reconstructions.",
-                place=Place.TRAINING,
-            )  # fmt: skip
+                png,
+                "The same slices as the training went on: images, translations and reconstructions.",
+                place=ReportSection.TRAINING,
+            )
         return drawn
 
 
-def _others(side: Side, champion: str) -> dict[str, Mapping[str, Summary]]:
+def _others(side: DirectionResult, champion: str) -> dict[str, Mapping[str, Summary]]:
     """The model with training-only steps, the champion, then translators that never learned."""
-    named = {AS_TRAINED: AS_TRAINED, CHAMPION: champion, **{t: t for t in side.trivial}}
+    named = {AS_TRAINED: AS_TRAINED, CHAMPION: champion, **{t: t for t in side.baselines}}
     return {said: side.summaries[who] for who, said in named.items() if side.summaries.get(who)}
 
 
@@ -288,10 +314,15 @@ def _lesion_table(test: LesionTest) -> LesionTable:
     ]
     invented, false = (test.counts(m) for m in (Metric.INVENTED, Metric.FALSE_FINDINGS))
     return LesionTable(
-        test.direction, test.how, test.unit, rows, *test.rate_interval(),
-        invented=None if invented is None else invented[0], false_findings=None if false is None else false[0],
+        test.direction,
+        test.how,
+        test.unit,
+        rows,
+        *test.rate_interval(),
+        invented=None if invented is None else invented[0],
+        false_findings=None if false is None else false[0],
         summary=summarise(list(test.measured)),
-    )  # fmt: skip
+    )
 
 
 def _curves(path: Path) -> tuple[dict[str, list[float]], list[int]]:

@@ -49,8 +49,16 @@ def comparison_figure(compared: Compared, *, title: str = "", phantom: bool = Fa
                     ax.set_title(column.name, fontsize=9, color=BOX_INK)
                 if c == 0:
                     ax.set_ylabel(section.name, fontsize=8, color=BOX_MUTED)
-            colour_bar(drawing.figure, shown, drawing.axes[:, c], column.unit, location="bottom", fraction=0.035,
-                       pad=0.012, aspect=16)  # fmt: skip
+            colour_bar(
+                drawing.figure,
+                shown,
+                drawing.axes[:, c],
+                column.unit,
+                location="bottom",
+                fraction=0.035,
+                pad=0.012,
+                aspect=16,
+            )
     return drawing.png
 
 
@@ -80,13 +88,23 @@ class LesionPanel:
 
 
 def lesion_figure(
-    panels: Sequence[LesionPanel], *, source_unit: Unit, unit: Unit, source_name: str, target_name: str,
-    title: str = "", phantom: bool = False,
-) -> bytes:  # fmt: skip
+    panels: Sequence[LesionPanel],
+    *,
+    source_unit: Unit,
+    unit: Unit,
+    source_name: str,
+    target_name: str,
+    title: str = "",
+    phantom: bool = False,
+) -> bytes:
     """Draw lesions: input, translation without and with the lesion, their difference, and the truth where it exists."""
     truth = all(p.truth is not None for p in panels)
-    names = [f"{source_name}\nwith lesion", f"synthetic {target_name}\nwithout", f"synthetic {target_name}\nwith",
-             "difference\nwith - without"] + [f"true {target_name}\nwith"] * truth  # fmt: skip
+    names = [
+        f"{source_name}\nwith lesion",
+        f"synthetic {target_name}\nwithout",
+        f"synthetic {target_name}\nwith",
+        "difference\nwith - without",
+    ] + [f"true {target_name}\nwith"] * truth
     shown_target = np.stack([p.ill for p in panels] + [p.healthy for p in panels], dtype=np.float32)
     window = BRAIN_WINDOW if unit is Unit.HU else own_window(shown_target, None)
     changes = np.stack([p.ill.astype(np.float32) - p.healthy.astype(np.float32) for p in panels])
@@ -109,15 +127,31 @@ def lesion_figure(
                     ax.set_title(names[c], fontsize=9, color=BOX_INK)
             drawing.axes[r, 0].set_ylabel(panel.says, fontsize=8, color=_KEPT if panel.kept else _LOST)
         for c, label in ((1, UNIT_WORDS[unit]), (2, UNIT_WORDS[unit]), (3, UNIT_WORDS[unit])):
-            colour_bar(drawing.figure, bars[c], drawing.axes[:, c], label, location="bottom", fraction=0.04, pad=0.015,
-                       aspect=16)  # fmt: skip
+            colour_bar(
+                drawing.figure,
+                bars[c],
+                drawing.axes[:, c],
+                label,
+                location="bottom",
+                fraction=0.04,
+                pad=0.015,
+                aspect=16,
+            )
     return drawing.png
 
 
 def uncertainty_figure(
-    source: NDArray[Any], made: NDArray[Any], spread: NDArray[Any], error: NDArray[Any] | None, *, unit: Unit,
-    source_name: str, target_name: str, title: str = "", phantom: bool = False,
-) -> bytes:  # fmt: skip
+    source: NDArray[Any],
+    made: NDArray[Any],
+    spread: NDArray[Any],
+    error: NDArray[Any] | None,
+    *,
+    unit: Unit,
+    source_name: str,
+    target_name: str,
+    title: str = "",
+    phantom: bool = False,
+) -> bytes:
     """Draw one slice: input, translation, uncertainty, and the true error where it is known; all ``[H, W]``."""
     words = UNIT_WORDS[unit]
     window = BONE_WINDOW if unit is Unit.HU else own_window(made, None)
@@ -147,8 +181,10 @@ def sample_evolution(sheets: Sequence[bytes]) -> bytes:
     from PIL import Image
 
     opened = [Image.open(io.BytesIO(s)).convert("RGB") for s in sheets]
-    scaled = [i.resize((_SHEET_WIDTH_PX, round(i.height * _SHEET_WIDTH_PX / i.width)), Image.Resampling.LANCZOS)
-              for i in opened]  # fmt: skip
+    scaled = [
+        i.resize((_SHEET_WIDTH_PX, round(i.height * _SHEET_WIDTH_PX / i.width)), Image.Resampling.LANCZOS)
+        for i in opened
+    ]
     across, gap = min(2, len(scaled)), 12
     cell = max(i.height for i in scaled)
     down = math.ceil(len(scaled) / across)
@@ -205,8 +241,9 @@ def _from_zero(values: NDArray[Any]) -> GreyWindow:
 def _show(ax: Axes, image: NDArray[Any], window: GreyWindow | None, limit: float, aspect: float) -> Any:
     bare(ax)
     if window is None:
-        return ax.imshow(image, cmap=_difference_colours(), vmin=-limit, vmax=limit, aspect=aspect,
-                         interpolation="nearest")  # fmt: skip
+        return ax.imshow(
+            image, cmap=_difference_colours(), vmin=-limit, vmax=limit, aspect=aspect, interpolation="nearest"
+        )
     return ax.imshow(image, cmap="gray", vmin=window.low, vmax=window.high, aspect=aspect, interpolation="nearest")
 
 

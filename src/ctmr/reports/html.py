@@ -21,7 +21,7 @@ _NO_CASE_TABLE = (Pairing.LESION, Pairing.UNPAIRED_DISTRIBUTION)
 _HEADLINE = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM, Metric.NMI, Metric.KID, Metric.DICE_BONE)
 
 
-class Place(StrEnum):
+class ReportSection(StrEnum):
     """Section of the page that a figure belongs to."""
 
     IMAGES = "images"
@@ -51,7 +51,7 @@ class ReportFigure:
     png: bytes
     caption: str
     svg: str = ""
-    place: Place = Place.IMAGES
+    place: ReportSection = ReportSection.IMAGES
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Report:
     summaries
         Protocol name → the model's summary.
     others
-        Name → protocol name → summary of what stands beside the model: trivial translators, champion.
+        Name → protocol name → summary of what stands beside the model: baselines, champion.
     cases
         Protocol name → the model's cases.
     words
@@ -227,9 +227,12 @@ def render_report(report: Report) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("ctmr.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("ctmr.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.tests["known"] = _known
     environment.globals |= {
         "number": number_text,
@@ -240,7 +243,7 @@ def render_report(report: Report) -> str:
         "tissue_rows": lambda table: [(t.value, table[t]) for t in TissueClass if t in table],
     }
     of_images = {k: v for k, v in report.cases.items() if report.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
-    shown = {place.value: [f for f in report.figures if f.place is place] for place in Place}
+    shown = {place.value: [f for f in report.figures if f.place is place] for place in ReportSection}
     return environment.get_template("report.html.j2").render(
         report=report,
         verdict=report.verdict,
@@ -309,7 +312,7 @@ def _case_table(name: str, cases: Sequence[CaseMetrics]) -> _CaseTable:
     rows = [(c.case, c.subject, [_cell(m, protocol, c) for m in metrics]) for c in ordered[:MOST_CASES]]
     return _CaseTable(
         protocol.describe(), by.value, [m.value for m in metrics], rows, max(0, len(ordered) - MOST_CASES)
-    )  # fmt: skip
+    )
 
 
 def _cell(metric: Metric, protocol: Protocol, case: CaseMetrics) -> str:
@@ -335,9 +338,7 @@ def _tiles(report: Report) -> list[_Tile]:
                 beside = f"{who}: {_plain(metric, own.protocol, rivals[who])}"
             interval = interval_text(metric, own.protocol, found.low, found.high)
             unit = {Metric.MAE: f" {own.protocol.unit}", Metric.PSNR: " dB"}.get(metric, "")
-            tiles.append(
-                _Tile(metric.value, _plain(metric, own.protocol, found.mean) + unit, interval, beside, name)
-            )  # fmt: skip
+            tiles.append(_Tile(metric.value, _plain(metric, own.protocol, found.mean) + unit, interval, beside, name))
     tiles = tiles[:5]
     if report.lesions and report.lesions[0].rows:
         test = report.lesions[0]

@@ -35,7 +35,7 @@ class FinishedRun:
         Protocol name → summary over patients, as evaluate wrote it.
     cases
         Protocol name → cases.
-    trivial
+    baselines
         Trivial translator → protocol name → summary.
     passed, statement
         The verdict.
@@ -57,7 +57,7 @@ class FinishedRun:
     direction: str
     summaries: Mapping[str, Summary]
     cases: Mapping[str, tuple[CaseMetrics, ...]]
-    trivial: Mapping[str, Mapping[str, Summary]]
+    baselines: Mapping[str, Mapping[str, Summary]]
     passed: bool
     statement: str
     recipe: str = ""
@@ -100,8 +100,9 @@ def read_run(folder: Path, name: str) -> FinishedRun:
         tree = _json(evaluate / VERDICT, name)
         summaries = {k: _summary(v) for k, v in tree["summaries"].items()}
         cases = _cases(evaluate / CASES, {k: s.protocol for k, s in summaries.items()})
-        trivial = {
-            who: {k: _summary(v) for k, v in by_protocol.items()} for who, by_protocol in tree["trivial"].items()
+        baselines = {
+            who: {k: _summary(v) for k, v in by_protocol.items()}
+            for who, by_protocol in tree.get("baselines", tree.get("trivial", {})).items()
         }
         settings, unrecorded = _settings(records)
         data = records.get("fetch", {}).get("summary", {})
@@ -110,7 +111,7 @@ def read_run(folder: Path, name: str) -> FinishedRun:
             direction=tree["direction"],
             summaries={k: _with_infinite(s, cases.get(k, ())) for k, s in summaries.items()},
             cases=cases,
-            trivial=trivial,
+            baselines=baselines,
             passed=tree["passed"],
             statement=tree["statement"],
             recipe=own.get("recipe", ""),

@@ -91,15 +91,31 @@ def history_chart(trials: Sequence[TrialView], *, best: int, label: str) -> byte
             looks = _LOOKS[trial.state]
             own = trial.number == best
             by_step.plot(
-                list(trial.reports), list(trial.reports.values()), color=looks.colour, linewidth=2.6 if own else 1.1,
-                alpha=1.0 if own else 0.55, linestyle="-" if trial.state == "complete" else "--", marker="o",
-                markersize=5 if own else 3.5, markerfacecolor=looks.inside, zorder=4 if own else 3,
-            )  # fmt: skip
+                list(trial.reports),
+                list(trial.reports.values()),
+                color=looks.colour,
+                linewidth=2.6 if own else 1.1,
+                alpha=1.0 if own else 0.55,
+                linestyle="-" if trial.state == "complete" else "--",
+                marker="o",
+                markersize=5 if own else 3.5,
+                markerfacecolor=looks.inside,
+                zorder=4 if own else 3,
+            )
         by_step.plot([], [], color=BLUE, linewidth=2.6, marker="o", label=f"trial {best}, the best")
         by_step.plot([], [], color=BLUE, linewidth=1.1, alpha=0.55, marker="o", markersize=3.5, label="complete")
         if any(t.state == "pruned" for t in trials):
-            by_step.plot([], [], color=ORANGE, linewidth=1.1, linestyle="--", marker="o", markersize=3.5,
-                         markerfacecolor=PAPER, label="pruned")  # fmt: skip
+            by_step.plot(
+                [],
+                [],
+                color=ORANGE,
+                linewidth=1.1,
+                linestyle="--",
+                marker="o",
+                markersize=3.5,
+                markerfacecolor=PAPER,
+                label="pruned",
+            )
         plain_axes(by_step, "training step", "")
         legend(by_step, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
         _log_where_wide(by_trial, [t.score for t in trials])
@@ -124,8 +140,15 @@ def importance_chart(importances: Mapping[str, float], *, trials: int) -> bytes:
         shares = [100 * share for _, share in ordered]
         ax.barh(range(len(ordered)), shares, height=0.62, color=BLUE)
         for y, share in enumerate(shares):
-            ax.annotate(f"{share:.0f} %", (share, y), xytext=(4, 0), textcoords="offset points", va="center",
-                        fontsize=8, color=INK)  # fmt: skip
+            ax.annotate(
+                f"{share:.0f} %",
+                (share, y),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=INK,
+            )
         ax.set_yticks(range(len(ordered)), [key for key, _ in ordered])
         ax.set_xlim(0, max([*shares, 1.0]) * 1.12)
         plain_axes(ax, "share of the score's variance that it explains (fANOVA, %)", "")
@@ -133,8 +156,15 @@ def importance_chart(importances: Mapping[str, float], *, trials: int) -> bytes:
         for text in ax.get_yticklabels():
             text.set_color(INK)
         if not ordered:
-            ax.annotate("too few complete trials with unlike scores", (0.5, 0.5), xycoords="axes fraction", ha="center",
-                        va="center", fontsize=10, color=MUTED)  # fmt: skip
+            ax.annotate(
+                "too few complete trials with unlike scores",
+                (0.5, 0.5),
+                xycoords="axes fraction",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color=MUTED,
+            )
             ax.set_xticks([])
     return drawing.png
 
@@ -171,9 +201,13 @@ def slice_chart(trials: Sequence[TrialView], logarithmic: Mapping[str, bool], *,
             _log_where_wide(ax, [t.score for t in shown])
             ax.margins(0.1)
         drawing.figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8,
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=8,
             labelcolor=INK,
-        )  # fmt: skip
+        )
     return drawing.png
 
 
@@ -189,16 +223,39 @@ def _scores(ax: Axes, trials: Sequence[TrialView], best: int) -> None:
         points = [t for t in trials if t.state == state]
         if points:
             ax.scatter(
-                [t.number for t in points], [t.score for t in points], s=34, facecolor=looks.inside,
-                edgecolor=looks.colour, linewidth=1.5, zorder=3, label=looks.words,
-            )  # fmt: skip
+                [t.number for t in points],
+                [t.score for t in points],
+                s=34,
+                facecolor=looks.inside,
+                edgecolor=looks.colour,
+                linewidth=1.5,
+                zorder=3,
+                label=looks.words,
+            )
     won = next(t for t in trials if t.number == best)
-    ax.scatter([best], [won.score], s=_STAR, marker="*", color=BLUE, edgecolor=PAPER, linewidth=1, zorder=4,
-               label=f"the best, {won.score:.4g}")  # fmt: skip
+    ax.scatter(
+        [best],
+        [won.score],
+        s=_STAR,
+        marker="*",
+        color=BLUE,
+        edgecolor=PAPER,
+        linewidth=1,
+        zorder=4,
+        label=f"the best, {won.score:.4g}",
+    )
     failed = [t.number for t in trials if t.state == "failed"]
     if failed:
-        ax.scatter(failed, [0.02] * len(failed), s=34, marker="x", color=RED, transform=ax.get_xaxis_transform(),
-                   zorder=3, label="failed")  # fmt: skip
+        ax.scatter(
+            failed,
+            [0.02] * len(failed),
+            s=34,
+            marker="x",
+            color=RED,
+            transform=ax.get_xaxis_transform(),
+            zorder=3,
+            label="failed",
+        )
     legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
 
@@ -220,13 +277,30 @@ def _slice(ax: Axes, shown: Sequence[TrialView], key: str, best: int) -> None:
         for x, trial in zip(places, shown, strict=True):
             if trial.state == state and trial.number != best:
                 strength = 0.3 + 0.7 * trial.number / last
-                ax.scatter([x], [trial.score], s=34, facecolor=looks.inside, edgecolor=looks.colour, linewidth=1.5,
-                           alpha=strength, zorder=3)  # fmt: skip
+                ax.scatter(
+                    [x],
+                    [trial.score],
+                    s=34,
+                    facecolor=looks.inside,
+                    edgecolor=looks.colour,
+                    linewidth=1.5,
+                    alpha=strength,
+                    zorder=3,
+                )
         ax.scatter([], [], s=34, facecolor=looks.inside, edgecolor=looks.colour, linewidth=1.5, label=looks.words)
     for x, trial in zip(places, shown, strict=True):
         if trial.number == best:
-            ax.scatter([x], [trial.score], s=_STAR, marker="*", color=BLUE, edgecolor=PAPER, linewidth=1, zorder=4,
-                       label=f"trial {best}, the best")  # fmt: skip
+            ax.scatter(
+                [x],
+                [trial.score],
+                s=_STAR,
+                marker="*",
+                color=BLUE,
+                edgecolor=PAPER,
+                linewidth=1,
+                zorder=4,
+                label=f"trial {best}, the best",
+            )
 
 
 def _wrapped(label: str) -> str:

@@ -35,7 +35,7 @@ PARITY_SEED = 20261121
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Side(BaseModel):
+class ServedModality(BaseModel):
     """One end of a translation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,8 +56,8 @@ class ServedSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     direction: Direction
-    source: Side
-    target: Side
+    source: ServedModality
+    target: ServedModality
     grid: Grid
     channels: int = Field(default=1, ge=1, le=64)
     """Images a subject, which the volume model takes."""

@@ -25,7 +25,7 @@ STOP_TIMEOUT_S = 30.0
 PORT = "{port}"
 """Stands for the port in a daemon's arguments."""
 
-Row = dict[str, str]
+ServiceRow = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Daemon:
     Attributes
     ----------
     name, title
-        What `Row` and sentences call it.
+        What `ServiceRow` and sentences call it.
     state
         Path without suffix of its record (``.json``), lock (``.lock``) and log (``.log``).
     port
@@ -71,7 +71,7 @@ class Daemon:
         process, port = self._recorded()
         return port if process is not None and process.lives and _answers(process, port) else None
 
-    def row(self, otherwise: str = "") -> Row:
+    def row(self, otherwise: str = "") -> ServiceRow:
         """Return what `status` says of it; `otherwise` is the address while it is down."""
         port = self.answers_on()
         address = f"http://{LOOPBACK}:{port}" if port else otherwise

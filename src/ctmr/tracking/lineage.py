@@ -68,8 +68,14 @@ def trace(uid: str, home: Home) -> list[Link]:
         Link("direction", str(facts["direction"]), where),
     ]
     model = f"{facts['model_name']}_{facts['direction']}"
-    links.append(Link("Triton model", f"{model} version {facts['model_version']}", str(home.model_repository),
-                      _served(home, model, str(facts["model_version"]), str(facts["onnx_sha256"]))))  # fmt: skip
+    links.append(
+        Link(
+            "Triton model",
+            f"{model} version {facts['model_version']}",
+            str(home.model_repository),
+            _served(home, model, str(facts["model_version"]), str(facts["onnx_sha256"])),
+        )
+    )
     links.append(Link("ONNX sha256", str(facts["onnx_sha256"]), "generator.onnx", links[-1].checked))
     return links + _from_tracking(facts, home)
 

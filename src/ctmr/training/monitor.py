@@ -20,7 +20,7 @@ PROBE_SLICES = 8
 _JUDGED = {Modality.CT: Term.ADVERSARIAL_MR2CT, Modality.MR: Term.ADVERSARIAL_CT2MR}
 
 
-class Watch:
+class Monitor:
     """The alarms of one training.
 
     Parameters

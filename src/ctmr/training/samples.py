@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ctmr.data.manifest import PHANTOM_PREFIX, Split
 from ctmr.data.shards import has_shard, read_shard
 from ctmr.imaging.volume import Modality
-from ctmr.networks.model_folder import Description, Side
+from ctmr.networks.model_folder import Description, ModalityDescription
 from ctmr.recipe.recipe import Percentile, Recipe
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Samples:
         return SampleGroup(titles, images, names, (low, high), unit)
 
 
-def _scale(side: Side, description: Description) -> tuple[float, float, str]:
+def _scale(side: ModalityDescription, description: Description) -> tuple[float, float, str]:
     """Black, white and the unit in words; where each volume has a range of its own, values are shares of it."""
     from ctmr.evaluation.sections import UNIT_WORDS
     from ctmr.networks.normaliser import normaliser_for

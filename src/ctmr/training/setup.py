@@ -9,7 +9,7 @@ from ctmr.data.manifest import Split
 from ctmr.data.shards import read_shard
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Modality
-from ctmr.networks.model_folder import Description, Side
+from ctmr.networks.model_folder import Description, ModalityDescription
 from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def describe(preprocessed: Path, recipe: Recipe) -> Description:
         limits = target_ranges(shard, recipe.normalise) if channels == 1 else None
         sequences = {v.sequences for v in shard.volumes}
         same = sequences.pop() if len(sequences) == 1 else ("",) * channels
-        sides[modality.value] = Side(shard.unit, channels, same, limits)
+        sides[modality.value] = ModalityDescription(shard.unit, channels, same, limits)
     grid = Grid.model_validate_json((preprocessed / "grid.json").read_text())
     return Description(
         recipe.network.generator, recipe.normalise, grid, sides, recipe.directions, recipe.network.neighbours

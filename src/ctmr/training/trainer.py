@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ctmr.data.augment import Augmentation
-from ctmr.data.sampling import Batch, Sampler, TrainingData
+from ctmr.data.sampling import Batch, SliceSampler, TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.recipe.training import Loss, Network, Pairs, Term, Train
@@ -33,7 +33,7 @@ from ctmr.training.hardware.cuda_graphs import Replay
 from ctmr.training.hardware.distributed import ALONE, Team
 from ctmr.training.hardware.speed import resolve, set_rate
 from ctmr.training.meters import Failure, Interval
-from ctmr.training.monitor import Watch
+from ctmr.training.monitor import Monitor
 
 
 class Trainer:
@@ -97,7 +97,7 @@ class Trainer:
         ).to(self._device)
         self._notices += self._networks.notices
         team.require_divisible(train.batch, self._networks)
-        self._average = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
+        self._ema = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
         self.plan = resolve(train, loss, self._networks, data.size, self._device)
         """How steps are computed."""
         self._notices += [self.plan.notice] if self.plan.notice else []
@@ -133,7 +133,7 @@ class Trainer:
         self.step = 0
         self.reports: list[StepEvent] = []
         self._interval = Interval()
-        self._watch = Watch(train, loss, data)
+        self._watch = Monitor(train, loss, data)
         self._writing = Background()
 
     @cached_property
@@ -236,10 +236,10 @@ class Trainer:
         return True
 
     def _exported(self) -> nn.ModuleDict:
-        return self._networks.generators if self._average is None else self._average
+        return self._networks.generators if self._ema is None else self._ema
 
-    def _make_sampler(self, data: TrainingData, batch: int) -> Sampler:
-        return Sampler(
+    def _make_sampler(self, data: TrainingData, batch: int) -> SliceSampler:
+        return SliceSampler(
             data,
             batch=batch,
             augmentation=Augmentation.of(self._train),
@@ -279,8 +279,8 @@ class Trainer:
         self._rates = rates
         rng_state = self._rng.get_state()
         measures = self._update(self._team.share(self._sampler_at(self.step).draw()))
-        if self._average is not None:
-            ema.move(self._average, self._networks.generators, train.ema, self.step)
+        if self._ema is not None:
+            ema.update(self._ema, self._networks.generators, train.ema, self.step)
         self.step += 1
         self._interval.add(self.step, measures, rng_state)
 
@@ -295,7 +295,7 @@ class Trainer:
             mr_pool=self._team.pool(self._pools[Modality.MR]),
         )
 
-    def _sampler_at(self, step: int) -> Sampler:
+    def _sampler_at(self, step: int) -> SliceSampler:
         """Return what the step after so many steps draws from."""
         return self._first_sampler if step < self._train.subset_fraction * self._train.steps else self._sampler
 
@@ -341,15 +341,15 @@ class Trainer:
         if report:
             yield self.reports[-1]
             if self._samples:
-                yield from self._judged(self._watch.of_report(self.reports[-1]))
+                yield from self._raise_alarms(self._watch.of_report(self.reports[-1]))
         if sample:
             networks = self._exported().eval()
             event, readings = self._sample(networks), self._watch.of_images(networks)
             networks.train()
             yield event
-            yield from self._judged(readings)
+            yield from self._raise_alarms(readings)
 
-    def _judged(self, readings: list[Reading]) -> Iterator[Event]:
+    def _raise_alarms(self, readings: list[Reading]) -> Iterator[Event]:
         if not readings:
             return
         sounding = self._watch.judge(self.step, readings)
@@ -385,8 +385,8 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = state.under(self._networks.state_dict(), "networks.")
-        if self._average is not None:
-            tensors |= state.under(self._average.state_dict(), "ema.")
+        if self._ema is not None:
+            tensors |= state.under(self._ema.state_dict(), "ema.")
         for name, optimiser in self._optimisers.items():
             tensors |= state.under(state.pack_optimiser(optimiser), f"adam.{name}.")
         for modality, pool in self._pools.items():
@@ -402,8 +402,8 @@ class Trainer:
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         tensors = found.tensors
         self._networks.load_state_dict(state.below(tensors, "networks."))
-        if self._average is not None:
-            self._average.load_state_dict(state.below(tensors, "ema."))
+        if self._ema is not None:
+            self._ema.load_state_dict(state.below(tensors, "ema."))
         for name, optimiser in self._optimisers.items():
             state.unpack_optimiser(optimiser, state.below(tensors, f"adam.{name}."))
         for modality, pool in self._pools.items():

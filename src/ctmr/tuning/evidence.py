@@ -16,7 +16,7 @@ _LOSSES, _PICTURES = "losses.json", "pictures.npz"
 
 
 @dataclass
-class Evidence:
+class TrialEvidence:
     """Loss curves of a trial, and the pictures of its last report.
 
     Attributes
@@ -50,9 +50,9 @@ class Evidence:
         return out
 
     @staticmethod
-    def of(files: Mapping[str, bytes]) -> Evidence:
+    def of(files: Mapping[str, bytes]) -> TrialEvidence:
         """Return what `files` was made of; nothing, where nothing was kept."""
-        out = Evidence()
+        out = TrialEvidence()
         if _LOSSES in files:
             out.losses = {int(step): row for step, row in json.loads(files[_LOSSES]).items()}
         if _PICTURES in files:

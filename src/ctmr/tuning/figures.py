@@ -29,9 +29,8 @@ def importances(recipe: Recipe, slots: Sequence[Slot]) -> dict[str, float]:
 
     space = distributions(recipe)
     known = [
-        s for s in slots
-        if s.state is SlotState.COMPLETE and all(inside(space[key], s.params[key]) for key in space)
-    ]  # fmt: skip
+        s for s in slots if s.state is SlotState.COMPLETE and all(inside(space[key], s.params[key]) for key in space)
+    ]
     if not space or len(known) < MIN_COMPLETE or len({s.score for s in known}) == 1:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=_SEED)

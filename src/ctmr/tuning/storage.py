@@ -76,7 +76,7 @@ class Database:
             kwargs = {"poolclass": sqlalchemy.pool.NullPool}
         try:
             self._engine = sqlalchemy.create_engine(self._url, **kwargs)
-            self.storage = self.patiently(lambda: self._connect(kwargs), patience_s)
+            self.storage = self.retry(lambda: self._connect(kwargs), patience_s)
         except (ImportError, RuntimeError, OSError) as error:
             raise DatabaseFault(self._unreachable(error)) from None
 
@@ -127,7 +127,7 @@ class Database:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
             yield
 
-    def patiently(self, call: Callable[[], T], patience_s: float | None = None) -> T:
+    def retry(self, call: Callable[[], T], patience_s: float | None = None) -> T:
         """Call until the database answers.
 
         Parameters
@@ -201,11 +201,12 @@ def _kept() -> sqlalchemy.Table:
     from sqlalchemy import Column
 
     return sqlalchemy.Table(
-        "ctmr_trial_files", sqlalchemy.MetaData(),
+        "ctmr_trial_files",
+        sqlalchemy.MetaData(),
         Column("trial_id", sqlalchemy.Integer, primary_key=True, autoincrement=False),
         Column("name", sqlalchemy.String(64), primary_key=True),
         Column("content", sqlalchemy.LargeBinary, nullable=False),
-    )  # fmt: skip
+    )
 
 
 def _host(url: sqlalchemy.URL) -> str:

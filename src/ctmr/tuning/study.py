@@ -121,7 +121,7 @@ class Study:
                 begun = _Rows(self._trials()).attempt
                 self._mend(begun + 1 if self._loaded().user_attrs.get(TOLD) == begun else begun)
 
-        self._database.patiently(attempt)
+        self._database.retry(attempt)
 
     def require_same_space(self) -> None:
         """Compare the recipe's search space with that which the study was created with.
@@ -131,7 +131,7 @@ class Study:
         InputError
             When they differ, or nobody has created the study.
         """
-        before = self._database.patiently(lambda: dict(self._loaded().user_attrs.get(SPACE, self._space)))
+        before = self._database.retry(lambda: dict(self._loaded().user_attrs.get(SPACE, self._space)))
         changed = space_changes(before, self._space)
         if changed:
             raise InputError(
@@ -147,11 +147,11 @@ class Study:
     @property
     def uid(self) -> str:
         """What tells this study from one of the same name in another database."""
-        return self._database.patiently(lambda: str(self._loaded().user_attrs[UID]))
+        return self._database.retry(lambda: str(self._loaded().user_attrs[UID]))
 
     def slots(self) -> list[Slot]:
         """Return all slots in order."""
-        return self._database.patiently(lambda: _Rows(self._trials()).slots(self.recipe))
+        return self._database.retry(lambda: _Rows(self._trials()).slots(self.recipe))
 
     def over(self, slots: Sequence[Slot]) -> bool:
         """True when nothing is left to try."""
@@ -159,7 +159,7 @@ class Study:
 
     def tell_failure(self) -> None:
         """Remember that somebody was told that every trial failed; the next `create` begins anew."""
-        self._database.patiently(lambda: self._loaded().set_user_attr(TOLD, _Rows(self._trials()).attempt))
+        self._database.retry(lambda: self._loaded().set_user_attr(TOLD, _Rows(self._trials()).attempt))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -167,7 +167,7 @@ class Study:
         from sqlalchemy.exc import SQLAlchemyError
 
         held = contextlib.ExitStack()
-        self._database.patiently(lambda: held.enter_context(self._database.lock(f"{self.name} elsewhere")))
+        self._database.retry(lambda: held.enter_context(self._database.lock(f"{self.name} elsewhere")))
         try:
             yield
         finally:
@@ -180,7 +180,7 @@ class Study:
 
         Before that, slots of dead workers are queued again.
         """
-        return self._database.patiently(self._claim)
+        return self._database.retry(self._claim)
 
     def begin(self, claim: Claim, params: Mapping[str, Any]) -> None:
         """Record what a slot tries."""
@@ -201,7 +201,7 @@ class Study:
     def kept(self, slot: Slot) -> dict[str, bytes]:
         """Return what the trial of a slot left."""
         trial = slot.trial
-        return {} if trial is None else self._database.patiently(lambda: self._database.kept(trial))
+        return {} if trial is None else self._database.retry(lambda: self._database.kept(trial))
 
     def complete(self, claim: Claim, score: float, *, pruned: bool = False) -> None:
         """Finish a slot with its score."""
@@ -229,7 +229,7 @@ class Study:
     def has_worked(self, pid: int, started: int | None) -> bool:
         """True when a process of this machine has ever taken a slot."""
         process = {"host": self._me["host"], "pid": pid, "started": started}
-        trials = self._database.patiently(self._trials)
+        trials = self._database.retry(self._trials)
         return any(process.items() <= t.user_attrs.get(WORKER, {}).items() for t in trials)
 
     def _loaded(self) -> OptunaStudy:
@@ -322,7 +322,7 @@ class Study:
         from optuna.exceptions import UpdateFinishedTrialError
 
         try:
-            self._database.patiently(lambda: call(*values))
+            self._database.retry(lambda: call(*values))
         except UpdateFinishedTrialError:
             raise LostError from None
 

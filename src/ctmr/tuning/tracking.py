@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
-from ctmr.tuning.evidence import Evidence
+from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.study import Study
 from ctmr.tuning.trial import Slot, SlotState, bracket
 
@@ -99,7 +99,7 @@ class StudyRun:
     def _log(self, slot: Slot, child: Run | None) -> None:
         if child is not None and child.info.status != "RUNNING":
             return
-        evidence = Evidence.of(self.study.kept(slot))
+        evidence = TrialEvidence.of(self.study.kept(slot))
         if child is None:
             run_id = self.tracking.start(f"trial {slot.number}", tags=self._tags(slot), parent=self.parent)
         else:
@@ -133,13 +133,14 @@ class StudyRun:
             known = {(name, point.step) for name, points in begun_with.items() for point in points}
             new = [
                 Metric(name, value, now, step)
-                for name, points in curves.items() for step, value in points.items()
+                for name, points in curves.items()
+                for step, value in points.items()
                 if (name, step) not in known and math.isfinite(value)
-            ]  # fmt: skip
+            ]
             for k in range(0, len(new), _BATCH):
                 client.log_batch(run_id, metrics=new[k : k + _BATCH])
 
-    def _pictures(self, run_id: str, slot: Slot, evidence: Evidence) -> None:
+    def _pictures(self, run_id: str, slot: Slot, evidence: TrialEvidence) -> None:
         """Log the trial's sample: validation images and what it made of them at its last report."""
         import numpy as np
 

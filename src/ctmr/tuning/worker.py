@@ -20,7 +20,7 @@ from ctmr.recipe.recipe import Recipe
 from ctmr.system.processes import start_time
 from ctmr.system.progress import Report
 from ctmr.tuning import trial
-from ctmr.tuning.evidence import Evidence
+from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.storage import HEARTBEAT_S, DatabaseFault
 from ctmr.tuning.study import Claim, LostError, Study
 from ctmr.tuning.trial import Slot, SlotState, StoppedError, propose, report_steps, should_prune, trial_recipe
@@ -65,11 +65,11 @@ def run_worker(
 def work_on(study: Study, preprocessed: Path, stop: threading.Event, supervisor: int) -> None:
     """Take and train slots until nothing is left to try, `stop` is set, or a trial broke this process."""
     idle_since = time.monotonic()
-    with _Pulse(study, stop, supervisor) as pulse:
+    with _Heartbeat(study, stop, supervisor) as heartbeat:
         while not stop.is_set():
             claim = study.claim()
             if claim is not None:
-                with pulse.of(claim):
+                with heartbeat.of(claim):
                     usable = _try(study, claim, preprocessed, stop)
                 if not usable:
                     return
@@ -83,7 +83,7 @@ def work_on(study: Study, preprocessed: Path, stop: threading.Event, supervisor:
 
 def _try(study: Study, claim: Claim, preprocessed: Path, stop: threading.Event) -> bool:
     """Train a slot and record how it ended; False when another trial needs a new process."""
-    recipe, reports, evidence = study.recipe, dict[int, float](), Evidence()
+    recipe, reports, evidence = study.recipe, dict[int, float](), TrialEvidence()
     try:
         params = propose(recipe, claim.number, claim.slots)
         study.begin(claim, params)
@@ -124,7 +124,7 @@ def _text(error: Exception) -> str:
     return (first if isinstance(error, CtmrError) else f"{type(error).__name__}: {first}")[:_ERROR_LENGTH]
 
 
-class _Pulse:
+class _Heartbeat:
     """Thread that beats for the slot in work, and stops the worker when its supervisor is gone."""
 
     def __init__(self, study: Study, stop: threading.Event, supervisor: int) -> None:
@@ -134,7 +134,7 @@ class _Pulse:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> _Pulse:
+    def __enter__(self) -> _Heartbeat:
         self._thread.start()
         return self
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ctmr.data.findings import Kind, decide, inspect
+from ctmr.data.findings import FindingKind, decide, inspect
 from ctmr.data.manifest import INVENTORY_COLUMNS, RECOGNIZABLE_FACES, Column, Outcome
 from ctmr.datasets.deid.residual import IDENTIFYING, NEVER, remaining
 from ctmr.datasets.dvc import unpack
@@ -68,9 +68,19 @@ def inventory(**changed):
     rows = []
     for k in range(12):
         row = dict.fromkeys(INVENTORY_COLUMNS, "")
-        row |= {Column.IMAGE: f"i{k}", Column.SUBJECT: f"s{k}", Column.MODALITY: "CT" if k < 6 else "MR",
-                Column.FORMAT: "nifti", Column.SHA256: f"{k:064x}", Column.DEPTH: 3, Column.HEIGHT: 64,
-                Column.WIDTH: 64, Column.MINIMUM: 0.0, Column.MAXIMUM: 9.0, Column.UNIT: "arbitrary"}  # fmt: skip
+        row |= {
+            Column.IMAGE: f"i{k}",
+            Column.SUBJECT: f"s{k}",
+            Column.MODALITY: "CT" if k < 6 else "MR",
+            Column.FORMAT: "nifti",
+            Column.SHA256: f"{k:064x}",
+            Column.DEPTH: 3,
+            Column.HEIGHT: 64,
+            Column.WIDTH: 64,
+            Column.MINIMUM: 0.0,
+            Column.MAXIMUM: 9.0,
+            Column.UNIT: "arbitrary",
+        }
         rows.append({str(c): v for c, v in row.items()})
     rows[0] |= changed
     return pd.DataFrame(rows)
@@ -89,15 +99,15 @@ def test_nothing_is_said_of_a_dataset_without_identity():
 @pytest.mark.parametrize("kind", ["dicom", "nifti"])
 def test_a_header_that_names_the_patient_refuses_the_dataset(kind):
     outcome, (finding,) = found(identity="PatientBirthDate;PatientName", format=kind)
-    assert outcome is Outcome.REFUSE and finding.kind is Kind.REFUSE and finding.images == ("i0",)
+    assert outcome is Outcome.REFUSE and finding.kind is FindingKind.REFUSE and finding.images == ("i0",)
     assert "PatientBirthDate, PatientName" in finding.sentence and "ctmr dataset add" in finding.sentence
 
 
 def test_a_picture_with_text_is_dropped():
     outcome, (finding,) = found(identity="EXIF Artist", format="raster")
-    assert outcome is Outcome.PASS_WITH_DROPS and finding.kind is Kind.DROP and "EXIF Artist" in finding.sentence
+    assert outcome is Outcome.PASS_WITH_DROPS and finding.kind is FindingKind.DROP and "EXIF Artist" in finding.sentence
 
 
 def test_faces_are_a_warning():
     outcome, (finding,) = found(identity=RECOGNIZABLE_FACES, format="dicom")
-    assert outcome is Outcome.PASS and finding.kind is Kind.WARN and "deface" in finding.sentence
+    assert outcome is Outcome.PASS and finding.kind is FindingKind.WARN and "deface" in finding.sentence

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctmr.datasets.dvc import Dataset, Source, archives, commands, folder_md5, materialise, pack, resolve, unpack
+from ctmr.datasets.dvc import Dataset, DatasetSource, archives, commands, folder_md5, materialise, pack, resolve, unpack
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 
 FILES = {
@@ -53,7 +53,7 @@ def test_a_plain_folder_is_pinned_by_its_content(tmp_path):
     source = resolve(str(folder))
     assert source.dataset == Dataset("brain_set_1", "folder", "", folder_md5(folder))
     assert source.address == str(folder)
-    assert Source.from_option(source.to_option()) == source
+    assert DatasetSource.from_option(source.to_option()) == source
 
 
 def test_a_copied_folder_holds_the_same_files(tmp_path):
@@ -355,7 +355,7 @@ def test_a_dvc_dataset_is_pinned_to_revision_and_md5_and_comes_out_unchanged(rep
     assert source.dataset.revision == git(repository, "rev-parse", "HEAD")
     assert (source.dataset.name, source.dataset.kind, source.path) == ("images", "dvc", "images")
     assert resolve(str(repository), path="images/", revision="main").dataset == source.dataset
-    assert Source.from_option(source.to_option()) == source
+    assert DatasetSource.from_option(source.to_option()) == source
     materialise(source, tmp_path / "raw", said)
     assert files_of(tmp_path / "raw") == FILES
 

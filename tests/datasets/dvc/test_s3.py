@@ -23,9 +23,9 @@ import pytest
 from PIL import Image
 
 from ctmr.datasets.dvc import materialise, resolve
-from ctmr.datasets.dvc.objects import State, Where
+from ctmr.datasets.dvc.objects import ObjectState, Where
 from ctmr.datasets.dvc.remotes import Remote, preflight
-from ctmr.datasets.names import Layout
+from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.operations import AddOptions, add, pull, push, verify
 from ctmr.errors import EnvironmentFault
 
@@ -92,7 +92,7 @@ def dataset(server, bucket, tmp_path, said):
     for name in ("CT/1.png", "MR/1.png", "CT/2.png", "MR/2.png"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "source" / name)
-    options = AddOptions(Layout.PAIRED, "s3://data/head/sets", server, identity_file=tmp_path / "ids")
+    options = AddOptions(FolderLayout.PAIRED, "s3://data/head/sets", server, identity_file=tmp_path / "ids")
     add("pairs", tmp_path / "source", tmp_path / "repo", options, said)
     push("pairs", tmp_path / "repo", said)
     return tmp_path
@@ -124,10 +124,10 @@ def test_no_credential_is_written_anywhere(dataset):
     assert SECRET.encode() not in everything.stdout
 
 
-@pytest.mark.parametrize("how", list(State))
+@pytest.mark.parametrize("how", list(ObjectState))
 def test_a_faulty_object_in_the_bucket_is_named_and_mended(dataset, bucket, said, how):
     victim = next(k for k in keys(bucket) if not k.endswith(".dir"))
-    if how is State.MISSING:
+    if how is ObjectState.MISSING:
         bucket.delete_object(Bucket="data", Key=victim)
     else:
         bucket.put_object(Bucket="data", Key=victim, Body=b"damaged")
@@ -144,7 +144,7 @@ def test_a_push_and_a_pull_that_were_killed_go_on(server, bucket, tmp_path, said
         (tmp_path / "source" / f"p{k}").mkdir(parents=True)
         volume = nibabel.Nifti1Image(rng.integers(0, 2**15, (60, 60, 60), dtype=np.int16), np.eye(4))
         volume.to_filename(tmp_path / "source" / f"p{k}" / "ct.nii")
-    options = AddOptions(Layout.PLAIN, "s3://data/sets", server, identity_file=tmp_path / "ids")
+    options = AddOptions(FolderLayout.PLAIN, "s3://data/sets", server, identity_file=tmp_path / "ids")
     add("big", tmp_path / "source", tmp_path / "repo", options, said)
 
     def killed(verb, repo, there):
@@ -262,13 +262,16 @@ def test_who_may_only_read_is_told_before_a_push(server, reader):
     assert "writing is denied (403); ask for the right to write in bucket data" in sentence
 
 
-@pytest.mark.parametrize(("code", "status", "words"), [
-    ("RequestTimeTooSkewed", 403, "this machine's clock is too far from the server's"),
-    ("ExpiredToken", 400, "the session token has expired"),
-    ("AuthorizationHeaderMalformed", 400, "lies in another region"),
-    ("AccessDenied", 403, "listing is denied (403)"),
-    ("InternalError", 500, "it answered InternalError"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        ("RequestTimeTooSkewed", 403, "this machine's clock is too far from the server's"),
+        ("ExpiredToken", 400, "the session token has expired"),
+        ("AuthorizationHeaderMalformed", 400, "lies in another region"),
+        ("AccessDenied", 403, "listing is denied (403)"),
+        ("InternalError", 500, "it answered InternalError"),
+    ],
+)
 def test_what_a_real_store_answers_is_said_in_words(code, status, words):
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -16,7 +16,7 @@ from data_repository import PAIRS, clone_of, objects, overwrite, pictures, state
 
 from ctmr.datasets import operations
 from ctmr.datasets.dvc import materialise, resolve
-from ctmr.datasets.dvc.objects import State, Where
+from ctmr.datasets.dvc.objects import ObjectState, Where
 from ctmr.datasets.operations import AddOptions, add, pull, push, verify
 from ctmr.errors import CtmrError, EnvironmentFault
 
@@ -30,13 +30,13 @@ def test_a_pushed_dataset_is_whole_everywhere(made, said):
 
 @pytest.mark.parametrize(("where", "folder"), [(Where.CACHE, "repo/.dvc/cache"), (Where.REMOTE, "repo-remote")])
 @pytest.mark.parametrize("what", ["data", "listing"])
-@pytest.mark.parametrize("how", list(State))
+@pytest.mark.parametrize("how", list(ObjectState))
 def test_every_fault_is_named(copy, said, where, folder, what, how):
     base, _ = copy
     data, listing = objects(base / folder)
     victim = data[0] if what == "data" else listing
     victim.chmod(0o644)
-    victim.unlink() if how is State.MISSING else overwrite(victim, b"damaged")
+    victim.unlink() if how is ObjectState.MISSING else overwrite(victim, b"damaged")
     _, _, faults = verify("pairs", base / "repo", said)
     assert [(f.where, f.state) for f in faults] == [(where, how)]
     assert faults[0].object == "/".join(victim.parts[-4:])
@@ -50,7 +50,7 @@ def test_a_dataset_that_was_not_pushed_is_missing_in_the_remote(copy, said):
     folder, options = copy
     add("more", pictures(folder / "other", PAIRS, seed=5), folder / "repo", options, said)
     _, _, faults = verify("more", folder / "repo", said)
-    assert {(f.where, f.state) for f in faults} == {(Where.REMOTE, State.MISSING)} and len(faults) == 3
+    assert {(f.where, f.state) for f in faults} == {(Where.REMOTE, ObjectState.MISSING)} and len(faults) == 3
     shutil.rmtree(folder / "repo-remote")
     with pytest.raises(EnvironmentFault, match="repo-remote is not there"):
         verify("more", folder / "repo", said)
@@ -79,19 +79,19 @@ def test_what_the_remote_lost_is_sent_again_and_what_it_damaged_is_repaired(copy
 def test_a_clone_pulls_what_was_pushed(copy, said):
     folder, _ = copy
     clone = clone_of(folder)
-    assert {f.state for f in verify("pairs", clone, said, places=(Where.CACHE,))[2]} == {State.MISSING}
+    assert {f.state for f in verify("pairs", clone, said, places=(Where.CACHE,))[2]} == {ObjectState.MISSING}
     pull("pairs", clone, said)
     assert verify("pairs", clone, said)[2] == []
     assert state(clone)[3] == state(folder / "repo")[3]
 
 
-@pytest.mark.parametrize("how", list(State))
+@pytest.mark.parametrize("how", list(ObjectState))
 def test_a_faulty_object_of_the_remote_is_named_and_does_not_stay(copy, said, how):
     folder, _ = copy
     victim = objects(folder / "repo-remote")[0][0]
     whole = victim.read_bytes()
     victim.chmod(0o644)
-    victim.unlink() if how is State.MISSING else overwrite(victim, b"damaged")
+    victim.unlink() if how is ObjectState.MISSING else overwrite(victim, b"damaged")
     clone = clone_of(folder)
     with pytest.raises(CtmrError, match=rf"pictures-000.zip is {how}") as caught:
         pull("pairs", clone, said)
@@ -105,20 +105,25 @@ def test_a_faulty_object_of_the_remote_is_named_and_does_not_stay(copy, said, ho
     assert verify("pairs", clone, said)[2] == []
 
 
-@pytest.mark.parametrize("how", list(State))
+@pytest.mark.parametrize("how", list(ObjectState))
 @pytest.mark.parametrize("command", [["fetch"], ["run", "--recipe", "demo"]], ids=lambda c: c[0])
 def test_no_command_goes_on_with_a_faulty_object(copy, how, command):
     folder, _ = copy
     victim = objects(folder / "repo-remote")[0][0]
     victim.chmod(0o644)
-    victim.unlink() if how is State.MISSING else overwrite(victim, b"damaged")
+    victim.unlink() if how is ObjectState.MISSING else overwrite(victim, b"damaged")
     words = [*command, "--dataset", str(clone_of(folder)), "--path", "pairs", "--out", str(folder / "out"), "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "ctmr.cli", *words], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "ctmr.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"CTMR_HOME": str(folder / "home")},
-    )  # fmt: skip
+    )
     said = done.stderr.splitlines()[-1]
-    assert done.returncode == {State.MISSING: 3, State.CORRUPTED: 2}[how] and said.startswith("ctmr: dataset pairs")
+    assert done.returncode == {ObjectState.MISSING: 3, ObjectState.CORRUPTED: 2}[how] and said.startswith(
+        "ctmr: dataset pairs"
+    )
     assert re.search(r"(test|train)/pictures-000.zip is (not what revision|missing in the remote)", said)
     assert not {"raw", "inventory.parquet", "validate", "train"} & {p.name for p in (folder / "out").rglob("*")}
 

@@ -132,14 +132,22 @@ def test_a_pipeline_is_uploaded_and_its_versions_run(local_runner, compiled):
     assert found.pipeline_spec["pipelineInfo"]["name"] == "tiny"
     experiment = client.create_experiment("e").experiment_id
     run = client.run_pipeline(
-        experiment, "r", pipeline_id=pipeline.pipeline_id, version_id=second.pipeline_version_id,
+        experiment,
+        "r",
+        pipeline_id=pipeline.pipeline_id,
+        version_id=second.pipeline_version_id,
         params={"script": WELL},
-    )  # fmt: skip
+    )
     assert run.pipeline_version_reference.pipeline_version_id == second.pipeline_version_id
     newest = local_runner.call(
-        "POST", "runs", {"display_name": "r", "pipeline_version_reference": {"pipeline_id": pipeline.pipeline_id},
-                         "runtime_config": {"parameters": {"script": WELL}}},
-    )  # fmt: skip
+        "POST",
+        "runs",
+        {
+            "display_name": "r",
+            "pipeline_version_reference": {"pipeline_id": pipeline.pipeline_id},
+            "runtime_config": {"parameters": {"script": WELL}},
+        },
+    )
     assert newest.tree["pipeline_version_reference"]["pipeline_version_id"] == second.pipeline_version_id
     client.delete_pipeline_version(pipeline.pipeline_id, second.pipeline_version_id)
     client.delete_pipeline(pipeline.pipeline_id)

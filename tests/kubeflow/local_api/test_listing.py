@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from ctmr.kubeflow.local_api.faults import ApiError
 from ctmr.kubeflow.local_api.listing import LARGEST_PAGE, Query, page
 
-FIELDS = {"id": "run_id", "display_name": "display_name", "state": "state", "created_at": "created_at",
-          "finished_at": "finished_at"}  # fmt: skip
+FIELDS = {
+    "id": "run_id",
+    "display_name": "display_name",
+    "state": "state",
+    "created_at": "created_at",
+    "finished_at": "finished_at",
+}
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from ctmr.kubeflow.local_api.records import Kind, Records, State
+from ctmr.kubeflow.local_api.records import RecordKind, Records, RunState
 from ctmr.system.processes import Process, start_time
 
 WELL = "echo well > ended"
@@ -141,14 +141,14 @@ def test_stopping_the_server_fails_the_running_run_and_keeps_the_pending_one(tmp
         runner.wait(second, "SUCCEEDED")
 
 
-def killed(folder, tmp_path, state: State) -> tuple[str, subprocess.Popen[bytes]]:
+def killed(folder, tmp_path, state: RunState) -> tuple[str, subprocess.Popen[bytes]]:
     """Leave the records as a server leaves them that is killed while a run is in a state."""
     (folder / "runs" / "r").mkdir(parents=True)
     (folder / "runs" / ".r2.partial").mkdir()
     orphan = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
     records = Records(folder / "records.db")
     document = {"run_id": "r", "display_name": "r", "state": state, "created_at": "", "state_history": []}
-    records.add(Kind.RUN, "r", document, specification=json.dumps({}))
+    records.add(RecordKind.RUN, "r", document, specification=json.dumps({}))
     records.set_process("r", Process.of(orphan.pid))
     records.close()
     return "r", orphan
@@ -156,7 +156,7 @@ def killed(folder, tmp_path, state: State) -> tuple[str, subprocess.Popen[bytes]
 
 @pytest.mark.parametrize(
     ("left", "after", "said"),
-    [(State.RUNNING, "FAILED", "the local runner was stopped"), (State.CANCELING, "CANCELED", "")],
+    [(RunState.RUNNING, "FAILED", "the local runner was stopped"), (RunState.CANCELING, "CANCELED", "")],
 )
 def test_a_killed_servers_run_is_settled_and_its_orphans_end(tmp_path, running, left, after, said):
     folder = tmp_path / "pipelines"
@@ -178,7 +178,7 @@ def test_a_state_that_cannot_be_written_is_written_later(local_runner, monkeypat
     move, refused = local_runner.records.move, []
 
     def full_disk(run, before, after, **more):
-        if after is State.SUCCEEDED and len(refused) < 3:
+        if after is RunState.SUCCEEDED and len(refused) < 3:
             refused.append(run)
             raise sqlite3.OperationalError("database or disk is full")
         return move(run, before, after, **more)

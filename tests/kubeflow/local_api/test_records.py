@@ -10,8 +10,8 @@ import stat
 import pytest
 
 from ctmr.errors import EnvironmentFault
-from ctmr.kubeflow.local_api.faults import ApiError, Code
-from ctmr.kubeflow.local_api.records import Kind, Records, State, now
+from ctmr.kubeflow.local_api.faults import ApiError, FaultCode
+from ctmr.kubeflow.local_api.records import RecordKind, Records, RunState, now
 from ctmr.system.processes import Process
 
 
@@ -27,10 +27,16 @@ def records(path):
     opened.close()
 
 
-def add_run(records: Records, key: str, state: str = State.PENDING, experiment: str = "e") -> None:
-    document = {"run_id": key, "display_name": "r", "experiment_id": experiment, "state": state, "created_at": now(),
-                "state_history": []}  # fmt: skip
-    records.add(Kind.RUN, key, document, parent=experiment, specification='{"a": 1}')
+def add_run(records: Records, key: str, state: str = RunState.PENDING, experiment: str = "e") -> None:
+    document = {
+        "run_id": key,
+        "display_name": "r",
+        "experiment_id": experiment,
+        "state": state,
+        "created_at": now(),
+        "state_history": [],
+    }
+    records.add(RecordKind.RUN, key, document, parent=experiment, specification='{"a": 1}')
 
 
 def test_records_survive_and_keep_their_order(path):
@@ -39,8 +45,8 @@ def test_records_survive_and_keep_their_order(path):
         add_run(first, key)
     first.close()
     again = Records(path)
-    assert [d["run_id"] for _, d in again.all(Kind.RUN)] == ["c", "a", "b"]
-    assert again.specification(Kind.RUN, "a") == {"a": 1}
+    assert [d["run_id"] for _, d in again.all(RecordKind.RUN)] == ["c", "a", "b"]
+    assert again.specification(RecordKind.RUN, "a") == {"a": 1}
     again.close()
 
 
@@ -58,25 +64,25 @@ def test_the_file_and_its_journal_are_readable_by_the_owner_only(path):
 
 
 def test_a_name_is_given_once_but_runs_share_theirs(records):
-    records.add(Kind.EXPERIMENT, "1", {"display_name": "x"})
-    records.add(Kind.PIPELINE, "2", {"display_name": "x"})
-    records.add(Kind.VERSION, "3", {"display_name": "x"}, parent="2")
-    records.add(Kind.VERSION, "4", {"display_name": "x"}, parent="other")
-    for kind, parent in ((Kind.EXPERIMENT, ""), (Kind.PIPELINE, ""), (Kind.VERSION, "2")):
+    records.add(RecordKind.EXPERIMENT, "1", {"display_name": "x"})
+    records.add(RecordKind.PIPELINE, "2", {"display_name": "x"})
+    records.add(RecordKind.VERSION, "3", {"display_name": "x"}, parent="2")
+    records.add(RecordKind.VERSION, "4", {"display_name": "x"}, parent="other")
+    for kind, parent in ((RecordKind.EXPERIMENT, ""), (RecordKind.PIPELINE, ""), (RecordKind.VERSION, "2")):
         with pytest.raises(ApiError) as refused:
             records.add(kind, "5", {"display_name": "x"}, parent=parent)
-        assert refused.value.code is Code.ALREADY_EXISTS
+        assert refused.value.code is FaultCode.ALREADY_EXISTS
     add_run(records, "6")
     add_run(records, "7")
 
 
 def test_a_run_moves_only_from_the_state_it_is_in(records):
     add_run(records, "a")
-    assert not records.move("a", State.RUNNING, State.SUCCEEDED)
-    assert records.move("a", State.PENDING, State.RUNNING)
-    assert not records.move("a", State.PENDING, State.CANCELED)
-    assert records.move("a", State.RUNNING, State.FAILED, error={"code": 3, "message": "m"})
-    found = records.get(Kind.RUN, "a")
+    assert not records.move("a", RunState.RUNNING, RunState.SUCCEEDED)
+    assert records.move("a", RunState.PENDING, RunState.RUNNING)
+    assert not records.move("a", RunState.PENDING, RunState.CANCELED)
+    assert records.move("a", RunState.RUNNING, RunState.FAILED, error={"code": 3, "message": "m"})
+    found = records.get(RecordKind.RUN, "a")
     assert [h["state"] for h in found["state_history"]] == ["RUNNING", "FAILED"]
     assert found["finished_at"] == found["state_history"][-1]["update_time"]
     assert found["error"] == {"code": 3, "message": "m"}
@@ -85,50 +91,50 @@ def test_a_run_moves_only_from_the_state_it_is_in(records):
 def test_the_oldest_pending_run_is_next(records):
     for key in ("a", "b", "c"):
         add_run(records, key)
-    records.move("a", State.PENDING, State.RUNNING)
+    records.move("a", RunState.PENDING, RunState.RUNNING)
     assert records.first_pending() == "b"
-    records.move("b", State.PENDING, State.CANCELED)
+    records.move("b", RunState.PENDING, RunState.CANCELED)
     assert records.first_pending() == "c"
-    records.remove(Kind.RUN, "c")
+    records.remove(RecordKind.RUN, "c")
     assert records.first_pending() is None
 
 
 def test_the_process_of_a_run_is_forgotten_when_it_ends(records):
     add_run(records, "a")
     process = Process.of(os.getpid())
-    records.move("a", State.PENDING, State.RUNNING)
+    records.move("a", RunState.PENDING, RunState.RUNNING)
     records.set_process("a", process)
     assert records.process("a") == process
-    assert "process" not in json.dumps(records.get(Kind.RUN, "a"))
-    records.move("a", State.RUNNING, State.SUCCEEDED)
+    assert "process" not in json.dumps(records.get(RecordKind.RUN, "a"))
+    records.move("a", RunState.RUNNING, RunState.SUCCEEDED)
     assert records.process("a") is None
 
 
 def test_a_change_that_fails_leaves_the_record_as_it_was(records):
-    records.add(Kind.EXPERIMENT, "1", {"display_name": "x"})
+    records.add(RecordKind.EXPERIMENT, "1", {"display_name": "x"})
 
     def change(document):
         document["display_name"] = "y"
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        records.change(Kind.EXPERIMENT, "1", change)
-    assert records.get(Kind.EXPERIMENT, "1") == {"display_name": "x"}
-    records.change(Kind.EXPERIMENT, "1", lambda document: document.update(display_name="z"))
-    assert records.get(Kind.EXPERIMENT, "1") == {"display_name": "z"}
+        records.change(RecordKind.EXPERIMENT, "1", change)
+    assert records.get(RecordKind.EXPERIMENT, "1") == {"display_name": "x"}
+    records.change(RecordKind.EXPERIMENT, "1", lambda document: document.update(display_name="z"))
+    assert records.get(RecordKind.EXPERIMENT, "1") == {"display_name": "z"}
 
 
 def test_a_pipeline_goes_with_its_versions(records):
-    records.add(Kind.PIPELINE, "p", {"display_name": "p"})
-    records.add(Kind.VERSION, "v", {"display_name": "v"}, parent="p")
-    records.remove(Kind.PIPELINE, "p")
-    assert records.all(Kind.VERSION) == []
+    records.add(RecordKind.PIPELINE, "p", {"display_name": "p"})
+    records.add(RecordKind.VERSION, "v", {"display_name": "v"}, parent="p")
+    records.remove(RecordKind.PIPELINE, "p")
+    assert records.all(RecordKind.VERSION) == []
 
 
 @pytest.mark.parametrize("call", ["get", "specification", "remove"])
 def test_what_is_not_there_is_not_found(records, call):
     add_run(records, "a")
-    for kind, key in ((Kind.RUN, "b"), (Kind.EXPERIMENT, "a")):
+    for kind, key in ((RecordKind.RUN, "b"), (RecordKind.EXPERIMENT, "a")):
         with pytest.raises(ApiError) as refused:
             getattr(records, call)(kind, key)
         assert refused.value.status == 404

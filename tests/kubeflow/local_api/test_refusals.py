@@ -35,9 +35,10 @@ def refusing(tmp_path_factory, running):
 )
 def test_ill_typed_parameters_are_refused_and_leave_nothing(refusing, pipeline_spec, parameters, said):
     answer = refusing.call(
-        "POST", "runs",
+        "POST",
+        "runs",
         {"display_name": "r", "pipeline_spec": pipeline_spec, "runtime_config": {"parameters": parameters}},
-    )  # fmt: skip
+    )
     assert (answer.status, answer.tree["code"]) == (400, 3)
     assert said in answer.message
     assert "It takes count (NUMBER_INTEGER, default 3)" in answer.message
@@ -66,8 +67,12 @@ def test_an_impossible_run_is_refused(refusing, pipeline_spec, change, said):
 
 
 def test_a_run_in_an_experiment_that_is_not_there_is_not_found(refusing, pipeline_spec):
-    body = {"display_name": "r", "experiment_id": "nowhere", "pipeline_spec": pipeline_spec,
-            "runtime_config": {"parameters": {"script": WELL}}}  # fmt: skip
+    body = {
+        "display_name": "r",
+        "experiment_id": "nowhere",
+        "pipeline_spec": pipeline_spec,
+        "runtime_config": {"parameters": {"script": WELL}},
+    }
     assert refusing.call("POST", "runs", body).status == 404
 
 
@@ -161,10 +166,13 @@ def test_what_is_not_a_json_object_is_refused(refusing, body):
         (b"nothing", PIPELINE_FORM),
         (b"--x--\r\n", {"Content-Type": "multipart/form-data"}),
         (b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\nx\r\n--x--\r\n', PIPELINE_FORM),
-        (b'--x\r\nContent-Disposition: form-data; name="uploadfile"; filename="a.zip"\r\n\r\nPK\x03\x04\r\n--x--\r\n',
-         PIPELINE_FORM),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="uploadfile"; filename="a.zip"\r\n\r\n'
+            b"PK\x03\x04\r\n--x--\r\n",
+            PIPELINE_FORM,
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_upload_without_a_compiled_file_is_refused(refusing, body, headers):
     answer = refusing.call("POST", "pipelines/upload", raw=body, headers=headers)
     assert (answer.status, answer.tree["code"]) == (400, 3)
@@ -232,8 +240,12 @@ def test_a_run_whose_record_cannot_be_written_leaves_no_folder(local_runner, pip
         raise OSError(errno.ENOSPC, "No space left on device")
 
     experiment = local_runner.call("POST", "experiments", {"display_name": "e"}).tree["experiment_id"]
-    body = {"display_name": "r", "experiment_id": experiment, "pipeline_spec": pipeline_spec,
-            "runtime_config": {"parameters": {"script": WELL}}}  # fmt: skip
+    body = {
+        "display_name": "r",
+        "experiment_id": experiment,
+        "pipeline_spec": pipeline_spec,
+        "runtime_config": {"parameters": {"script": WELL}},
+    }
     with monkeypatch.context() as patch:
         patch.setattr(local_runner.records, "add", no_room)
         answer = local_runner.call("POST", "runs", body)

@@ -36,10 +36,17 @@ def patient(folder: Path, number: int, modality: str, **attributes: Any) -> None
             scout = image(pixels[k], SeriesInstanceUID=f"{uid}.9{k}", ImageType=SCOUT, PatientIdentityRemoved="YES")
             save(folder / split / f"scout{number}{k}", [scout])
     slices = [
-        image(p, (0, 0, 3.0 * k), SeriesInstanceUID=uid, Modality=modality, PatientID=f"{modality}{number}",
-              PatientIdentityRemoved="YES", **attributes)
+        image(
+            p,
+            (0, 0, 3.0 * k),
+            SeriesInstanceUID=uid,
+            Modality=modality,
+            PatientID=f"{modality}{number}",
+            PatientIdentityRemoved="YES",
+            **attributes,
+        )
         for k, p in enumerate(pixels)
-    ]  # fmt: skip
+    ]
     save(folder / split / f"{modality}{number}", slices)
 
 

@@ -16,10 +16,18 @@ from ctmr.system.home import Home
 pytestmark = [pytest.mark.drill, pytest.mark.slow]
 
 SETTINGS = [
-    ("preprocess.size", [16, 16]), ("network.generator.width", 4), ("network.generator.blocks", 1),
-    ("network.discriminator.width", 4), ("network.discriminator.layers", 1), ("train.pool", 2), ("train.steps", STEPS),
-    ("train.threads", 1), ("train.sample_every", STEPS // 4), ("train.checkpoint_every", 7), ("train.ema", 0.9),
-]  # fmt: skip
+    ("preprocess.size", [16, 16]),
+    ("network.generator.width", 4),
+    ("network.generator.blocks", 1),
+    ("network.discriminator.width", 4),
+    ("network.discriminator.layers", 1),
+    ("train.pool", 2),
+    ("train.steps", STEPS),
+    ("train.threads", 1),
+    ("train.sample_every", STEPS // 4),
+    ("train.checkpoint_every", 7),
+    ("train.ema", 0.9),
+]
 
 
 def metrics(home: Path) -> dict[str, list[tuple[int, float]]]:
@@ -40,18 +48,22 @@ def test_a_killed_train_stage_leaves_the_same_content_and_metrics(
         (tmp_path / name).mkdir()
         (tmp_path / name / "mlflow.db").write_bytes(database)
         return {
-            "preprocessed": str(preprocessed), "best": str(tmp_path / "best.yaml"), "settings": SETTINGS,
-            "home": str(tmp_path / name), "out": str(tmp_path / name / "out"),
-        }  # fmt: skip
+            "preprocessed": str(preprocessed),
+            "best": str(tmp_path / "best.yaml"),
+            "settings": SETTINGS,
+            "home": str(tmp_path / name),
+            "out": str(tmp_path / name / "out"),
+        }
 
     work = tmp_path / "killed" / "work" / "train"
     try:
         victim.start(**arguments("whole"))
         assert victim.ended() == 0, victim.errors()
         moments = kill_repeatedly(
-            victim, lambda: {*work.glob("*/checkpoints/*"), *work.glob("*/checkpoints/.writing-*")},
+            victim,
+            lambda: {*work.glob("*/checkpoints/*"), *work.glob("*/checkpoints/.writing-*")},
             arguments("killed"),
-        )  # fmt: skip
+        )
     finally:
         victim.stop()
     print(f"killed {moments}")

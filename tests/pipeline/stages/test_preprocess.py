@@ -16,7 +16,7 @@ from PIL import Image
 from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
 from ctmr.data.shards import read_shard
 from ctmr.errors import InputError
-from ctmr.evaluation.testset import HeldOut
+from ctmr.evaluation.testset import TestSet
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.io import nifti
@@ -60,10 +60,15 @@ class Dataset:
             nifti.write(path, volume)
         row = dict.fromkeys(MANIFEST_COLUMNS, "")
         known = {
-            Column.IMAGE: name, Column.PATH: name, Column.SUBJECT: subject, Column.SPLIT: split,
-            Column.MODALITY: volume.modality.value, Column.SEQUENCE: volume.sequence or "",
-            Column.FORMAT: "raster" if picture else "nifti", Column.UNIT: volume.unit.value,
-        }  # fmt: skip
+            Column.IMAGE: name,
+            Column.PATH: name,
+            Column.SUBJECT: subject,
+            Column.SPLIT: split,
+            Column.MODALITY: volume.modality.value,
+            Column.SEQUENCE: volume.sequence or "",
+            Column.FORMAT: "raster" if picture else "nifti",
+            Column.UNIT: volume.unit.value,
+        }
         self.rows.append(row | {str(k): v for k, v in known.items()})
         return path
 
@@ -221,13 +226,16 @@ def test_two_processes_make_the_same_bytes_as_one(dataset, heads, monkeypatch):
         ({"kind": "registration", "modality": "CT", "reference": "test/CT/s3.nii"}, "is a test image"),
         (
             {
-                "kind": "registration", "modality": "CT", "reference": "train/MR/s2.nii", "transform": "deformable",
+                "kind": "registration",
+                "modality": "CT",
+                "reference": "train/MR/s2.nii",
+                "transform": "deformable",
                 "engine": "simpleitk",
             },
             "name a CT, or set engine to ants",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_reference_that_cannot_be_used_is_refused_before_any_work(dataset, heads, step, sentence):
     small_cohort(dataset, heads)
     with pytest.raises(InputError, match=sentence):
@@ -257,7 +265,7 @@ def test_a_ct_registered_to_its_mr_lies_on_it_and_the_rest_is_left_alone(dataset
     # Evaluation puts the truth where preprocessing found it, seen from either side, and moves no voxel of it.
     manifest = dataset.folder / "validate" / "manifest.parquet"
     inputs = {"preprocessed": result.out, "manifest": manifest, "raw": dataset.folder / "raw"}
-    held = HeldOut.open(inputs, Grid.model_validate(grid), Direction.MR2CT)
+    held = TestSet.open(inputs, Grid.model_validate(grid), Direction.MR2CT)
     truth, original = held.case(0).truth, t1_of(heads[3]).affine
     assert np.array_equal(truth.volume.array, heads[3].ct)
     assert np.abs(truth.moved.affine - original)[:3, 3].max() < 2.0

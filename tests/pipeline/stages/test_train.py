@@ -23,10 +23,14 @@ from ctmr.training.cyclegan import networks
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    ("train.steps", 8), ("train.threads", 1), ("train.sample_every", 4), ("train.discriminator_every", 4),
-    ("network.generator.kind", "unet_resnet18"), ("network.generator.blocks", 2),
+    ("train.steps", 8),
+    ("train.threads", 1),
+    ("train.sample_every", 4),
+    ("train.discriminator_every", 4),
+    ("network.generator.kind", "unet_resnet18"),
+    ("network.generator.blocks", 2),
     ("loss.log_as", {"ABA": ["cycle_mr"], "both": ["cycle_mr", "cycle_ct"]}),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -71,8 +75,9 @@ def test_losses_measures_samples_and_notices_are_all_there(trained: tuple[Result
     assert any("RANDOM" in message for message in said)
     assert any(message.startswith("step 8 of 8: generator") and "discriminator" in message for message in said)
     assert [p.name for p in sorted((result.out / "provenance" / "samples").iterdir())] == [
-        "step_0000004.png", "step_0000008.png"
-    ]  # fmt: skip
+        "step_0000004.png",
+        "step_0000008.png",
+    ]
     alarms = table(result.out / "alarms.csv")
     assert set(alarms[0]) == {"step", "alarm", "side", "value", "limit", "beyond"}
     assert {(row["step"], row["alarm"]) for row in alarms} >= {("4", "discriminator_won"), ("8", "identity_shortcut")}
@@ -116,9 +121,13 @@ def test_an_alarm_is_told_tagged_and_ends_the_stage_where_the_recipe_says_so(
     said: list[str] = []
     with pytest.raises(CtmrError, match=r"stopped by alarm identity shortcut .* at step 4: .*loss\.cycle") as caught:
         run_stage(
-            train.STAGE, inputs=inputs(preprocessed, tmp_path), recipe=recipe, out=tmp_path / "out", home=ready,
+            train.STAGE,
+            inputs=inputs(preprocessed, tmp_path),
+            recipe=recipe,
+            out=tmp_path / "out",
+            home=ready,
             report=lambda message, *rest: said.append(message),
-        )  # fmt: skip
+        )
     assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
     assert any(message.startswith("alarm identity shortcut") for message in said)
     client = mlflow.MlflowClient(ready.tracking_uri)

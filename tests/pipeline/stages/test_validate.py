@@ -22,14 +22,31 @@ def inventory(changes=()):
     rows = []
     for k in range(16):
         ct = k < 8
-        rows.append({
-            "image": f"s{k:02}", "subject": f"s{k:02}", "modality": "CT" if ct else "MR",
-            "sequence": "" if ct else "T1", "path": f"s{k:02}", "format": "dicom", "sha256": f"{k:064x}",
-            "perceptual_hash": f"{hashes[k]:016x}", "depth": 40, "height": 64, "width": 64, "spacing_d_mm": 2.0,
-            "spacing_h_mm": 1.0, "spacing_w_mm": 1.0, "orientation": "SPL", "unit": "HU" if ct else "arbitrary",
-            "minimum": -1024.0 if ct else 0.0, "maximum": 2000.0, "uid": f"1.2.{k}",
-            "split_given": "test" if k % 8 >= 5 else "train", "error": "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "image": f"s{k:02}",
+                "subject": f"s{k:02}",
+                "modality": "CT" if ct else "MR",
+                "sequence": "" if ct else "T1",
+                "path": f"s{k:02}",
+                "format": "dicom",
+                "sha256": f"{k:064x}",
+                "perceptual_hash": f"{hashes[k]:016x}",
+                "depth": 40,
+                "height": 64,
+                "width": 64,
+                "spacing_d_mm": 2.0,
+                "spacing_h_mm": 1.0,
+                "spacing_w_mm": 1.0,
+                "orientation": "SPL",
+                "unit": "HU" if ct else "arbitrary",
+                "minimum": -1024.0 if ct else 0.0,
+                "maximum": 2000.0,
+                "uid": f"1.2.{k}",
+                "split_given": "test" if k % 8 >= 5 else "train",
+                "error": "",
+            }
+        )
     for row, columns in changes:
         rows[row] |= columns
     return pd.DataFrame(rows, columns=list(INVENTORY_COLUMNS))
@@ -62,8 +79,13 @@ def test_a_good_dataset_passes_whole_and_keeps_its_own_splits(validate):
     assert (manifest["split"] == manifest["split_given"]).all()
     assert findings_of(result) == []
     assert result.summary["counts"] == {
-        "train.CT": 5, "train.MR": 5, "val.CT": 0, "val.MR": 0, "test.CT": 3, "test.MR": 3,
-    }  # fmt: skip
+        "train.CT": 5,
+        "train.MR": 5,
+        "val.CT": 0,
+        "val.MR": 0,
+        "test.CT": 3,
+        "test.MR": 3,
+    }
     assert json.loads((result.out / "validation.json").read_text()) == result.summary
 
 
@@ -143,8 +165,11 @@ def test_great_expectations_itself_finds_a_wrong_manifest(column, value, failed)
 def test_pictures_that_look_alike_share_a_split_that_is_made_here_and_none_is_lost(validate):
     """The first four CTs look alike, and so do the next four; drawn one by one, neighbours would be dropped."""
     other = np.random.default_rng(1).integers(0, 2**63, 8, dtype=np.uint64)
-    hashes = [*(f"{0xF0F0 + (1 << k % 4):016x}" for k in range(4)), *(f"{0xF0F0 << 32:016x}" for k in range(4)),
-              *(f"{h:016x}" for h in other)]  # fmt: skip
+    hashes = [
+        *(f"{0xF0F0 + (1 << k % 4):016x}" for k in range(4)),
+        *(f"{0xF0F0 << 32:016x}" for k in range(4)),
+        *(f"{h:016x}" for h in other),
+    ]
     changes = [(k, {"depth": 1, "split_given": "", "perceptual_hash": hashes[k]}) for k in range(16)]
     for seed in range(4):
         result = validate(changes, [("data.split_seed", seed), ("data.test_fraction", 0.5)])

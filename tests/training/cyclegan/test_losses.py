@@ -117,11 +117,14 @@ def test_ssim_of_images_smaller_than_its_window_is_refused() -> None:
 def test_a_cycle_loss_is_the_weighted_sum_of_its_terms() -> None:
     a, b = images(3, 2, 1, 16, 16), images(4, 2, 1, 16, 16)
     x, y = a.numpy(), b.numpy()
-    similar = np.mean([
-        structural_similarity(
-            p[0], q[0], data_range=2.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        ) for p, q in zip(x, y, strict=True)
-    ])  # fmt: skip
+    similar = np.mean(
+        [
+            structural_similarity(
+                p[0], q[0], data_range=2.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+            for p, q in zip(x, y, strict=True)
+        ]
+    )
     expected = 0.5 * np.abs(x - y).mean() + 2.0 * ((x - y) ** 2).mean() + 3.0 * (1 - similar)
     assert cycle_loss(CycleTerms(l1=0.5, mse=2.0, ssim=3.0))(a, b).item() == pytest.approx(expected, abs=1e-9)
     assert cycle_loss(CycleTerms())(a, b).item() == l1(a, b).item()

@@ -272,9 +272,12 @@ def test_each_direction_has_its_own_weight_and_identity_follows_it() -> None:
     same = net.translate(Direction.MR2CT, b.ct)
     torch.testing.assert_close(found["identity_ct"], (same - b.ct).abs().mean())
     expected = (
-        found["adversarial_mr2ct"] + found["adversarial_ct2mr"] + 2.0 * found["cycle_mr"] + 0.5 * found["cycle_ct"]
+        found["adversarial_mr2ct"]
+        + found["adversarial_ct2mr"]
+        + 2.0 * found["cycle_mr"]
+        + 0.5 * found["cycle_ct"]
         + 0.3 * (2.0 * found["identity_mr"] + 0.5 * found["identity_ct"])
-    )  # fmt: skip
+    )
     torch.testing.assert_close(found["generator"], expected)
 
 

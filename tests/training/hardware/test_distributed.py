@@ -59,7 +59,7 @@ try:
             data = double if name.startswith("double") else single
             trainer = Trainer(*sections, data, checkpoints=Path(task["folder"]) / name, team=processes, samples=2)
             if name.startswith("double"):
-                trainer._networks.double(), trainer._average.double()
+                trainer._networks.double(), trainer._ema.double()
             trainer.resume()
             events = 0
             for stop in range(trainer.step + 1, sections[2].steps + 1):
@@ -76,9 +76,16 @@ Sections = tuple[Network, Loss, Train]
 
 
 def trainings(network: Network, train: Train) -> dict[str, Sections]:
-    train = train.model_copy(update={
-        "steps": STEPS, "checkpoint_every": HALF, "sample_every": HALF, "batch": 2, "pool": 3, "shift": 2,
-    })  # fmt: skip
+    train = train.model_copy(
+        update={
+            "steps": STEPS,
+            "checkpoint_every": HALF,
+            "sample_every": HALF,
+            "batch": 2,
+            "pool": 3,
+            "shift": 2,
+        }
+    )
     least_squares = (network, Loss(cycle=5.0, warmup=Warmup(weight=5.0, fraction=0.5)), train)
     penalty = train.model_copy(update={"generator_every": 2})
     return {
@@ -96,8 +103,16 @@ def start(folder: Path, data: TrainingData, wanted: dict[str, Sections], dies: i
     task = {"data": str(folder / "data.pt"), "folder": str(folder), "trainings": texts, "dies": dies}
     (folder / "task.json").write_text(json.dumps(task))
     (folder / "program.py").write_text(PROGRAM)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-             str(folder / "program.py"), str(folder / "task.json")]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(folder / "program.py"),
+        str(folder / "task.json"),
+    ]
     return subprocess.run(
         words, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -123,7 +138,7 @@ def trained(
         data = TrainingData(mr, ct)
     trainer = Trainer(*sections, data, checkpoints=folder, samples=2)
     if name.startswith("double"):
-        trainer._networks.double(), trainer._average.double()
+        trainer._networks.double(), trainer._ema.double()
     trainer.resume()
     list(trainer.run(until_step=until))
     return trainer

@@ -17,14 +17,14 @@ from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import StepEvent
 from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, Plan, exchange_layers, like
+from ctmr.training.hardware.speed import DeviceKind, StepPlan, exchange_layers, like
 from ctmr.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
     yield
-    Plan("CPU").prepare_process()
+    StepPlan("CPU").prepare_process()
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -80,7 +80,7 @@ def test_exchanged_layers_keep_the_names_of_parameters() -> None:
 def test_a_path_that_is_wrong_would_be_seen() -> None:
     """The guard itself: channels_last with PyTorch's norm is the known wrong gradient at batch 1."""
     with pytest.raises(AssertionError):
-        assert_gradients_of_float64(networks(), batch(1), Plan("CPU", channels_last=True))
+        assert_gradients_of_float64(networks(), batch(1), StepPlan("CPU", channels_last=True))
 
 
 def losses_after_50_steps(**settings: object) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def test_fused_adam_moves_channels_last_weights_as_adam_written_out_does() -> No
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     weight = layer.weight.detach().double().contiguous()
-    optimiser = Plan("CPU").adam(layer, 0.01, (0.5, 0.999))
+    optimiser = StepPlan("CPU").adam(layer, 0.01, (0.5, 0.999))
     first = second = torch.zeros_like(weight)
     for turn in range(1, 4):
         gradient = torch.randn(4, 3, 3, 3)
@@ -130,9 +130,10 @@ def test_a_resumed_channels_last_training_ends_with_the_same_bits(tmp_path: obje
     list(again.run())
     for direction in whole._networks.generators:
         for p, q in zip(
-            whole._networks.generators[direction].parameters(), again._networks.generators[direction].parameters(),
+            whole._networks.generators[direction].parameters(),
+            again._networks.generators[direction].parameters(),
             strict=True,
-        ):  # fmt: skip
+        ):
             assert torch.equal(p, q)
 
 

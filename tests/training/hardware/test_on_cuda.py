@@ -20,7 +20,7 @@ from ctmr.recipe.training import Loss, Network, Speed, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.events import StepEvent
 from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, Plan
+from ctmr.training.hardware.speed import DeviceKind, StepPlan
 from ctmr.training.trainer import Trainer
 
 DEVICE = torch.device("cuda")
@@ -33,18 +33,16 @@ COMPILED = {**EVERYTHING, "compile": speed._no_compiler(DeviceKind.CUDA) is None
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
-    Plan("CUDA").prepare_process()
+    StepPlan("CUDA").prepare_process()
     yield
-    Plan("CUDA").prepare_process()
+    StepPlan("CUDA").prepare_process()
 
 
 def trainer(steps: int, *, folder: Path | None = None, every: int = 10_000, **train: object) -> Trainer:
     data = heads()
     moved = [dataclasses.replace(domain, images=domain.images.to(DEVICE)) for domain in (data.mr, data.ct)]
     settings = Train.model_validate({"steps": steps, "pool": 2, "shift": 1, "checkpoint_every": 4, **train})
-    return Trainer(
-        TINY, Loss(), settings, TrainingData(*moved), report_every=every, samples=0, checkpoints=folder
-    )  # fmt: skip
+    return Trainer(TINY, Loss(), settings, TrainingData(*moved), report_every=every, samples=0, checkpoints=folder)
 
 
 def weights(trained: Trainer) -> torch.Tensor:

@@ -11,12 +11,12 @@ from ctmr.recipe.training import Adversarial, Loss, Precision, Speed, Train
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import NoticeEvent
 from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, Plan, resolve, step_tflop
+from ctmr.training.hardware.speed import DeviceKind, StepPlan, resolve, step_tflop
 
 CPU = torch.device("cpu")
 
 
-def plan(kind: DeviceKind, monkeypatch: pytest.MonkeyPatch, loss: Loss = Loss(), **train: object) -> Plan:
+def plan(kind: DeviceKind, monkeypatch: pytest.MonkeyPatch, loss: Loss = Loss(), **train: object) -> StepPlan:
     monkeypatch.setattr(DeviceKind, "of", classmethod(lambda cls, device: kind))
     return resolve(Train.model_validate(train), loss, networks(), (32, 32), CPU)
 
@@ -46,9 +46,13 @@ def test_auto_precision_is_fp32_without_bf16_in_hardware(monkeypatch: pytest.Mon
 
 def test_a_training_compiles_where_its_work_repays_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_no_compiler", lambda kind: None)
-    monkeypatch.setattr(speed, "_MEASURED", {
-        (DeviceKind.CPU_AMX, True): speed.Measured(True, True, speed.Compiling(10.0, 0.01, 1.0), 0, "a test"),
-    })  # fmt: skip
+    monkeypatch.setattr(
+        speed,
+        "_MEASURED",
+        {
+            (DeviceKind.CPU_AMX, True): speed.MeasuredSpeed(True, True, speed.Compiling(10.0, 0.01, 1.0), 0, "a test"),
+        },
+    )
     steps = int(20.0 / (0.01 + step_tflop(networks(), Loss(), 1, (32, 32))))
     settings = {"precision": "bf16", "speed": Speed()}
     assert plan(DeviceKind.CPU_AMX, monkeypatch, steps=steps + 1, **settings).compile

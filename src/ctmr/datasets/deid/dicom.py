@@ -207,8 +207,9 @@ def refuse(header: pydicom.Dataset) -> None:
     if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise InputError("says BurnedInAnnotation YES: text in the pixels may name the patient; blank it out first")
     if header.get("SamplesPerPixel", 1) != 1 or str(header.get("PhotometricInterpretation", "")) not in (
-        "MONOCHROME1", "MONOCHROME2",
-    ):  # fmt: skip
+        "MONOCHROME1",
+        "MONOCHROME2",
+    ):
         raise InputError("is a colour image, a screen shot perhaps, whose pixels may name the patient")
 
 

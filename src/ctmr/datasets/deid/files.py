@@ -12,9 +12,25 @@ import numpy as np
 from ctmr.errors import InputError
 
 _GEOMETRY = (
-    "dim", "datatype", "bitpix", "pixdim", "scl_slope", "scl_inter", "xyzt_units", "qform_code", "sform_code",
-    "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
-)  # fmt: skip
+    "dim",
+    "datatype",
+    "bitpix",
+    "pixdim",
+    "scl_slope",
+    "scl_inter",
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
 """Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
 _NIFTI2 = (540).to_bytes(4, "little")
 _NO_EXTENSION = bytes(4)

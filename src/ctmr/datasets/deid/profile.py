@@ -17,58 +17,167 @@ class Action(StrEnum):
 
 
 TYPE_2 = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer", "SeriesNumber",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+    "Manufacturer",
+    "SeriesNumber",
     "AcquisitionNumber",
-)  # fmt: skip
+)
 """Attributes that CT and MR images must have, empty or not (PS3.3 A.3, A.4)."""
 
 ENHANCED_DATES = (
-    "ContentDate", "ContentTime", "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime",
-)  # fmt: skip
+    "ContentDate",
+    "ContentTime",
+    "AcquisitionDateTime",
+    "FrameAcquisitionDateTime",
+    "FrameReferenceDateTime",
+)
 """Attributes that Enhanced CT and MR images must have with a value (PS3.3 C.7.6.16.2.2, C.8.13.1, C.8.15.2)."""
 
-SEQUENCES = frozenset({
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelMeasuresSequence",
-    "PlanePositionSequence", "PlaneOrientationSequence", "FrameContentSequence", "PixelValueTransformationSequence",
-    "FrameVOILUTSequence", "CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "MREchoSequence",
-    "MRTimingAndRelatedParametersSequence", "MRModifierSequence", "DimensionOrganizationSequence",
-    "DimensionIndexSequence", "MRDiffusionSequence", "CTXRayDetailsSequence",
-})  # fmt: skip
+SEQUENCES = frozenset(
+    {
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "PixelMeasuresSequence",
+        "PlanePositionSequence",
+        "PlaneOrientationSequence",
+        "FrameContentSequence",
+        "PixelValueTransformationSequence",
+        "FrameVOILUTSequence",
+        "CTImageFrameTypeSequence",
+        "MRImageFrameTypeSequence",
+        "MREchoSequence",
+        "MRTimingAndRelatedParametersSequence",
+        "MRModifierSequence",
+        "DimensionOrganizationSequence",
+        "DimensionIndexSequence",
+        "MRDiffusionSequence",
+        "CTXRayDetailsSequence",
+    }
+)
 """Sequences that carry geometry or rescaling of multi-frame images; every other sequence is removed."""
 
-NUMBERS = frozenset({
-    # Image plane, frame of reference
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "SliceLocation", "GantryDetectorTilt",
-    # Numbering
-    "SeriesNumber", "AcquisitionNumber", "InstanceNumber", "NumberOfFrames", "InStackPositionNumber",
-    "TemporalPositionIndex", "DimensionIndexValues", "FrameAcquisitionNumber", "InConcatenationNumber",
-    "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber",
-    # Values and display
-    "RescaleIntercept", "RescaleSlope", "WindowCenter", "WindowWidth", "LossyImageCompressionRatio",
-    # CT acquisition
-    "KVP", "XRayTubeCurrent", "ExposureTime", "Exposure", "DataCollectionDiameter", "ReconstructionDiameter",
-    "DistanceSourceToDetector", "DistanceSourceToPatient", "TableHeight", "SingleCollimationWidth",
-    "TotalCollimationWidth", "SpiralPitchFactor",
-    # MR acquisition
-    "RepetitionTime", "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "FlipAngle",
-    "MagneticFieldStrength", "ImagingFrequency", "EchoTrainLength", "EchoNumbers", "NumberOfAverages",
-    "NumberOfPhaseEncodingSteps", "PercentSampling", "PercentPhaseFieldOfView", "PixelBandwidth",
-    "RFEchoTrainLength", "DiffusionBValue", "TemporalPositionIdentifier", "TriggerTime",
-})  # fmt: skip
+NUMBERS = frozenset(
+    {
+        # Image plane, frame of reference
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "SliceLocation",
+        "GantryDetectorTilt",
+        # Numbering
+        "SeriesNumber",
+        "AcquisitionNumber",
+        "InstanceNumber",
+        "NumberOfFrames",
+        "InStackPositionNumber",
+        "TemporalPositionIndex",
+        "DimensionIndexValues",
+        "FrameAcquisitionNumber",
+        "InConcatenationNumber",
+        "InConcatenationTotalNumber",
+        "ConcatenationFrameOffsetNumber",
+        # Values and display
+        "RescaleIntercept",
+        "RescaleSlope",
+        "WindowCenter",
+        "WindowWidth",
+        "LossyImageCompressionRatio",
+        # CT acquisition
+        "KVP",
+        "XRayTubeCurrent",
+        "ExposureTime",
+        "Exposure",
+        "DataCollectionDiameter",
+        "ReconstructionDiameter",
+        "DistanceSourceToDetector",
+        "DistanceSourceToPatient",
+        "TableHeight",
+        "SingleCollimationWidth",
+        "TotalCollimationWidth",
+        "SpiralPitchFactor",
+        # MR acquisition
+        "RepetitionTime",
+        "EchoTime",
+        "EffectiveEchoTime",
+        "InversionTime",
+        "InversionTimes",
+        "FlipAngle",
+        "MagneticFieldStrength",
+        "ImagingFrequency",
+        "EchoTrainLength",
+        "EchoNumbers",
+        "NumberOfAverages",
+        "NumberOfPhaseEncodingSteps",
+        "PercentSampling",
+        "PercentPhaseFieldOfView",
+        "PixelBandwidth",
+        "RFEchoTrainLength",
+        "DiffusionBValue",
+        "TemporalPositionIdentifier",
+        "TriggerTime",
+    }
+)
 """Attributes whose numbers stay, each below `LARGEST` in size; what is no number is removed."""
 
 LARGEST = 1e5
 """No kept quantity reaches it; patient, accession and telephone numbers do."""
 
 _YES_NO = frozenset({"YES", "NO"})
-_IMAGE_TYPE = frozenset({
-    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "OTHER", "VOLUME", "M", "P", "R", "I", "MPR",
-    "MIP", "MIXED", "NORM", "ND", "DIS2D", "DIS3D", "FFE", "SE", "M_FFE", "M_SE", "M_IR", "P_FFE", "T1", "T2",
-    "PROTON_DENSITY", "FLUID_ATTENUATED", "NONE", "ADD", "AVERAGE", "REFORMATTED", "RESAMPLED", "MAGNITUDE", "PHASE",
-    "REAL", "IMAGINARY", "SPIN_ECHO", "GRADIENT_ECHO",
-})  # fmt: skip
+_IMAGE_TYPE = frozenset(
+    {
+        "ORIGINAL",
+        "DERIVED",
+        "PRIMARY",
+        "SECONDARY",
+        "AXIAL",
+        "LOCALIZER",
+        "OTHER",
+        "VOLUME",
+        "M",
+        "P",
+        "R",
+        "I",
+        "MPR",
+        "MIP",
+        "MIXED",
+        "NORM",
+        "ND",
+        "DIS2D",
+        "DIS3D",
+        "FFE",
+        "SE",
+        "M_FFE",
+        "M_SE",
+        "M_IR",
+        "P_FFE",
+        "T1",
+        "T2",
+        "PROTON_DENSITY",
+        "FLUID_ATTENUATED",
+        "NONE",
+        "ADD",
+        "AVERAGE",
+        "REFORMATTED",
+        "RESAMPLED",
+        "MAGNITUDE",
+        "PHASE",
+        "REAL",
+        "IMAGINARY",
+        "SPIN_ECHO",
+        "GRADIENT_ECHO",
+    }
+)
 _CONTRAST = frozenset({"T1", "T2", "T2_STAR", "PROTON_DENSITY", "FLUID_ATTENUATED", "STIR", "UNKNOWN", "MIXED"})
 TERMS: dict[str, frozenset[str]] = {
     "Modality": frozenset({"CT", "MR"}),
@@ -107,9 +216,21 @@ POINTERS = frozenset({"DimensionIndexPointer", "FunctionalGroupPointer"})
 """Tags as values (VR AT), which stay."""
 
 MAKERS = (
-    "SIEMENS", "GE", "PHILIPS", "CANON", "TOSHIBA", "HITACHI", "FUJIFILM", "UIH", "SHIMADZU", "MARCONI", "PICKER",
-    "NEUROLOGICA", "ELSCINT", "BRUKER",
-)  # fmt: skip
+    "SIEMENS",
+    "GE",
+    "PHILIPS",
+    "CANON",
+    "TOSHIBA",
+    "HITACHI",
+    "FUJIFILM",
+    "UIH",
+    "SHIMADZU",
+    "MARCONI",
+    "PICKER",
+    "NEUROLOGICA",
+    "ELSCINT",
+    "BRUKER",
+)
 """First words of Manufacturer that stay, alone; any other value is emptied."""
 
 

@@ -10,23 +10,57 @@ from pathlib import Path
 from ctmr.data.manifest import RECOGNIZABLE_FACES
 
 IDENTIFYING = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientBirthTime", "PatientAddress", "PatientTelephoneNumbers",
-    "PatientMotherBirthName", "PatientBirthName", "OtherPatientIDs", "OtherPatientNames", "OtherPatientIDsSequence",
-    "MilitaryRank", "MedicalRecordLocator", "PatientComments", "PatientInsurancePlanCodeSequence", "AccessionNumber",
-    "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "NameOfPhysiciansReadingStudy",
-    "RequestingPhysician", "InstitutionName", "InstitutionAddress", "ResponsiblePerson", "RequestAttributesSequence",
-)  # fmt: skip
-"""Attributes that tell who a patient is; they may be filled only where (0012,0062) says that the identity is gone."""
-NEVER = frozenset({
-    "PatientAddress", "PatientTelephoneNumbers", "PatientMotherBirthName", "PatientBirthName", "OtherPatientNames",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientBirthTime",
+    "PatientAddress",
+    "PatientTelephoneNumbers",
+    "PatientMotherBirthName",
+    "PatientBirthName",
     "OtherPatientIDs",
-})  # fmt: skip
+    "OtherPatientNames",
+    "OtherPatientIDsSequence",
+    "MilitaryRank",
+    "MedicalRecordLocator",
+    "PatientComments",
+    "PatientInsurancePlanCodeSequence",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PerformingPhysicianName",
+    "OperatorsName",
+    "NameOfPhysiciansReadingStudy",
+    "RequestingPhysician",
+    "InstitutionName",
+    "InstitutionAddress",
+    "ResponsiblePerson",
+    "RequestAttributesSequence",
+)
+"""Attributes that tell who a patient is; they may be filled only where (0012,0062) says that the identity is gone."""
+NEVER = frozenset(
+    {
+        "PatientAddress",
+        "PatientTelephoneNumbers",
+        "PatientMotherBirthName",
+        "PatientBirthName",
+        "OtherPatientNames",
+        "OtherPatientIDs",
+    }
+)
 """Attributes that no de-identified file has, whatever it says of itself."""
 _EXIF = {
-    270: "ImageDescription", 315: "Artist", 33432: "Copyright", 37510: "UserComment", 40091: "XPTitle",
-    40092: "XPComment", 40093: "XPAuthor", 40094: "XPKeywords", 40095: "XPSubject", 42032: "CameraOwnerName",
+    270: "ImageDescription",
+    315: "Artist",
+    33432: "Copyright",
+    37510: "UserComment",
+    40091: "XPTitle",
+    40092: "XPComment",
+    40093: "XPAuthor",
+    40094: "XPKeywords",
+    40095: "XPSubject",
+    42032: "CameraOwnerName",
     34853: "GPSInfo",
-}  # fmt: skip
+}
 _EXIF_IFD = 34665
 _HARMLESS_PNG_TEXT = frozenset({"Software", "Creation Time", "date:create", "date:modify", "date:timestamp"})
 _BLOCKS = {"comment": "comment", "photoshop": "photoshop", "xmp": "xmp", "XML:com.adobe.xmp": "xmp"}

@@ -2,13 +2,13 @@
 
 from ctmr.datasets.dvc.archives import MAX_ARCHIVE_BYTES, MAX_ARCHIVE_RATIO, pack, unpack
 from ctmr.datasets.dvc.folders import files_below, folder_md5
-from ctmr.datasets.dvc.sources import Dataset, Source, materialise, resolve
+from ctmr.datasets.dvc.sources import Dataset, DatasetSource, materialise, resolve
 
 __all__ = [
     "MAX_ARCHIVE_BYTES",
     "MAX_ARCHIVE_RATIO",
     "Dataset",
-    "Source",
+    "DatasetSource",
     "files_below",
     "folder_md5",
     "materialise",

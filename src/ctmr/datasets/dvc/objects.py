@@ -29,7 +29,7 @@ class Where(StrEnum):
     REMOTE = "remote"
 
 
-class State(StrEnum):
+class ObjectState(StrEnum):
     """What is wrong with an object."""
 
     MISSING = "missing"
@@ -66,7 +66,7 @@ class Fault:
     """
 
     where: Where
-    state: State
+    state: ObjectState
     path: str
     object: str
 
@@ -154,7 +154,7 @@ class Objects:
     def _listing(self, where: Where, store: _Store) -> tuple[dict[str, str], Fault | None]:
         data = store.read(self.pinned.md5)
         if data is None or _md5(data) + ".dir" != self.pinned.md5:
-            state = State.MISSING if data is None else State.CORRUPTED
+            state = ObjectState.MISSING if data is None else ObjectState.CORRUPTED
             return {}, Fault(where, state, ".", store.relative(self.pinned.md5))
         return {e["relpath"]: e["md5"] for e in json.loads(data)}, None
 
@@ -199,7 +199,7 @@ class _Store:
         except FileNotFoundError:
             return None
 
-    def state_of(self, md5: str, content: bool) -> State | None:
+    def state_of(self, md5: str, content: bool) -> ObjectState | None:
         address = self.address(md5)
         try:
             info = self.fs.info(address)
@@ -210,8 +210,8 @@ class _Store:
                 while block := stream.read(_CHUNK_BYTES):
                     digest.update(block)
         except FileNotFoundError:
-            return State.MISSING
-        return None if digest.hexdigest() == md5 else State.CORRUPTED
+            return ObjectState.MISSING
+        return None if digest.hexdigest() == md5 else ObjectState.CORRUPTED
 
     def remove(self, relative: str) -> None:
         # The cache's address ends where an object's path begins.

@@ -165,8 +165,12 @@ def _s3_preflight(remote: Remote, write: bool) -> None:
     except exceptions.ProfileNotFound:
         raise EnvironmentFault(f"{where} cannot be used: its AWS profile is not in ~/.aws; add it") from None
     except (exceptions.HTTPClientError, exceptions.BotoCoreError) as error:
-        reasons = {"EndpointConnectionError": "nobody answers there", "ConnectTimeoutError": "nobody answers there",
-                   "ReadTimeoutError": "it does not answer in time", "SSLError": "its certificate is not trusted",
-                   "ConnectionClosedError": "it closes the connection"}  # fmt: skip
+        reasons = {
+            "EndpointConnectionError": "nobody answers there",
+            "ConnectTimeoutError": "nobody answers there",
+            "ReadTimeoutError": "it does not answer in time",
+            "SSLError": "its certificate is not trusted",
+            "ConnectionClosedError": "it closes the connection",
+        }
         reason = reasons.get(type(error).__name__, first_line(error))
         raise EnvironmentFault(f"{where} cannot be used: {reason}; check the address and the network") from None

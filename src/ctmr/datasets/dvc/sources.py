@@ -42,7 +42,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A dataset and how to get it.
 
     Attributes
@@ -62,14 +62,14 @@ class Source:
         return json.dumps({"address": self.address, "path": self.path, **self.dataset.to_json()}, sort_keys=True)
 
     @staticmethod
-    def from_option(text: str) -> Source:
+    def from_option(text: str) -> DatasetSource:
         """Read `to_option`'s text."""
         tree: dict[str, str] = json.loads(text)
         address, path = tree.pop("address"), tree.pop("path")
-        return Source(Dataset(**tree), address, path)
+        return DatasetSource(Dataset(**tree), address, path)
 
 
-def resolve(address: str, *, path: str = "", revision: str = "") -> Source:
+def resolve(address: str, *, path: str = "", revision: str = "") -> DatasetSource:
     """Pin a dataset: find its revision and md5 without copying it.
 
     Parameters
@@ -101,10 +101,10 @@ def resolve(address: str, *, path: str = "", revision: str = "") -> Source:
     if path or revision:
         raise InputError(f"{address} is a plain folder without .dvc; --path and --revision belong to a DVC repository")
     md5 = folder_md5(local)
-    return Source(Dataset(_short_name(local.resolve().name), "folder", "", md5), str(local.resolve()))
+    return DatasetSource(Dataset(_short_name(local.resolve().name), "folder", "", md5), str(local.resolve()))
 
 
-def materialise(source: Source, target: Path, report: Callable[[str, float | None], None]) -> None:
+def materialise(source: DatasetSource, target: Path, report: Callable[[str, float | None], None]) -> None:
     """Copy a pinned dataset's files into `target`, check them against the md5 and unpack archives.
 
     Raises
@@ -151,7 +151,7 @@ def _short_name(name: str) -> str:
     return clean or "dataset"
 
 
-def _resolve_dvc(address: str, path: str, revision: str) -> Source:
+def _resolve_dvc(address: str, path: str, revision: str) -> DatasetSource:
     if _is_url(address):
         try:
             git(Path.cwd(), "ls-remote", "--quiet", address, "HEAD")
@@ -169,7 +169,7 @@ def _resolve_dvc(address: str, path: str, revision: str) -> Source:
                 raise InputError(f"DVC repository {address} {wrong}; it tracks {tracked}: choose with --path")
             out = outputs[path.rstrip("/")]
             rev = repo.get_rev()
-            return Source(
+            return DatasetSource(
                 Dataset(_short_name(Path(path).name), "dvc", str(rev), str(out.hash_info.value)), address, path
             )
     except errors as error:
@@ -188,7 +188,7 @@ def _open_dvc(address: str, revision: str) -> tuple[Any, tuple[type[Exception], 
         raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {first_line(error)}") from None
 
 
-def _pull(source: Source, target: Path) -> None:
+def _pull(source: DatasetSource, target: Path) -> None:
     from ctmr.datasets.dvc.remotes import preflight_of
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _pull(source: Source, target: Path) -> None:
         raise EnvironmentFault(f"{what} from {source.address}: {error.reason}") from None
 
 
-def _lacking(source: Source) -> str:
+def _lacking(source: DatasetSource) -> str:
     """Return which object of a local repository is neither in its cache nor in its remote, empty when none is."""
     from ctmr.datasets.dvc.objects import Objects, Pinned, Where, sentence
 
@@ -221,7 +221,7 @@ def _lacking(source: Source) -> str:
     return sentence(source.dataset.name, faults) if faults else ""
 
 
-def _damaged(source: Source, target: Path) -> str:
+def _damaged(source: DatasetSource, target: Path) -> str:
     """Return the first file whose md5 is not the pinned one, relative to the dataset."""
     from dvc.api import DVCFileSystem
 

@@ -22,7 +22,7 @@ DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality")
 
-Source = Path | BinaryIO
+DicomSource = Path | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Header:
         not in the file as it is (compressed or deflated).
     """
 
-    source: Source
+    source: DicomSource
     name: str
     dataset: pydicom.Dataset
     syntax: UID
@@ -68,12 +68,12 @@ class Header:
             ) from error
 
 
-def read_header(source: Source) -> pydicom.Dataset:
+def read_header(source: DicomSource) -> pydicom.Dataset:
     """Return a file's attributes without its pixels; InputError when it is not DICOM or is damaged."""
     return open_header(source).dataset
 
 
-def open_header(source: Source, name: str = "") -> Header:
+def open_header(source: DicomSource, name: str = "") -> Header:
     """Read one file up to its pixels.
 
     Parameters
@@ -113,7 +113,7 @@ def open_header(source: Source, name: str = "") -> Header:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO]:
+def opened(source: DicomSource) -> Iterator[BinaryIO]:
     """Yield the bytes of a source from their beginning."""
     if isinstance(source, Path):
         with source.open("rb") as stream:
@@ -135,7 +135,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def name_of(source: Source) -> str:
+def name_of(source: DicomSource) -> str:
     """Return what messages call a file or stream."""
     return str(source) if isinstance(source, Path) else str(getattr(source, "name", "a stream"))
 
@@ -151,7 +151,7 @@ def printable(text: str, limit: int = 160) -> str:
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
-def _parse(stream: BinaryIO, source: Source, name: str) -> Header:
+def _parse(stream: BinaryIO, source: DicomSource, name: str) -> Header:
     start = stream.read(START_BYTES)
     stream.seek(0)
     bare = not has_prefix(start) and begins_as_dataset(start)

@@ -17,7 +17,7 @@ from ctmr.imaging.grid import OUTSIDE_VALUE
 from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
-from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, Source, name_of, open_header, printable
+from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.sequence import guess_sequence
 from ctmr.io.dicom.straighten import straighten
@@ -30,7 +30,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 def read_series(
-    source: Path | Sequence[Source], *, modality: Modality | None = None, uneven_limit: float = UNEVEN_LIMIT
+    source: Path | Sequence[DicomSource], *, modality: Modality | None = None, uneven_limit: float = UNEVEN_LIMIT
 ) -> Volume:
     """Read one CT or MR series, of single-frame or enhanced multi-frame files.
 
@@ -72,7 +72,7 @@ class _File:
     frames: list[Frame]
 
 
-def _read(source: Path | Sequence[Source], modality: Modality | None, uneven_limit: float) -> Volume:
+def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneven_limit: float) -> Volume:
     where, root, sources = _sources(source)
     headers = [open_header(s) for s in sources]
     headers = [h for h in headers if h.text("SOPClassUID") != DICOMDIR_CLASS]
@@ -109,7 +109,7 @@ def _read(source: Path | Sequence[Source], modality: Modality | None, uneven_lim
     )
 
 
-def _sources(source: Path | Sequence[Source]) -> tuple[str, str, list[Source]]:
+def _sources(source: Path | Sequence[DicomSource]) -> tuple[str, str, list[DicomSource]]:
     """Return what messages call the series, the folder whose name they need not repeat, and the files."""
     if not isinstance(source, Path):
         sources = list(source)

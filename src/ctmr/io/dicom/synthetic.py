@@ -36,17 +36,43 @@ SERIES_NUMBER_OFFSET = 9000
 """Added to the source's SeriesNumber, so that viewers list the synthetic series after the acquired ones."""
 
 _PATIENT_AND_STUDY = (
-    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientIdentityRemoved",
-    "DeidentificationMethod", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription",
-    "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator",
-    "PatientPosition", "BodyPartExamined", "Laterality", "LossyImageCompression", "LossyImageCompressionRatio",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "PatientPosition",
+    "BodyPartExamined",
+    "Laterality",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
-)  # fmt: skip
+)
 """Taken over: what must be one in a study (or a PACS splits the patient), the frame of reference, and past losses."""
 _TYPE_2 = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "PatientPosition",
-)  # fmt: skip
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+    "PatientPosition",
+)
 
 
 @dataclass(frozen=True)

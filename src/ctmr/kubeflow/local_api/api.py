@@ -11,11 +11,11 @@ from pathlib import Path
 from ctmr import __version__
 from ctmr.kubeflow.lint import lint
 from ctmr.kubeflow.local_api import NAME
-from ctmr.kubeflow.local_api.faults import ApiError, Code, invalid, not_found
+from ctmr.kubeflow.local_api.faults import ApiError, FaultCode, invalid, not_found
 from ctmr.kubeflow.local_api.listing import Page, Query, page
 from ctmr.kubeflow.local_api.parameters import check
 from ctmr.kubeflow.local_api.queue import RunQueue
-from ctmr.kubeflow.local_api.records import Document, Kind, Records, State, now
+from ctmr.kubeflow.local_api.records import Document, RecordKind, Records, RunState, now
 from ctmr.kubeflow.local_api.specification import Specification, check_trusted
 from ctmr.kubeflow.local_api.tasks import task_details
 from ctmr.pipeline.kfp_local import EVENTS, PARAMETERS, PIPELINE
@@ -24,15 +24,31 @@ from ctmr.system.files import new_folder
 LONGEST_NAME = 256
 SHOWN_PROBLEMS = 5
 DEFAULT_EXPERIMENT = "Default"
-_COMMON = {"name": "display_name", "display_name": "display_name", "description": "description",
-           "created_at": "created_at"}  # fmt: skip
-_EXPERIMENT = {**_COMMON, "id": "experiment_id", "storage_state": "storage_state",
-               "last_run_created_at": "last_run_created_at"}  # fmt: skip
+_COMMON = {
+    "name": "display_name",
+    "display_name": "display_name",
+    "description": "description",
+    "created_at": "created_at",
+}
+_EXPERIMENT = {
+    **_COMMON,
+    "id": "experiment_id",
+    "storage_state": "storage_state",
+    "last_run_created_at": "last_run_created_at",
+}
 _PIPELINE = {**_COMMON, "id": "pipeline_id"}
 _VERSION = {**_COMMON, "id": "pipeline_version_id"}
-_RUN = {**_COMMON, "id": "run_id", "run_id": "run_id", "experiment_id": "experiment_id", "state": "state",
-        "status": "state", "storage_state": "storage_state", "scheduled_at": "scheduled_at",
-        "finished_at": "finished_at"}  # fmt: skip
+_RUN = {
+    **_COMMON,
+    "id": "run_id",
+    "run_id": "run_id",
+    "experiment_id": "experiment_id",
+    "state": "state",
+    "status": "state",
+    "storage_state": "storage_state",
+    "scheduled_at": "scheduled_at",
+    "finished_at": "finished_at",
+}
 
 
 class Api:
@@ -63,36 +79,36 @@ class Api:
         try:
             return self._add_experiment(name, description)
         except ApiError as error:
-            same = [d for _, d in self._records.all(Kind.EXPERIMENT) if d["display_name"] == name]
+            same = [d for _, d in self._records.all(RecordKind.EXPERIMENT) if d["display_name"] == name]
             # Clients look for the name first; two that submit at once would both have to create it.
-            if error.code is Code.ALREADY_EXISTS and same and description in ("", same[0].get("description", "")):
+            if error.code is FaultCode.ALREADY_EXISTS and same and description in ("", same[0].get("description", "")):
                 return same[0]
             raise
 
     def get_experiment(self, key: str) -> Document:
         """Return an experiment."""
-        return self._records.get(Kind.EXPERIMENT, key)
+        return self._records.get(RecordKind.EXPERIMENT, key)
 
     def list_experiments(self, query: Mapping[str, str]) -> Document:
         """Return a page of experiments."""
-        return _listed("experiments", page(self._records.all(Kind.EXPERIMENT), Query.of(query), _EXPERIMENT))
+        return _listed("experiments", page(self._records.all(RecordKind.EXPERIMENT), Query.of(query), _EXPERIMENT))
 
     def store_experiment(self, key: str, storage_state: str) -> Document:
         """Archive an experiment with its runs, or bring the experiment back."""
-        self._records.change(Kind.EXPERIMENT, key, _stored(storage_state))
+        self._records.change(RecordKind.EXPERIMENT, key, _stored(storage_state))
         if storage_state == "ARCHIVED":
-            for _, run in self._records.all(Kind.RUN, key):
-                self._records.change(Kind.RUN, run["run_id"], _stored(storage_state))
+            for _, run in self._records.all(RecordKind.RUN, key):
+                self._records.change(RecordKind.RUN, run["run_id"], _stored(storage_state))
         return {}
 
     def delete_experiment(self, key: str) -> Document:
         """Delete an experiment; its runs stay."""
-        self._records.remove(Kind.EXPERIMENT, key)
+        self._records.remove(RecordKind.EXPERIMENT, key)
         return {}
 
     def _add_experiment(self, name: str, description: str = "") -> Document:
         document = _document("experiment_id", name, description) | {"storage_state": "AVAILABLE"}
-        self._records.add(Kind.EXPERIMENT, document["experiment_id"], document)
+        self._records.add(RecordKind.EXPERIMENT, document["experiment_id"], document)
         return document
 
     # Pipelines
@@ -104,65 +120,67 @@ class Api:
         description = query.get("description", "") or specification.description
         document = _document("pipeline_id", _short(name, "name"), description) | {"name": name}
         key = document["pipeline_id"]
-        self._records.add(Kind.PIPELINE, key, document)
+        self._records.add(RecordKind.PIPELINE, key, document)
         try:
             self._add_version(key, name, description, specification)
         except BaseException:
-            self._records.remove(Kind.PIPELINE, key)
+            self._records.remove(RecordKind.PIPELINE, key)
             raise
         return document
 
     def upload_version(self, query: Mapping[str, str], content: bytes) -> Document:
         """Add a version to a pipeline."""
         parent = query.get("pipelineid", "")
-        self._records.get(Kind.PIPELINE, parent)
+        self._records.get(RecordKind.PIPELINE, parent)
         specification = self._accepted(Specification.of_yaml(content))
         name = query.get("display_name") or query.get("name") or ""
         return self._add_version(parent, _short(name, "name"), query.get("description", ""), specification)
 
     def get_pipeline(self, key: str) -> Document:
         """Return a pipeline."""
-        return self._records.get(Kind.PIPELINE, key)
+        return self._records.get(RecordKind.PIPELINE, key)
 
     def get_pipeline_by_name(self, name: str) -> Document:
         """Return the pipeline of a name."""
-        for _, document in self._records.all(Kind.PIPELINE):
+        for _, document in self._records.all(RecordKind.PIPELINE):
             if document["display_name"] == name:
                 return document
-        raise not_found(Kind.PIPELINE, name)
+        raise not_found(RecordKind.PIPELINE, name)
 
     def list_pipelines(self, query: Mapping[str, str]) -> Document:
         """Return a page of pipelines."""
-        return _listed("pipelines", page(self._records.all(Kind.PIPELINE), Query.of(query), _PIPELINE))
+        return _listed("pipelines", page(self._records.all(RecordKind.PIPELINE), Query.of(query), _PIPELINE))
 
     def delete_pipeline(self, key: str) -> Document:
         """Delete a pipeline with its versions; runs keep what they were submitted with."""
-        self._records.remove(Kind.PIPELINE, key)
+        self._records.remove(RecordKind.PIPELINE, key)
         return {}
 
     def get_version(self, pipeline: str, key: str) -> Document:
         """Return a version with its specification."""
-        document = self._records.get(Kind.VERSION, key)
+        document = self._records.get(RecordKind.VERSION, key)
         if document["pipeline_id"] != pipeline:
-            raise not_found(Kind.VERSION, key)
-        return document | {"pipeline_spec": self._records.specification(Kind.VERSION, key)}
+            raise not_found(RecordKind.VERSION, key)
+        return document | {"pipeline_spec": self._records.specification(RecordKind.VERSION, key)}
 
     def list_versions(self, pipeline: str, query: Mapping[str, str]) -> Document:
         """Return a page of a pipeline's versions."""
-        self._records.get(Kind.PIPELINE, pipeline)
-        versions = page(self._records.all(Kind.VERSION, pipeline), Query.of(query), _VERSION)
+        self._records.get(RecordKind.PIPELINE, pipeline)
+        versions = page(self._records.all(RecordKind.VERSION, pipeline), Query.of(query), _VERSION)
         return _listed("pipeline_versions", versions)
 
     def delete_version(self, pipeline: str, key: str) -> Document:
         """Delete a version."""
         self.get_version(pipeline, key)
-        self._records.remove(Kind.VERSION, key)
+        self._records.remove(RecordKind.VERSION, key)
         return {}
 
     def _add_version(self, pipeline: str, name: str, description: str, specification: Specification) -> Document:
         document = _document("pipeline_version_id", name, description) | {"pipeline_id": pipeline, "name": name}
         text = json.dumps(specification.document)
-        self._records.add(Kind.VERSION, document["pipeline_version_id"], document, parent=pipeline, specification=text)
+        self._records.add(
+            RecordKind.VERSION, document["pipeline_version_id"], document, parent=pipeline, specification=text
+        )
         return document | {"pipeline_spec": specification.document}
 
     def _accepted(self, specification: Specification) -> Specification:
@@ -191,8 +209,8 @@ class Api:
             "storage_state": "AVAILABLE",
             "runtime_config": {"parameters": parameters},
             "scheduled_at": moment,
-            "state": State.PENDING,
-            "state_history": [{"update_time": moment, "state": State.PENDING}],
+            "state": RunState.PENDING,
+            "state_history": [{"update_time": moment, "state": RunState.PENDING}],
         }
         if reference:
             document["pipeline_version_reference"] = reference
@@ -201,14 +219,14 @@ class Api:
 
     def get_run(self, key: str) -> Document:
         """Return a run with its specification and its stages."""
-        run = self._records.get(Kind.RUN, key)
+        run = self._records.get(RecordKind.RUN, key)
         details = task_details(run, self._queue.folder / key / EVENTS)
-        specification = self._records.specification(Kind.RUN, key)
+        specification = self._records.specification(RecordKind.RUN, key)
         return run | {"pipeline_spec": specification, "run_details": {"task_details": details}}
 
     def list_runs(self, query: Mapping[str, str]) -> Document:
         """Return a page of runs, of one experiment or of all, without specifications and stages."""
-        runs = self._records.all(Kind.RUN, query.get("experiment_id") or None)
+        runs = self._records.all(RecordKind.RUN, query.get("experiment_id") or None)
         return _listed("runs", page(runs, Query.of(query), _RUN))
 
     def terminate_run(self, key: str) -> Document:
@@ -218,15 +236,15 @@ class Api:
 
     def store_run(self, key: str, storage_state: str) -> Document:
         """Archive a run, or bring it back."""
-        self._records.change(Kind.RUN, key, _stored(storage_state))
+        self._records.change(RecordKind.RUN, key, _stored(storage_state))
         return {}
 
     def delete_run(self, key: str) -> Document:
         """Delete an ended run with its folder."""
-        state = State(self._records.get(Kind.RUN, key)["state"])
+        state = RunState(self._records.get(RecordKind.RUN, key)["state"])
         if not state.final:
-            raise ApiError(Code.FAILED_PRECONDITION, f"run {key} is {state}; terminate it before it is deleted")
-        self._records.remove(Kind.RUN, key)
+            raise ApiError(FaultCode.FAILED_PRECONDITION, f"run {key} is {state}; terminate it before it is deleted")
+        self._records.remove(RecordKind.RUN, key)
         shutil.rmtree(self._queue.folder / key, ignore_errors=True)
         return {}
 
@@ -239,18 +257,18 @@ class Api:
             return self._accepted(Specification.of(inline))
         pipeline, version = _text(reference, "pipeline_id"), _text(reference, "pipeline_version_id")
         if not version:
-            versions = self._records.all(Kind.VERSION, pipeline)
+            versions = self._records.all(RecordKind.VERSION, pipeline)
             if not versions:
-                raise not_found(Kind.PIPELINE, pipeline)
+                raise not_found(RecordKind.PIPELINE, pipeline)
             version = versions[-1][1]["pipeline_version_id"]
             reference["pipeline_version_id"] = version
-        return self._accepted(Specification.of(self._records.specification(Kind.VERSION, version)))
+        return self._accepted(Specification.of(self._records.specification(RecordKind.VERSION, version)))
 
     def _experiment_of(self, key: str, moment: str) -> str:
         """Return the id of a run's experiment, the default one where none is named."""
         if not key:
             key = self.create_experiment({"display_name": DEFAULT_EXPERIMENT})["experiment_id"]
-        self._records.change(Kind.EXPERIMENT, key, lambda document: document.update(last_run_created_at=moment))
+        self._records.change(RecordKind.EXPERIMENT, key, lambda document: document.update(last_run_created_at=moment))
         return key
 
     def _add_run(self, document: Document, specification: Specification, parameters: Document) -> None:
@@ -261,9 +279,12 @@ class Api:
             (partial / PARAMETERS).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
         try:
             self._records.add(
-                Kind.RUN, key, document, parent=document["experiment_id"],
+                RecordKind.RUN,
+                key,
+                document,
+                parent=document["experiment_id"],
                 specification=json.dumps(specification.document),
-            )  # fmt: skip
+            )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

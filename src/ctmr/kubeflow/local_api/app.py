@@ -25,7 +25,7 @@ from werkzeug.formparser import FormDataParser
 
 from ctmr.kubeflow.local_api import NAME
 from ctmr.kubeflow.local_api.api import Api
-from ctmr.kubeflow.local_api.faults import ApiError, Code, invalid
+from ctmr.kubeflow.local_api.faults import ApiError, FaultCode, invalid
 from ctmr.kubeflow.local_api.queue import RunQueue
 
 BASE = "/apis/v2beta1"
@@ -80,11 +80,13 @@ _CALLS = (
     _Served("DELETE", "/pipelines/{id}", lambda api, call: api.delete_pipeline(call.path["id"])),
     _Served("GET", "/pipelines/{id}/versions", lambda api, call: api.list_versions(call.path["id"], call.query)),
     _Served(
-        "GET", "/pipelines/{id}/versions/{version}",
+        "GET",
+        "/pipelines/{id}/versions/{version}",
         lambda api, call: api.get_version(call.path["id"], call.path["version"]),
     ),
     _Served(
-        "DELETE", "/pipelines/{id}/versions/{version}",
+        "DELETE",
+        "/pipelines/{id}/versions/{version}",
         lambda api, call: api.delete_version(call.path["id"], call.path["version"]),
     ),
     _Served("POST", "/runs", lambda api, call: api.create_run(call.body)),
@@ -94,7 +96,7 @@ _CALLS = (
     _Served("POST", "/runs/{id}:unarchive", lambda api, call: api.store_run(call.path["id"], "AVAILABLE")),
     _Served("GET", "/runs/{id}", lambda api, call: api.get_run(call.path["id"])),
     _Served("DELETE", "/runs/{id}", lambda api, call: api.delete_run(call.path["id"])),
-)  # fmt: skip
+)
 
 
 def application(api: Api, queue: RunQueue, port: int) -> Starlette:
@@ -172,7 +174,7 @@ def _endpoint(api: Api, served: _Served) -> Callable[[Request], Awaitable[Respon
             kind, options = _content_type(request)
             if kind != served.takes:
                 sentence = f"the Content-Type is {kind}; this call takes {served.takes}"
-                raise ApiError(Code.INVALID_ARGUMENT, sentence, 415)
+                raise ApiError(FaultCode.INVALID_ARGUMENT, sentence, 415)
             content = await _body(request)
             if served.takes == _FORM:
                 call = Call(call.path, call.query, upload=_upload(content, options))
@@ -189,7 +191,7 @@ async def _body(request: Request) -> bytes:
         content += part
         if len(content) > LARGEST_BODY_BYTES:
             limit = LARGEST_BODY_BYTES // 2**20
-            raise ApiError(Code.INVALID_ARGUMENT, f"the request's body exceeds {limit} MiB", 413)
+            raise ApiError(FaultCode.INVALID_ARGUMENT, f"the request's body exceeds {limit} MiB", 413)
     return bytes(content)
 
 
@@ -226,7 +228,7 @@ def _content_type(request: Request) -> tuple[str, dict[str, str]]:
 
 
 def _forbidden(sentence: str) -> ApiError:
-    return ApiError(Code.PERMISSION_DENIED, f"{sentence} (this is the {NAME})")
+    return ApiError(FaultCode.PERMISSION_DENIED, f"{sentence} (this is the {NAME})")
 
 
 def _answer(error: ApiError) -> JSONResponse:
@@ -242,15 +244,15 @@ async def _not_served(request: Request, error: Exception) -> Response:
     known = request.url.path.startswith("/apis/")
     what = f"does not serve {request.method} {request.url.path}" if known else "has no web page"
     sentence = f"this is the {NAME}, not Kubeflow; it {what}. It serves {SERVED}, below {BASE}"
-    return _answer(ApiError(Code.UNIMPLEMENTED if known else Code.NOT_FOUND, sentence))
+    return _answer(ApiError(FaultCode.UNIMPLEMENTED if known else FaultCode.NOT_FOUND, sentence))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.error("%s %s: %s", request.method, request.url.path, error)
     sentence = f"the {NAME} cannot write or read its records: {error}; make room on the disk or look at its rights"
-    return _answer(ApiError(Code.UNAVAILABLE, sentence))
+    return _answer(ApiError(FaultCode.UNAVAILABLE, sentence))
 
 
 async def _internal(request: Request, error: Exception) -> Response:
     sentence = f"the {NAME} failed on {request.method} {request.url.path}: {type(error).__name__}; its log says more"
-    return _answer(ApiError(Code.INTERNAL, sentence))
+    return _answer(ApiError(FaultCode.INTERNAL, sentence))

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Code(IntEnum):
+class FaultCode(IntEnum):
     """The codes of google.rpc.Code that this server uses."""
 
     INVALID_ARGUMENT = 3
@@ -26,18 +26,18 @@ class Code(IntEnum):
 
 
 _HTTP = {
-    Code.INVALID_ARGUMENT: 400,
-    Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409,
-    Code.PERMISSION_DENIED: 403,
-    Code.FAILED_PRECONDITION: 400,
-    Code.ABORTED: 409,
-    Code.UNIMPLEMENTED: 501,
-    Code.INTERNAL: 500,
-    Code.UNAVAILABLE: 503,
+    FaultCode.INVALID_ARGUMENT: 400,
+    FaultCode.NOT_FOUND: 404,
+    FaultCode.ALREADY_EXISTS: 409,
+    FaultCode.PERMISSION_DENIED: 403,
+    FaultCode.FAILED_PRECONDITION: 400,
+    FaultCode.ABORTED: 409,
+    FaultCode.UNIMPLEMENTED: 501,
+    FaultCode.INTERNAL: 500,
+    FaultCode.UNAVAILABLE: 503,
 }
 
-OF_EXIT_CODE = {1: Code.FAILED_PRECONDITION, 2: Code.INVALID_ARGUMENT, 3: Code.UNAVAILABLE}
+OF_EXIT_CODE = {1: FaultCode.FAILED_PRECONDITION, 2: FaultCode.INVALID_ARGUMENT, 3: FaultCode.UNAVAILABLE}
 """Exit code of `ctmr.errors` → code in a failed run's ``error``; a client finds the exit code again by it."""
 
 
@@ -54,7 +54,7 @@ class ApiError(Exception):
         HTTP status, where it is not the code's own.
     """
 
-    def __init__(self, code: Code, sentence: str, status: int = 0) -> None:
+    def __init__(self, code: FaultCode, sentence: str, status: int = 0) -> None:
         super().__init__(sentence)
         self.code = code
         self.status = status or code.http
@@ -66,9 +66,9 @@ class ApiError(Exception):
 
 def invalid(sentence: str) -> ApiError:
     """Return the fault of a request that says something impossible."""
-    return ApiError(Code.INVALID_ARGUMENT, sentence)
+    return ApiError(FaultCode.INVALID_ARGUMENT, sentence)
 
 
 def not_found(what: str, key: str) -> ApiError:
     """Return the fault of a thing that is not there."""
-    return ApiError(Code.NOT_FOUND, f"there is no {what} {key!r} here")
+    return ApiError(FaultCode.NOT_FOUND, f"there is no {what} {key!r} here")

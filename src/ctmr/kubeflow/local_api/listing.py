@@ -27,8 +27,16 @@ _OPERATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "IN": lambda found, wanted: found in wanted,
     "IS_SUBSTRING": operator.contains,
 }
-_NUMBERS = {1: "EQUALS", 2: "NOT_EQUALS", 3: "GREATER_THAN", 5: "GREATER_THAN_EQUALS", 6: "LESS_THAN",
-            7: "LESS_THAN_EQUALS", 8: "IN", 9: "IS_SUBSTRING"}  # fmt: skip
+_NUMBERS = {
+    1: "EQUALS",
+    2: "NOT_EQUALS",
+    3: "GREATER_THAN",
+    5: "GREATER_THAN_EQUALS",
+    6: "LESS_THAN",
+    7: "LESS_THAN_EQUALS",
+    8: "IN",
+    9: "IS_SUBSTRING",
+}
 """Numbers of filter.proto, which kfp.Client sends in place of the names; there is no 4."""
 _VALUES = ("string_value", "timestamp_value", "string_values")
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctmr.kubeflow.local_api.faults import OF_EXIT_CODE, ApiError, Code
-from ctmr.kubeflow.local_api.records import Kind, Records, State
-from ctmr.pipeline.kfp_local import FAILED, SUCCEEDED, Outcome
+from ctmr.kubeflow.local_api.faults import OF_EXIT_CODE, ApiError, FaultCode
+from ctmr.kubeflow.local_api.records import RecordKind, Records, RunState
+from ctmr.pipeline.kfp_local import FAILED, SUCCEEDED, RunOutcome
 from ctmr.system.processes import Process, end_session
 
 GRACE_S = 10.0
@@ -31,7 +31,7 @@ class _Begun(NamedTuple):
     """A run that was taken from the queue, with its process, or why it has none."""
 
     run: str
-    how: subprocess.Popen[bytes] | Outcome
+    how: subprocess.Popen[bytes] | RunOutcome
 
 
 class RunQueue:
@@ -58,7 +58,7 @@ class RunQueue:
         records: Records,
         folder: Path,
         start: Callable[[Path], subprocess.Popen[bytes]],
-        outcome: Callable[[Path], Outcome],
+        outcome: Callable[[Path], RunOutcome],
         *,
         at_once: int = 1,
         grace_s: float = GRACE_S,
@@ -76,14 +76,14 @@ class RunQueue:
     def recover(self) -> None:
         """Settle what a server that was killed left: runs, their processes, folders without a record."""
         known = set()
-        for _, run in self._records.all(Kind.RUN):
+        for _, run in self._records.all(RecordKind.RUN):
             key = run["run_id"]
             known.add(key)
-            if run["state"] not in (State.RUNNING, State.CANCELING):
+            if run["state"] not in (RunState.RUNNING, RunState.CANCELING):
                 continue
             if orphan := self._records.process(key):
                 end_session(orphan, self._grace_s)
-            self._settle(key, Outcome(FAILED), stopped=True)
+            self._settle(key, RunOutcome(FAILED), stopped=True)
         for left in self.folder.iterdir():
             if left.name not in known:
                 shutil.rmtree(left, ignore_errors=True)
@@ -119,15 +119,17 @@ class RunQueue:
             There is no such run, or it has ended.
         """
         with self._changed:
-            if self._records.move(run, State.PENDING, State.CANCELED):
+            if self._records.move(run, RunState.PENDING, RunState.CANCELED):
                 return
-            if self._records.move(run, State.RUNNING, State.CANCELING):
+            if self._records.move(run, RunState.RUNNING, RunState.CANCELING):
                 if child := self._children.get(run):
                     threading.Thread(target=end_session, args=(child, self._grace_s), daemon=True).start()
                 return
-            state = State(self._records.get(Kind.RUN, run)["state"])
-        if state is not State.CANCELING:
-            raise ApiError(Code.FAILED_PRECONDITION, f"run {run} is {state} already; what has ended cannot be canceled")
+            state = RunState(self._records.get(RecordKind.RUN, run)["state"])
+        if state is not RunState.CANCELING:
+            raise ApiError(
+                FaultCode.FAILED_PRECONDITION, f"run {run} is {state} already; what has ended cannot be canceled"
+            )
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -148,14 +150,14 @@ class RunQueue:
             if run is None:
                 self._changed.wait()
                 return None
-            if not self._records.move(run, State.PENDING, State.RUNNING):
+            if not self._records.move(run, RunState.PENDING, RunState.RUNNING):
                 return None
             try:
                 process = self._start_child(self.folder / run)
                 self._children[run] = Process.of(process.pid)
             except OSError as error:
                 log.exception("the process of run %s cannot be started", run)
-                return _Begun(run, Outcome(FAILED, f"the process of the run cannot be started: {error}", 3))
+                return _Begun(run, RunOutcome(FAILED, f"the process of the run cannot be started: {error}", 3))
             try:
                 self._records.set_process(run, self._children[run])
             except sqlite3.Error:
@@ -166,7 +168,7 @@ class RunQueue:
     def _finish(self, begun: _Begun) -> None:
         """Wait for a run and record how it ended."""
         run, how = begun.run, begun.how
-        if not isinstance(how, Outcome):
+        if not isinstance(how, RunOutcome):
             # The ended process keeps its number until it is reaped, so the rest of its session can be told apart.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, how.pid, os.WEXITED | os.WNOWAIT)
@@ -183,25 +185,25 @@ class RunQueue:
                 if self._stopping.wait(RETRY_S):
                     return
 
-    def _how(self, run: str, status: int) -> Outcome:
+    def _how(self, run: str, status: int) -> RunOutcome:
         try:
             return self._outcome(self.folder / run)
         except Exception as error:
             why = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             log.exception("run %s ended with %s and left no outcome", run, why)
-            return Outcome(FAILED, f"the run's process ended with {why} and left no word why ({error})", 3)
+            return RunOutcome(FAILED, f"the run's process ended with {why} and left no word why ({error})", 3)
 
-    def _settle(self, run: str, how: Outcome, *, stopped: bool = False) -> None:
+    def _settle(self, run: str, how: RunOutcome, *, stopped: bool = False) -> None:
         """Record the last state of a run."""
         if how.state == SUCCEEDED:
-            after, more = State.SUCCEEDED, dict[str, Any]()
+            after, more = RunState.SUCCEEDED, dict[str, Any]()
         elif stopped:
-            after, more = State.FAILED, {"error": {"code": int(Code.ABORTED), "message": STOPPED}}
+            after, more = RunState.FAILED, {"error": {"code": int(FaultCode.ABORTED), "message": STOPPED}}
         else:
-            code = OF_EXIT_CODE.get(how.exit_code, Code.INTERNAL)
-            after, more = State.FAILED, {"error": {"code": int(code), "message": how.error}}
-        if not self._records.move(run, State.RUNNING, after, **more):
+            code = OF_EXIT_CODE.get(how.exit_code, FaultCode.INTERNAL)
+            after, more = RunState.FAILED, {"error": {"code": int(code), "message": how.error}}
+        if not self._records.move(run, RunState.RUNNING, after, **more):
             # What succeeded before the signal reached it has succeeded.
-            canceled = State.SUCCEEDED if after is State.SUCCEEDED else State.CANCELED
-            self._records.move(run, State.CANCELING, canceled)
-        log.info("run %s: %s", run, self._records.get(Kind.RUN, run)["state"])
+            canceled = RunState.SUCCEEDED if after is RunState.SUCCEEDED else RunState.CANCELED
+            self._records.move(run, RunState.CANCELING, canceled)
+        log.info("run %s: %s", run, self._records.get(RecordKind.RUN, run)["state"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault
-from ctmr.kubeflow.local_api.faults import ApiError, Code, not_found
+from ctmr.kubeflow.local_api.faults import ApiError, FaultCode, not_found
 from ctmr.system.processes import Process
 
 Document = dict[str, Any]
@@ -35,7 +35,7 @@ CREATE UNIQUE INDEX names ON documents (kind, parent, name) WHERE kind != 'run';
 """
 
 
-class Kind(StrEnum):
+class RecordKind(StrEnum):
     """What there are records of."""
 
     EXPERIMENT = "experiment"
@@ -44,7 +44,7 @@ class Kind(StrEnum):
     RUN = "run"
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """V2beta1RuntimeState, as far as this server uses it."""
 
     PENDING = "PENDING"
@@ -57,7 +57,7 @@ class State(StrEnum):
     @property
     def final(self) -> bool:
         """True when it never changes again."""
-        return self in (State.SUCCEEDED, State.FAILED, State.CANCELED)
+        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELED)
 
 
 class Records:
@@ -103,7 +103,7 @@ class Records:
         with self._lock:
             self._database.close()
 
-    def add(self, kind: Kind, key: str, document: Document, *, parent: str = "", specification: str = "") -> None:
+    def add(self, kind: RecordKind, key: str, document: Document, *, parent: str = "", specification: str = "") -> None:
         """Add a record.
 
         Raises
@@ -114,23 +114,23 @@ class Records:
         name = document["display_name"]
         with self._transaction():
             taken = "SELECT 1 FROM documents WHERE kind=? AND parent=? AND name=?"
-            if kind is not Kind.RUN and self._database.execute(taken, (kind, parent, name)).fetchone():
-                raise ApiError(Code.ALREADY_EXISTS, f"there is a {kind} of the name {name!r} already")
+            if kind is not RecordKind.RUN and self._database.execute(taken, (kind, parent, name)).fetchone():
+                raise ApiError(FaultCode.ALREADY_EXISTS, f"there is a {kind} of the name {name!r} already")
             self._database.execute(
                 "INSERT INTO documents (kind, id, parent, name, document, specification, process) "
                 "VALUES (?, ?, ?, ?, ?, ?, '')",
                 (kind, key, parent, name, json.dumps(document), specification),
             )
 
-    def get(self, kind: Kind, key: str) -> Document:
+    def get(self, kind: RecordKind, key: str) -> Document:
         """Return a record; ApiError when there is none."""
         return self._load(kind, key)[0]
 
-    def specification(self, kind: Kind, key: str) -> Document:
+    def specification(self, kind: RecordKind, key: str) -> Document:
         """Return the specification beside a run or version; ApiError when there is no such record."""
         return self._load(kind, key)[1]
 
-    def all(self, kind: Kind, parent: str | None = None) -> list[tuple[int, Document]]:
+    def all(self, kind: RecordKind, parent: str | None = None) -> list[tuple[int, Document]]:
         """Return (position, record) in order of creation, of one parent or of all."""
         with self._lock:
             rows = self._database.execute(
@@ -139,7 +139,7 @@ class Records:
             ).fetchall()
         return [(position, json.loads(text)) for position, text in rows]
 
-    def change(self, kind: Kind, key: str, change: Callable[[Document], None]) -> Document:
+    def change(self, kind: RecordKind, key: str, change: Callable[[Document], None]) -> Document:
         """Change a record in place and return it; what `change` raises leaves it as it was."""
         with self._transaction():
             document = self.get(kind, key)
@@ -147,15 +147,15 @@ class Records:
             self._write(key, document)
         return document
 
-    def remove(self, kind: Kind, key: str) -> None:
+    def remove(self, kind: RecordKind, key: str) -> None:
         """Remove a record and what belongs to it; ApiError when there is none."""
         with self._transaction():
             self.get(kind, key)
             self._database.execute("DELETE FROM documents WHERE kind=? AND id=?", (kind, key))
-            if kind is Kind.PIPELINE:
-                self._database.execute("DELETE FROM documents WHERE kind=? AND parent=?", (Kind.VERSION, key))
+            if kind is RecordKind.PIPELINE:
+                self._database.execute("DELETE FROM documents WHERE kind=? AND parent=?", (RecordKind.VERSION, key))
 
-    def move(self, run: str, before: State, after: State, **more: Any) -> bool:
+    def move(self, run: str, before: RunState, after: RunState, **more: Any) -> bool:
         """Move a run from one state to another, with its history; False, and nothing changed, when it is in a third.
 
         Parameters
@@ -164,7 +164,7 @@ class Records:
             Further fields of the record.
         """
         with self._transaction():
-            document = self.get(Kind.RUN, run)
+            document = self.get(RecordKind.RUN, run)
             if document["state"] != before:
                 return False
             moment = now()
@@ -181,7 +181,7 @@ class Records:
         with self._lock:
             row = self._database.execute(
                 "SELECT id FROM documents WHERE kind=? AND json_extract(document, '$.state')=? ORDER BY position",
-                (Kind.RUN, State.PENDING),
+                (RecordKind.RUN, RunState.PENDING),
             ).fetchone()
         return row[0] if row else None
 
@@ -196,7 +196,7 @@ class Records:
             row = self._database.execute("SELECT process FROM documents WHERE id=?", (run,)).fetchone()
         return Process(**json.loads(row[0])) if row and row[0] else None
 
-    def _load(self, kind: Kind, key: str) -> tuple[Document, Document]:
+    def _load(self, kind: RecordKind, key: str) -> tuple[Document, Document]:
         with self._lock:
             row = self._database.execute(
                 "SELECT document, specification FROM documents WHERE kind=? AND id=?", (kind, key)

@@ -60,7 +60,7 @@ def serve(
     home: Home,
     port: int,
     start: Callable[[Path], subprocess.Popen[bytes]],
-    outcome: Callable[[Path], kfp_local.Outcome],
+    outcome: Callable[[Path], kfp_local.RunOutcome],
     *,
     trusted: Path | None,
     at_once: int = 1,

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ctmr.kubeflow.local_api.faults import OF_EXIT_CODE, Code
-from ctmr.kubeflow.local_api.records import State
+from ctmr.kubeflow.local_api.faults import OF_EXIT_CODE, FaultCode
+from ctmr.kubeflow.local_api.records import RunState
 from ctmr.pipeline import events
 
 Document = dict[str, Any]
@@ -33,21 +33,21 @@ def task_details(run: Mapping[str, Any], path: Path) -> list[Document]:
         if "started" in event:
             _begin(tasks, run, stage, str(event["started"]))
         elif stage in tasks and "result" in event:
-            _end(tasks[stage], State.SUCCEEDED, _ended(tasks[stage], event["result"]))
+            _end(tasks[stage], RunState.SUCCEEDED, _ended(tasks[stage], event["result"]))
         elif stage in tasks and "error" in event:
-            code = OF_EXIT_CODE.get(event.get("exit_code", 1), Code.INTERNAL)
+            code = OF_EXIT_CODE.get(event.get("exit_code", 1), FaultCode.INTERNAL)
             tasks[stage]["error"] = {"code": int(code), "message": str(event["error"])}
-            _end(tasks[stage], State.FAILED, run.get("finished_at"))
+            _end(tasks[stage], RunState.FAILED, run.get("finished_at"))
     for task in tasks.values():
-        if task["state"] == State.RUNNING and State(run["state"]).final:
-            _end(task, State(run["state"]), run.get("finished_at"))
+        if task["state"] == RunState.RUNNING and RunState(run["state"]).final:
+            _end(task, RunState(run["state"]), run.get("finished_at"))
     return list(tasks.values())
 
 
 def _begin(tasks: dict[str, Document], run: Mapping[str, Any], stage: str, moment: str) -> None:
     for name, task in tasks.items():
-        if name != stage and task["state"] == State.RUNNING:
-            _end(task, State.SUCCEEDED, moment)
+        if name != stage and task["state"] == RunState.RUNNING:
+            _end(task, RunState.SUCCEEDED, moment)
     if stage not in tasks:
         tasks[stage] = {
             "run_id": run["run_id"],
@@ -55,11 +55,11 @@ def _begin(tasks: dict[str, Document], run: Mapping[str, Any], stage: str, momen
             "display_name": stage,
             "create_time": moment,
             "start_time": moment,
-            "state": State.RUNNING,
+            "state": RunState.RUNNING,
         }
 
 
-def _end(task: Document, state: State, moment: str | None) -> None:
+def _end(task: Document, state: RunState, moment: str | None) -> None:
     task["state"] = state
     if moment:
         task["end_time"] = moment

@@ -52,8 +52,12 @@ def run(context: Context) -> dict[str, Any]:
             summary = {"model": model, "grpc": url, "golden_unit": _UNIT_WORD[spec.target.unit]}
             if not version["alias"]:
                 live = client.live_version(model)
-                summary |= {"version": live, "deployed": False, "golden_difference": 0.0,
-                            "reason": "it passed the gate but does not beat the champion"}  # fmt: skip
+                summary |= {
+                    "version": live,
+                    "deployed": False,
+                    "golden_difference": 0.0,
+                    "reason": "it passed the gate but does not beat the champion",
+                }
                 continue
             differences: list[float] = []
 
@@ -66,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
                         f"at most {allowed:g} is allowed"
                     )
 
-            _heal(client, context.home, model)
+            _repair(client, context.home, model)
             context.report(f"rolling out {model} version {version['version']}", 0.4)
             release = Release(model, version["version"], folder / "generator.onnx", folder / "range.onnx", spec)
             report = deploy(client, context.home.model_repository, release, prove)
@@ -83,7 +87,7 @@ def run(context: Context) -> dict[str, Any]:
     return summary
 
 
-def _heal(client: TritonClient, home: Home, model: str) -> None:
+def _repair(client: TritonClient, home: Home, model: str) -> None:
     """Start a served model's dead process again before anything is rolled out beside it."""
     from ctmr.serving.model_repository import served_versions
     from ctmr.serving.rollout import canary, revive

@@ -1,4 +1,4 @@
-"""evaluate: held-out measurements under named protocols beside trivial translators, and the gate's verdict."""
+"""evaluate: held-out measurements under named protocols beside baselines, and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ctmr.system.home import Home
 if TYPE_CHECKING:
     from ctmr.evaluation.candidates import Model
     from ctmr.evaluation.comparison import Cases
-    from ctmr.evaluation.direction import Side
+    from ctmr.evaluation.direction import DirectionResult
     from ctmr.evaluation.lesions import LesionTest
-    from ctmr.evaluation.testset import HeldOut
+    from ctmr.evaluation.testset import TestSet
     from ctmr.metrics.stats import Summary
     from ctmr.recipe.recipe import Recipe
-    from ctmr.reports.evaluation import Evidence
+    from ctmr.reports.evaluation import EvaluationEvidence
 
 GOLDEN = "golden.npz"
 """One held-out case with evaluate's own answer; deploy compares the served model with it."""
@@ -61,9 +61,9 @@ def _evaluate(context: Context) -> dict[str, Any]:
     from ctmr.evaluation.gate import judge
     from ctmr.evaluation.lesions import lesion_tests
     from ctmr.evaluation.robustness import robustness_sweep
-    from ctmr.evaluation.testset import HeldOut
+    from ctmr.evaluation.testset import TestSet
     from ctmr.evaluation.uncertainty import uncertainty
-    from ctmr.reports.evaluation import Evidence
+    from ctmr.reports.evaluation import EvaluationEvidence
 
     recipe = context.recipe
     folder = context.inputs["model"]
@@ -71,7 +71,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     direction = recipe.directions[0]
     if direction not in description.directions:
         raise InputError(f"the model was trained for {[d.value for d in description.directions]}, not {direction}")
-    held = HeldOut.open(context.inputs, description.grid, direction)
+    held = TestSet.open(context.inputs, description.grid, direction)
     model = Model.load(folder, direction)
     context.report("translating the held-out test", 0.02)
     champion_name, champion = _champion(context, held)
@@ -80,18 +80,18 @@ def _evaluate(context: Context) -> dict[str, Any]:
     context.report("lesions: kept, lost, invented", 0.72)
     sides = [(held, model)] if isinstance(other, str) else [(held, model), (other.held, other.model)]
     lesions = lesion_tests(sides, recipe)
-    context.report("worse inputs", 0.82)
+    context.report("corrupted inputs", 0.82)
     sweep = robustness_sweep(held, model, recipe)
     context.report("uncertainty", 0.87)
     certainty = uncertainty(held, model, recipe)
     own, cases = _with_lesions(side, lesions, recipe.evaluate.bootstrap, recipe.evaluate.seed)
-    trivial = {name: side.summaries[name] for name in sorted(side.trivial) if side.summaries.get(name)}
+    baselines = {name: side.summaries[name] for name in sorted(side.baselines) if side.summaries.get(name)}
     verdict = judge(
         own,
         recipe.gate,
         has_pairs=held.has_pairs,
         unit=held.target_unit,
-        trivial=trivial,
+        baselines=baselines,
         alarms=[side.alarm] if side.alarm else [],
         champion=side.summaries.get(CHAMPION),
         champion_name=champion_name,
@@ -100,23 +100,28 @@ def _evaluate(context: Context) -> dict[str, Any]:
     means = {n: _means(s) for n, s in sorted(own.items())}
     flat = {"passed": verdict.passed, **means}
     (context.out / "metrics.json").write_text(json.dumps(flat, indent=1, sort_keys=True) + "\n")
-    evidence = Evidence(
+    evidence = EvaluationEvidence(
         side, verdict, own, other, tuple(lesions), sweep, certainty, champion_name, _lineage(context)
-    )  # fmt: skip
+    )
     _write_cases(context.out / "cases.csv", cases)
-    (context.out / "verdict.json").write_text(json.dumps(_tree(evidence, trivial), indent=1, sort_keys=True) + "\n")
+    (context.out / "verdict.json").write_text(json.dumps(_tree(evidence, baselines), indent=1, sort_keys=True) + "\n")
     # What register reads: a changed limit that the model still passes must not register it again.
     decision = {"passed": verdict.passed, "replaces_champion": verdict.replaces_champion, "direction": direction.value}
     (context.out / "decision.json").write_text(json.dumps(decision, indent=1, sort_keys=True) + "\n")
     golden = side.measured.golden
     assert golden is not None
     np.savez_compressed(
-        context.out / GOLDEN, answer=golden.answer, paths=np.array(golden.paths), formats=np.array(golden.formats),
-        uneven_limits=np.array(golden.uneven_limits), modality=np.array(direction.source.value),
-        subject=np.array(golden.subject), case=np.array(golden.case),
-    )  # fmt: skip
+        context.out / GOLDEN,
+        answer=golden.answer,
+        paths=np.array(golden.paths),
+        formats=np.array(golden.formats),
+        uneven_limits=np.array(golden.uneven_limits),
+        modality=np.array(direction.source.value),
+        subject=np.array(golden.subject),
+        case=np.array(golden.case),
+    )
     context.report("figures and report", 0.9)
-    run_id = _report(context, evidence, trivial)
+    run_id = _report(context, evidence, baselines)
     return {
         "verdict": "pass" if verdict.passed else "fail",
         "reason": "; ".join(verdict.reasons),
@@ -124,7 +129,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
         "fidelity_measured": verdict.fidelity_measured,
         "protocols": {n: s.protocol.describe() for n, s in sorted(own.items())},
         "metrics": means,
-        "trivial": _all_means(trivial),
+        "baselines": _all_means(baselines),
         "tissues": _tissues(side),
         "warnings": list(side.warnings),
         "information": list(verdict.information),
@@ -139,7 +144,7 @@ def _part(context: Context, start: float, length: float) -> Any:
     return lambda message, fraction: context.report(message, start + length * (fraction or 0.0))
 
 
-def _champion(context: Context, held: HeldOut) -> tuple[str, Model | None]:
+def _champion(context: Context, held: TestSet) -> tuple[str, Model | None]:
     """Return the champion's name, and its generators unless there is none or it cannot translate these images."""
     from ctmr.evaluation.candidates import Model
     from ctmr.tracking.mlflow import Tracking
@@ -156,7 +161,7 @@ def _champion(context: Context, held: HeldOut) -> tuple[str, Model | None]:
     return name, Model.load(folder, held.direction)
 
 
-def _other_direction(context: Context, held: HeldOut, model: Model) -> Side | str:
+def _other_direction(context: Context, held: TestSet, model: Model) -> DirectionResult | str:
     """Measure the direction that is not gated, or return a sentence why not."""
     from ctmr.evaluation.candidates import reverse
     from ctmr.evaluation.direction import measure_side, open_side
@@ -171,7 +176,7 @@ def _other_direction(context: Context, held: HeldOut, model: Model) -> Side | st
 
 
 def _with_lesions(
-    side: Side, lesions: Sequence[LesionTest], resamples: int, seed: int
+    side: DirectionResult, lesions: Sequence[LesionTest], resamples: int, seed: int
 ) -> tuple[dict[str, Summary], Cases]:
     """Return the gated direction's summaries and cases, its hallucination test among them."""
     from ctmr.metrics.stats import summarise
@@ -185,7 +190,7 @@ def _with_lesions(
     return own, cases
 
 
-def _tree(evidence: Evidence, trivial: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
+def _tree(evidence: EvaluationEvidence, baselines: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
     """What ``verdict.json`` holds: the verdict, and every number behind it."""
     side, other = evidence.side, evidence.other
     tree = evidence.verdict.to_dict() | {
@@ -194,7 +199,7 @@ def _tree(evidence: Evidence, trivial: Mapping[str, Mapping[str, Summary]]) -> d
         "tissues": _tissues(side),
         "warnings": list(side.warnings),
         "summaries": _dicts(evidence.summaries),
-        "trivial": {k: _dicts(v) for k, v in sorted(trivial.items())},
+        "baselines": {k: _dicts(v) for k, v in sorted(baselines.items())},
         "lesions": {t.direction.value: t.to_dict() for t in evidence.lesions},
         "robustness": evidence.robustness.to_dict() if evidence.robustness else None,
         "uncertainty": evidence.uncertainty.to_dict() if evidence.uncertainty else None,
@@ -206,7 +211,7 @@ def _tree(evidence: Evidence, trivial: Mapping[str, Mapping[str, Summary]]) -> d
         "other_direction": {
             "direction": other.held.direction.value,
             "summaries": _dicts(other.own),
-            "trivial": {t: _dicts(other.summaries[t]) for t in sorted(other.trivial) if other.summaries.get(t)},
+            "baselines": {t: _dicts(other.summaries[t]) for t in sorted(other.baselines) if other.summaries.get(t)},
             "tissues": _tissues(other),
             "alarm": other.alarm,
             "warnings": list(other.warnings),
@@ -218,7 +223,7 @@ def _dicts(summaries: Mapping[str, Summary]) -> dict[str, Any]:
     return {n: s.to_dict() for n, s in sorted(summaries.items())}
 
 
-def _tissues(side: Side) -> dict[str, Any]:
+def _tissues(side: DirectionResult) -> dict[str, Any]:
     from ctmr.metrics.tissue import table_to_dict
 
     return table_to_dict(side.measured.tissues)
@@ -260,7 +265,7 @@ def _write_cases(path: Path, cases: Cases) -> None:
                     writer.writerow([name, case.case, case.subject, metric, f"{value:.8g}"])
 
 
-def _report(context: Context, evidence: Evidence, trivial: Mapping[str, Mapping[str, Summary]]) -> str:
+def _report(context: Context, evidence: EvaluationEvidence, baselines: Mapping[str, Mapping[str, Summary]]) -> str:
     """Write the HTML report and figures, and log everything to the model's MLflow run."""
     from ctmr.tracking.mlflow import Tracking, held_out_metrics
 
@@ -272,7 +277,7 @@ def _report(context: Context, evidence: Evidence, trivial: Mapping[str, Mapping[
     run_id = model_run(context.inputs["model"], context.home, context.recipe.name)
     tracking = Tracking(context.home)
     tracking.metrics(run_id, held_out_metrics({n: _means(s) for n, s in evidence.summaries.items()}))
-    beside = {f"trivial.{who.replace(' ', '_')}": protocols for who, protocols in trivial.items()}
+    beside = {f"baselines.{who.replace(' ', '_')}": protocols for who, protocols in baselines.items()}
     if side.as_trained is not None:
         beside["as_trained"] = side.as_trained
     if not isinstance(evidence.other, str):
@@ -282,10 +287,13 @@ def _report(context: Context, evidence: Evidence, trivial: Mapping[str, Mapping[
             tracking.metrics(run_id, {f"{label}.{name}.{m}": v.mean for m, v in summary.metrics.items()})
     tracking.tag(
         run_id,
-        {"verdict": "pass" if verdict.passed else "fail", "verdict_reason": "; ".join(verdict.reasons)[:4000],
-         "fidelity_measured": str(verdict.fidelity_measured).lower(),
-         "protocols": "; ".join(s.protocol.describe() for s in evidence.summaries.values())[:4000]},
-    )  # fmt: skip
+        {
+            "verdict": "pass" if verdict.passed else "fail",
+            "verdict_reason": "; ".join(verdict.reasons)[:4000],
+            "fidelity_measured": str(verdict.fidelity_measured).lower(),
+            "protocols": "; ".join(s.protocol.describe() for s in evidence.summaries.values())[:4000],
+        },
+    )
     for file in (context.out / "verdict.json", context.out / "cases.csv", *files):
         tracking.artifact(run_id, file, "evaluation")
     if not verdict.passed:
@@ -324,6 +332,6 @@ STAGE = Stage(
     options=("champion",),
     sections=("directions", "evaluate", "gate"),
     run=run,
-    version=5,
+    version=6,
     files=_files,
 )

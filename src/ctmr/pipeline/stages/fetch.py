@@ -19,7 +19,7 @@ from ctmr.data.manifest import INVENTORY_COLUMNS, Column, Split
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
 from ctmr.datasets.deid.residual import remaining
-from ctmr.datasets.dvc import Source, materialise
+from ctmr.datasets.dvc import DatasetSource, materialise
 from ctmr.errors import CtmrError, InputError, visible
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
 from ctmr.pipeline.stage import Context, Stage
@@ -37,7 +37,7 @@ def run(context: Context) -> dict[str, Any]:
     """
     import pandas as pd
 
-    source = Source.from_option(context.options["dataset"])
+    source = DatasetSource.from_option(context.options["dataset"])
     raw = context.out / "raw"
     context.report(f"fetching {source.dataset.name}", 0.0)
     materialise(source, raw, lambda message, fraction: context.report(message, 0.2 * (fraction or 0.0)))

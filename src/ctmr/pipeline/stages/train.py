@@ -113,7 +113,10 @@ def _trainer(context: Context, recipe: Recipe, data: TrainingData, samples: Samp
     from ctmr.training.trainer import Trainer
 
     return Trainer(
-        recipe.network, recipe.loss, recipe.train, data,
+        recipe.network,
+        recipe.loss,
+        recipe.train,
+        data,
         checkpoints=context.work / "checkpoints",
         # No shorter than the rarest update, so that every report holds every loss.
         report_every=max(
@@ -121,7 +124,7 @@ def _trainer(context: Context, recipe: Recipe, data: TrainingData, samples: Samp
         ),
         examples=samples.examples.batch,
         team=processes,
-    )  # fmt: skip
+    )
 
 
 def _sheets(context: Context) -> Path:
@@ -178,8 +181,7 @@ def _settings(context: Context, recipe: Recipe) -> dict[str, Any]:
 
 def export(context: Context, description: model_folder.Description, generators: dict[Any, Any]) -> dict[str, float]:
     """Write the ONNX graphs of each direction and return how far they are from PyTorch."""
-    from ctmr.serving.export import ServedSpec, export_translator
-    from ctmr.serving.export import Side as ServedSide
+    from ctmr.serving.export import ServedModality, ServedSpec, export_translator
 
     differences = {}
     for direction, generator in generators.items():
@@ -190,10 +192,10 @@ def export(context: Context, description: model_folder.Description, generators: 
         files = export_translator(translator, source.channels, description.grid.size, folder)
         spec = ServedSpec(
             direction=direction,
-            source=ServedSide(
+            source=ServedModality(
                 modality=direction.source, unit=source.unit, sequences=source.sequences if any(source.sequences) else ()
             ),
-            target=ServedSide(modality=direction.target, unit=target.unit),
+            target=ServedModality(modality=direction.target, unit=target.unit),
             grid=description.grid,
             channels=source.channels,
             neighbours=description.neighbours,

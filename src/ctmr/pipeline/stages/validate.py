@@ -37,7 +37,7 @@ def run(context: Context) -> dict[str, Any]:
     usable = inventory[~inventory[Column.IMAGE].isin(quality.dropped_images(early) | others)]
     splits = make_splits(usable, context.recipe.data, quality.look_alikes(usable, section))
     # Once splits are made, what fell out before them is no longer looked at: its findings are kept.
-    gone = (quality.Kind.LEFT_OUT, quality.Kind.DROP)
+    gone = (quality.FindingKind.LEFT_OUT, quality.FindingKind.DROP)
     found = [f for f in early if f.kind in gone] + quality.inspect(usable, section, splits)
     images = len(inventory) - len(others)
     dropped = quality.dropped_images(found)
@@ -68,7 +68,7 @@ def run(context: Context) -> dict[str, Any]:
         "left_out": len(others),
         "used": len(manifest),
         "dropped": len(dropped),
-        "warnings": sum(f.kind is quality.Kind.WARN for f in found),
+        "warnings": sum(f.kind is quality.FindingKind.WARN for f in found),
         "expectations": f"{expectations['met']} of {expectations['evaluated']} met",
         "counts": counts,
     }
@@ -128,8 +128,14 @@ def expect(manifest: pd.DataFrame, section: Validate) -> dict[str, Any]:
     for item in result.results:
         config = item.expectation_config
         column = config.kwargs.get("column", config.kwargs.get("column_A", ""))
-        rows.append({"expectation": config.type, "column": column, "success": bool(item.success),
-                     "observed": _plain(item.result)})  # fmt: skip
+        rows.append(
+            {
+                "expectation": config.type,
+                "column": column,
+                "success": bool(item.success),
+                "observed": _plain(item.result),
+            }
+        )
     return {
         "success": bool(result.success),
         "evaluated": len(rows),
@@ -151,12 +157,12 @@ def _plain(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(found: list[Finding], outcome: Outcome, total: int) -> str:
-    from ctmr.data.findings import Kind, dropped_images
+    from ctmr.data.findings import FindingKind, dropped_images
 
     if outcome is not Outcome.REFUSE:
         return ""
-    refusals = [f.sentence for f in found if f.kind is Kind.REFUSE]
-    drops = [f.sentence for f in found if f.kind is Kind.DROP]
+    refusals = [f.sentence for f in found if f.kind is FindingKind.REFUSE]
+    drops = [f.sentence for f in found if f.kind is FindingKind.DROP]
     words = "; ".join(refusals) or "too many images had to be dropped, which is a fault of the dataset"
     if drops:
         words += f"; {len(dropped_images(found))} of {total} images were dropped, the first because: {drops[0]}"

@@ -195,8 +195,8 @@ class CycleGanStep:
         ct_depth, mr_depth
             Depth maps of the fake CT and the fake MR slices.
         """
-        ct = self._judged(Modality.CT, batch.ct, fake_ct, batch.ct_depth, ct_depth)
-        mr = self._judged(Modality.MR, batch.mr, fake_mr, batch.mr_depth, mr_depth)
+        ct = self._discriminated(Modality.CT, batch.ct, fake_ct, batch.ct_depth, ct_depth)
+        mr = self._discriminated(Modality.MR, batch.mr, fake_mr, batch.mr_depth, mr_depth)
         losses = {**ct, **mr}
         total = losses[Term.DISCRIMINATOR_CT] + losses[Term.DISCRIMINATOR_MR]
         if self._penalty > 0:
@@ -254,9 +254,14 @@ class CycleGanStep:
         return dict(losses), images
 
     def _update_discriminators(
-        self, batch: Batch, fake_ct: Tensor, fake_mr: Tensor, ct_depth: Tensor | None, mr_depth: Tensor | None,
+        self,
+        batch: Batch,
+        fake_ct: Tensor,
+        fake_mr: Tensor,
+        ct_depth: Tensor | None,
+        mr_depth: Tensor | None,
         optimiser: torch.optim.Optimizer,
-    ) -> Measures:  # fmt: skip
+    ) -> Measures:
         def work(*images: Tensor) -> Results:
             losses = self.discriminator_losses(Batch(*images[:4]), *images[4:])
             _descend(losses[Term.DISCRIMINATOR], optimiser)
@@ -267,7 +272,7 @@ class CycleGanStep:
             return dict(work(*inputs)[0])  # type: ignore[arg-type]
         return dict(self.replay("discriminators", work, *inputs)[0])
 
-    def _judged(
+    def _discriminated(
         self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
     ) -> Measures:
         """Return one discriminator's loss, accuracy and penalty."""

@@ -62,13 +62,13 @@ class Compiling:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSpeed:
     """The fastest path on a kind of device in one arithmetic; every one is held against float64 by the tests.
 
     Attributes
     ----------
     channels_last, fast_layers
-        As in `Plan`.
+        As in `StepPlan`.
     compiling
         ``None``: no faster, or not measured.
     graph_batch
@@ -84,10 +84,12 @@ class Measured:
     where: str
 
 
-_UNMEASURED = Measured(False, False, None, 0, "not measured on such a device, so PyTorch's own")
-_MEASURED: dict[tuple[DeviceKind, bool], Measured] = {
-    (DeviceKind.CPU_AMX, True): Measured(True, True, Compiling(75, 0.026, 0.22), 0, "fastest in docs/performance.md"),
-    (DeviceKind.CPU_AMX, False): Measured(False, False, None, 0, "fastest in docs/performance.md"),
+_UNMEASURED = MeasuredSpeed(False, False, None, 0, "not measured on such a device, so PyTorch's own")
+_MEASURED: dict[tuple[DeviceKind, bool], MeasuredSpeed] = {
+    (DeviceKind.CPU_AMX, True): MeasuredSpeed(
+        True, True, Compiling(75, 0.026, 0.22), 0, "fastest in docs/performance.md"
+    ),
+    (DeviceKind.CPU_AMX, False): MeasuredSpeed(False, False, None, 0, "fastest in docs/performance.md"),
 }
 """By kind of device and whether it computes in bf16; what is missing was not measured."""
 
@@ -100,7 +102,7 @@ _MISSING = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """How steps are computed.
 
     Attributes
@@ -204,7 +206,7 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def resolve(train: Train, loss: Loss, networks: CycleGan, size: tuple[int, int], device: torch.device) -> Plan:
+def resolve(train: Train, loss: Loss, networks: CycleGan, size: tuple[int, int], device: torch.device) -> StepPlan:
     """Return the plan for a training.
 
     Parameters
@@ -252,7 +254,7 @@ def resolve(train: Train, loss: Loss, networks: CycleGan, size: tuple[int, int],
     if kind is DeviceKind.CUDA:
         still = "the gradient penalty draws numbers on the host" if _penalised(loss) else None
         graphs = chosen("graphs", _asked(speed.graphs), train.batch <= best.graph_batch, possible=still)
-    return Plan(
+    return StepPlan(
         device=str(kind),
         bf16=bf16,
         tf32=train.precision is Precision.TF32,
