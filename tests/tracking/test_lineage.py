@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ctmr.errors import CtmrError, InputError
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.tracking.lineage import Link, record, trace
 
 ENTRY = {
@@ -28,7 +28,7 @@ class Store:
     """An MLflow that knows one version, or does not answer."""
 
     uri = "http://mlflow.invalid"
-    known = True
+    known, answers = True, True
 
     def __init__(self, home):
         pass
@@ -36,6 +36,8 @@ class Store:
     def version(self, name, version):
         from ctmr.tracking.mlflow import Version
 
+        if not Store.answers:
+            raise EnvironmentFault(f"MLflow at {self.uri} failed: Connection refused")
         if not Store.known:
             raise InputError(f"MLflow at {self.uri} has no version {version} of model {name}")
         tags = {"code_revision": "abc", "dataset_revision": "def", "dataset_md5": "other.dir", "validation": "pass"}
@@ -46,6 +48,7 @@ class Store:
 def store(monkeypatch):
     monkeypatch.setattr("ctmr.tracking.mlflow.Tracking", Store)
     monkeypatch.setattr(Store, "known", True)
+    monkeypatch.setattr(Store, "answers", True)
     return Store
 
 
@@ -91,13 +94,25 @@ def test_what_the_registry_says_otherwise_is_not_verified(home, store):
     assert links["dataset md5"].checked is False
 
 
-def test_without_the_registry_the_walk_goes_on_and_claims_nothing(home, store, monkeypatch):
+TOLD_BY_MLFLOW = ("MLflow model", "MLflow run", "code revision", "validation", "dataset revision", "dataset md5")
+
+
+def test_a_version_that_the_registry_does_not_have_is_not_found_and_the_walk_goes_on(home, store, monkeypatch):
     monkeypatch.setattr(Store, "known", False)
     record(home, ENTRY)
     links = by_what(trace("1.2.3", home))
     assert links["dataset revision"].value == "def"
-    assert not any(links[w].checked for w in ("MLflow model", "MLflow run", "code revision", "dataset md5"))
-    assert "has no version 4" in links["MLflow model"].where
+    assert {links[w].checked for w in TOLD_BY_MLFLOW} == {False}
+    assert "MLflow" not in links
+
+
+def test_a_registry_that_does_not_answer_is_said_and_nothing_is_called_missing(home, store, monkeypatch):
+    monkeypatch.setattr(Store, "answers", False)
+    record(home, ENTRY)
+    links = by_what(trace("1.2.3", home))
+    assert {links[w].checked for w in TOLD_BY_MLFLOW} == {None}
+    assert "does not answer" in links["MLflow"].value and "Connection refused" in links["MLflow"].value
+    assert links["dataset revision"].value == "def" and links["validation"].value == "not known"
 
 
 @pytest.mark.parametrize(("content", "checked"), [(b"graph", True), (b"another graph", False), (None, False)])

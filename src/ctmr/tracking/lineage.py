@@ -117,24 +117,36 @@ def _served(home: Home, model: str, version: str, sha256: str) -> bool:
 
 
 def _from_tracking(facts: dict[str, Any], home: Home) -> list[Link]:
-    from ctmr.errors import CtmrError
+    from ctmr.errors import EnvironmentFault
     from ctmr.tracking.mlflow import Tracking
 
     claimed = {k: str(facts.get(k, "")) for k in ("run_id", "code_revision", "dataset_revision", "dataset_md5")}
+    same: dict[str, bool | None]
+    silent: list[Link] = []
     try:
         tracking = Tracking(home)
+        where = tracking.uri
         version = tracking.version(str(facts["model_name"]), str(facts["model_version"]))
-        tags, where = dict(version.tags), tracking.uri
+        tags = dict(version.tags)
         same = {k: tags.get(k) == v for k, v in claimed.items()}
         same["run_id"] = version.run_id == claimed["run_id"]
-        validation: str | None = tags.get("validation", "")
-    except CtmrError as error:
-        same, validation, where = dict.fromkeys(claimed, False), None, str(error)
+        known, validation = True, tags.get("validation", "")
+    except InputError:
+        same, known, validation = dict.fromkeys(claimed, False), False, ""
+    except EnvironmentFault as error:
+        same, known, validation, where = dict.fromkeys(claimed, None), None, "", home.tracking_uri
+        silent = [Link("MLflow", f"does not answer, so what follows is not verified ({error})", where)]
     return [
-        Link("MLflow model", f"{facts['model_name']} version {facts['model_version']}", where, validation is not None),
+        *silent,
+        Link("MLflow model", f"{facts['model_name']} version {facts['model_version']}", where, known),
         Link("MLflow run", claimed["run_id"], where, same["run_id"]),
         Link("code revision", claimed["code_revision"], "git", same["code_revision"]),
-        Link("validation", validation or "not found", "Great Expectations, findings", bool(validation)),
+        Link(
+            "validation",
+            validation or ("not found" if known is not None else "not known"),
+            "Great Expectations, findings",
+            None if known is None else bool(validation),
+        ),
         Link("dataset revision", claimed["dataset_revision"] or "(plain folder)", "git", same["dataset_revision"]),
         Link("dataset md5", claimed["dataset_md5"], "DVC", same["dataset_md5"]),
     ]

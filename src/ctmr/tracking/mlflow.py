@@ -169,13 +169,10 @@ class Tracking:
             self.tag(run_id, {"model_name": registered["name"], "model_version": registered["version"]})
 
     def exists(self, run_id: str) -> bool:
-        """True when the run is there and not deleted."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException:
-            return False
+        """True when the run is there and not deleted; a store that does not answer is a fault, not a no."""
+        with faults(self.uri):
+            found = _or_none(lambda: self.client.get_run(run_id))
+        return found is not None and bool(found.info.lifecycle_stage == "active")
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -230,22 +227,24 @@ class Tracking:
             return Path(self.client.download_artifacts(run_id, folder, str(target)))
 
     def champion(self, name: str, alias: str) -> Version | None:
-        """Return the version an alias points at, or ``None``."""
-        from mlflow.exceptions import MlflowException
+        """Return the version an alias points at; ``None`` when the store says that there is no such model or alias.
 
-        try:
-            return _version(self.client.get_model_version_by_alias(name, alias))
-        except MlflowException:
-            return None
+        Any other answer than the store's own "does not exist" is a fault: a model that nothing could be compared with
+        would else take the champion's place whenever MLflow is down.
+        """
+        with faults(self.uri):
+            model = _or_none(lambda: self.client.get_registered_model(name))
+            if model is None or alias not in model.aliases:
+                return None
+            return _version(self.client.get_model_version(name, str(model.aliases[alias])))
 
     def version(self, name: str, version: str) -> Version:
-        """Return a registered version; InputError when there is none."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return _version(self.client.get_model_version(name, version))
-        except MlflowException:
-            raise InputError(f"MLflow at {self.uri} has no version {version} of model {name}") from None
+        """Return a registered version; InputError when the store says that there is none."""
+        with faults(self.uri):
+            found = _or_none(lambda: self.client.get_model_version(name, version))
+        if found is None:
+            raise InputError(f"MLflow at {self.uri} has no version {version} of model {name}")
+        return _version(found)
 
     def versions(self, name: str) -> list[Version]:
         """Return all versions of a model, newest first."""
@@ -319,6 +318,18 @@ class Tracking:
         """Point an alias at a version."""
         with faults(self.uri):
             self.client.set_registered_model_alias(name, alias, version)
+
+
+def _or_none(call: Callable[[], Any]) -> Any:
+    """Return what MLflow answers, ``None`` when it says that the thing does not exist; all else is raised."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _version(found: Any) -> Version:

@@ -97,14 +97,14 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def still_true(context: Context) -> bool:
-    """True while the registered version is there, with this model's digest."""
-    from ctmr.errors import CtmrError
+    """True while the registered version is there, with this model's digest; an outage is a fault, not a no."""
+    from ctmr.errors import InputError
     from ctmr.tracking.mlflow import Tracking
 
     tree = json.loads((context.out / VERSION).read_text())
     try:
         found = Tracking(context.home).version(tree["name"], tree["version"])
-    except CtmrError:
+    except InputError:
         return False
     return found.digest == str(tree["model_digest"])
 
