@@ -11,7 +11,8 @@ from scipy import stats as scipy_stats
 
 from ctmr.errors import InputError
 from ctmr.metrics import significance
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.significance import compare_cases, correct, holm, t_test_p, wilcoxon_p
 
 HU = protocol("wolterink")

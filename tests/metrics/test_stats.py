@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import FEW_PATIENTS, bootstrap_interval, per_patient, summarise
 
 HU = protocol("wolterink")

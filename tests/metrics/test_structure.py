@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ctmr.metrics.structure import measure_structure, normalised_mutual_information
+from ctmr.metrics.measurement import measure_structure
+from ctmr.metrics.structure import normalised_mutual_information
 
 HEAD = np.hypot(*np.mgrid[-32:32, -32:32]) < 28
 

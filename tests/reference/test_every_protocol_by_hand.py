@@ -8,10 +8,10 @@ import torch
 from scipy import ndimage, signal
 from skimage.metrics import normalized_mutual_information, structural_similarity
 
-from ctmr.metrics.fidelity import measure_cycle, measure_paired, measure_unpaired_pixels, through_plane_flicker
+from ctmr.metrics.fidelity import through_plane_flicker
+from ctmr.metrics.measurement import measure_cycle, measure_paired, measure_structure, measure_unpaired_pixels
 from ctmr.metrics.protocol import PROTOCOLS, Pairing
 from ctmr.metrics.ssim import ms_ssim
-from ctmr.metrics.structure import measure_structure
 
 torch.set_num_threads(1)
 

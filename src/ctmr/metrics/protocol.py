@@ -1,17 +1,13 @@
-"""Protocol: what a PSNR, SSIM or MAE means; CaseMetrics: one case's numbers under exactly one protocol."""
+"""Protocol: what a PSNR, SSIM or MAE means, and which numbers may be compared."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ctmr.errors import InputError
-
-_ROUNDING = 1e-9
-"""Absolute rounding of float64 sums that a bound must forgive."""
 
 
 class Pairing(StrEnum):
@@ -49,66 +45,6 @@ class GridKind(StrEnum):
 
     NATIVE = "native"
     MODEL = "model"
-
-
-class Metric(StrEnum):
-    """Names of metrics, the same in code, gates, tables and MLflow."""
-
-    MAE = "mae"
-    MSE = "mse"
-    RMSE = "rmse"
-    PSNR = "psnr"
-    SSIM = "ssim"
-    MS_SSIM = "ms_ssim"
-    MAE_BONE = "mae_bone"
-    MAE_SOFT = "mae_soft"
-    MAE_AIR = "mae_air"
-    DICE_BONE = "dice_bone"
-    NMI = "nmi"
-    GRADIENT_CORRELATION = "gradient_correlation"
-    EDGE_OVERLAP = "edge_overlap"
-    FLICKER = "flicker"
-    KID = "kid"
-    KID_SD = "kid_sd"
-    FID = "fid"
-    DETECTION_RATE = "detection_rate"
-    INVENTED = "invented"
-    FALSE_FINDINGS = "false_findings"
-
-    @property
-    def higher_is_better(self) -> bool | None:
-        """Which way is good; ``None`` where neither is: best in between, or a spread."""
-        return None if self in _NO_DIRECTION else self in _HIGHER_IS_BETTER
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Smallest and largest value that any images can give."""
-        return _BOUNDS.get(self, (-math.inf, math.inf))
-
-
-_NO_DIRECTION = frozenset({Metric.FLICKER, Metric.KID_SD})
-_HIGHER_IS_BETTER = frozenset(
-    {
-        Metric.PSNR,
-        Metric.SSIM,
-        Metric.MS_SSIM,
-        Metric.DICE_BONE,
-        Metric.NMI,
-        Metric.GRADIENT_CORRELATION,
-        Metric.EDGE_OVERLAP,
-        Metric.DETECTION_RATE,
-    }
-)
-_ERRORS = (Metric.MAE, Metric.MSE, Metric.RMSE, Metric.MAE_BONE, Metric.MAE_SOFT, Metric.MAE_AIR)
-_BOUNDS: dict[Metric, tuple[float, float]] = {
-    **dict.fromkeys(
-        (*_ERRORS, Metric.FLICKER, Metric.KID_SD, Metric.FID, Metric.INVENTED, Metric.FALSE_FINDINGS), (0.0, math.inf)
-    ),
-    **dict.fromkeys((Metric.SSIM, Metric.GRADIENT_CORRELATION), (-1.0, 1.0)),
-    **dict.fromkeys(
-        (Metric.MS_SSIM, Metric.DICE_BONE, Metric.NMI, Metric.EDGE_OVERLAP, Metric.DETECTION_RATE), (0.0, 1.0)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -342,53 +278,6 @@ def read_description(text: str) -> Protocol:
     raise InputError(f"the protocol {text!r} is {now}; evaluate again with this version to compare the numbers")
 
 
-@dataclass(frozen=True)
-class CaseMetrics:
-    """The metrics of one case under one protocol.
-
-    Raises ``ValueError`` when a number cannot come from any images, or the numbers contradict each other; see
-    `check_consistent`.
-
-    Attributes
-    ----------
-    case
-        Identifier of the case (subject, slice).
-    subject
-        Patient the case belongs to; summaries are over patients.
-    protocol
-        How every value was measured.
-    values
-        Metric → number.
-    """
-
-    case: str
-    subject: str
-    protocol: Protocol
-    values: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.values) - {m.value for m in Metric})
-        if unknown:
-            raise ValueError(f"case {self.case}: no metric is called {unknown}; the metrics are {sorted(Metric)}")
-        where = f"case {self.case} under {self.protocol.name}"
-        for name, value in self.values.items():
-            low, high = Metric(name).bounds
-            if not low - _ROUNDING <= value <= high + _ROUNDING:
-                raise ValueError(f"{where}: {name} is {value:g}; it lies between {low:g} and {high:g} for any images")
-        check_consistent(
-            self.values,
-            self.protocol.data_range,
-            where=where,
-            mae_clipped=self.protocol.mae_clipped,
-            bounded=self.protocol.clip is not None,
-        )
-
-    def difference(self, other: CaseMetrics) -> dict[str, float]:
-        """Return ``self - other`` for every shared metric; TypeError when the protocols differ."""
-        require_same_protocol((self.protocol, other.protocol))
-        return {k: v - other.values[k] for k, v in self.values.items() if k in other.values}
-
-
 class UnlikeProtocolsError(TypeError):
     """Numbers of different protocols were to be compared, or none at all."""
 
@@ -403,65 +292,3 @@ def require_same_protocol(protocols: Iterable[Protocol]) -> Protocol:
             f"numbers of different protocols cannot be compared: {seen[0].describe()} against {seen[1].describe()}"
         )
     return seen[0]
-
-
-def check_consistent(
-    values: Mapping[str, float],
-    data_range: float | None,
-    *,
-    where: str,
-    tolerance: float = 1e-4,
-    mae_clipped: bool = True,
-    bounded: bool = False,
-) -> None:
-    """Raise ``ValueError`` when MAE, MSE, RMSE and PSNR cannot come from one pair of images.
-
-    Parameters
-    ----------
-    values
-        Any of ``mae``, ``mse``, ``rmse``, ``psnr`` and the tissues' ``mae_*``.
-    data_range
-        MAX of the PSNR; ``None`` skips what needs it.
-    where
-        Named in the message.
-    tolerance
-        Relative tolerance; printed numbers are rounded.
-    mae_clipped
-        False: the MAE is not of the clipped values that MSE and PSNR are of, so it has no bound from them.
-    bounded
-        The values lie in an interval of length `data_range`, so no single error is larger.
-
-    Notes
-    -----
-    With errors e on one mask and clip: ``mean |e| ≤ (mean e²)^½`` by Jensen's inequality, and
-    ``mean e² ≤ MAX · mean |e|`` where ``|e| ≤ MAX``. ``RMSE = MAX / 10^(PSNR/20)`` defines the PSNR. The MAE is an
-    average of those of bone, soft tissue and air, which divide the mask.
-    """
-    mae, mse, rmse, psnr = (values.get(k) for k in (Metric.MAE, Metric.MSE, Metric.RMSE, Metric.PSNR))
-
-    def above(a: float, b: float) -> bool:
-        return a > b + tolerance * abs(b) + _ROUNDING
-
-    if mse is not None:
-        if rmse is not None and (above(rmse**2, mse) or above(mse, rmse**2)):
-            raise ValueError(f"{where}: RMSE {rmse:g} is not the root of MSE {mse:g}")
-        rmse = math.sqrt(mse)
-    if psnr is not None and data_range is not None:
-        implied = data_range * 10 ** (-psnr / 20)
-        if rmse is not None and (above(implied, rmse) or above(rmse, implied)):
-            raise ValueError(
-                f"{where}: PSNR {psnr:g} dB over range {data_range:g} implies RMSE {implied:g}, but RMSE is {rmse:g}"
-            )
-        rmse = implied if rmse is None else rmse
-    tissues = [values[k] for k in (Metric.MAE_BONE, Metric.MAE_SOFT, Metric.MAE_AIR) if k in values]
-    if mae is not None and len(tissues) == 3 and (above(mae, max(tissues)) or above(min(tissues), mae)):
-        raise ValueError(f"{where}: MAE {mae:g} is no average of the MAE of bone, soft tissue and air, {tissues}")
-    if mae is None or rmse is None or not mae_clipped:
-        return
-    if above(mae, rmse):
-        raise ValueError(f"{where}: MAE {mae:g} is above RMSE {rmse:g}, which no pair of images can give")
-    if bounded and data_range is not None and above(rmse**2, mae * data_range):
-        raise ValueError(
-            f"{where}: with no error above {data_range:g} and MAE {mae:g}, RMSE {rmse:g} is above its largest possible "
-            f"value {math.sqrt(mae * data_range):g}"
-        )

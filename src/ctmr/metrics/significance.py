@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr
 
 from ctmr.errors import InputError
-from ctmr.metrics.protocol import CaseMetrics, Metric, require_same_protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import require_same_protocol
+from ctmr.metrics.registry import METRICS
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none, per_patient
 
 SIGNIFICANCE = 0.05
 EXACT_UP_TO = 500
 """Patients up to which the distribution of Wilcoxon's statistic is counted out; beyond, it is normal."""
-
-_NOT_TESTED = frozenset({Metric.MSE, Metric.RMSE, Metric.KID_SD})
-"""Functions of the PSNR, case by case, and spreads: a further test of one thing would only cost power."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def compare_cases(
     Returns
     -------
     list
-        One row a metric, in the order of `Metric`, *not* yet corrected: `correct` does that over the family that the
-        caller tests. MSE and RMSE are left out, PSNR says the same.
+        One row a metric, in the order of the registry, *not* yet corrected: `correct` does that over the family that
+        the caller tests. What says nothing of its own is left out, see `Metric.tested`.
 
     Raises
     ------
@@ -105,7 +104,7 @@ def compare_cases(
     require_same_cases(a, b, names)
     shared = {k for c in a for k in c.values} & {k for c in b for k in c.values}
     tests = []
-    for metric in (m for m in Metric if m in shared and m not in _NOT_TESTED):
+    for metric in (m.name for m in METRICS.values() if m.tested and m.name in shared):
         here, there = per_patient(a, metric), per_patient(b, metric)
         both = sorted(set(here) & set(there))
         test = _tested(metric, [here[p] for p in both], [there[p] for p in both], resamples, seed)
@@ -212,17 +211,17 @@ def t_test_p(differences: NDArray[np.float64]) -> float | None:
     return float(2 * stdtr(differences.size - 1, -abs(float(differences.mean())) / error))
 
 
-def _tested(metric: Metric, here: list[float], there: list[float], resamples: int, seed: int) -> PairedTest:
+def _tested(metric: str, here: list[float], there: list[float], resamples: int, seed: int) -> PairedTest:
     # Two infinite PSNR are equal; their difference is no number.
     differences = np.array([0.0 if x == y else x - y for x, y in zip(here, there, strict=True)])
     count = differences.size
     if count < 2:
         mean = float(differences.mean()) if count else math.nan
         words = f"{_patients(count)}: nothing can be tested"
-        return PairedTest(metric.value, count, finite_or_none(mean), None, None, None, None, note=words)
+        return PairedTest(metric, count, finite_or_none(mean), None, None, None, None, note=words)
     low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
     return PairedTest(
-        metric.value,
+        metric,
         count,
         finite_or_none(float(differences.mean())),
         finite_or_none(low),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.metrics.protocol import CaseMetrics, Protocol, require_same_protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import Protocol, require_same_protocol
 
 CONFIDENCE = 0.95
 FEW_PATIENTS = 12

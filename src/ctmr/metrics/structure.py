@@ -6,16 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-
-from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric
 
 NMI_BINS = 64
 NMI_PERCENTILES = (0.5, 99.5)
 GRADIENT_SIGMA_PX = 1.0
 EDGE_FRACTION = 0.1
 EDGE_TOLERANCE_PX = 1
-OUTLINE_PX = 2
 
 
 def normalised_mutual_information(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
@@ -72,6 +68,8 @@ def edge_overlap(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> f
     x, y, mask
         ``[H, W]``.
     """
+    from scipy import ndimage
+
     a, b = _edges(x, mask), _edges(y, mask)
     total = int(a.sum()) + int(b.sum())
     if not (a.any() and b.any()):
@@ -80,53 +78,6 @@ def edge_overlap(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> f
     met_a = a & ndimage.binary_dilation(b, near, iterations=EDGE_TOLERANCE_PX)
     met_b = b & ndimage.binary_dilation(a, near, iterations=EDGE_TOLERANCE_PX)
     return (int(met_a.sum()) + int(met_b.sum())) / total
-
-
-def measure_structure(
-    source: NDArray[Any], translation: NDArray[Any], head: NDArray[np.bool_], *, case: str, subject: str
-) -> CaseMetrics:
-    """Measure a slice against its own translation inside the head.
-
-    Parameters
-    ----------
-    source, translation
-        ``[H, W]`` or ``[1, H, W]``, each in its own unit: all three metrics ignore scale and offset.
-    head
-        Same shape, bool. Its outermost 2 px are left out: any translator keeps the outline of the head.
-    case, subject
-        Identifiers.
-
-    Returns
-    -------
-    CaseMetrics
-        nmi in [0, 1], gradient_correlation in [-1, 1], edge_overlap in [0, 1]. All are 1 for the identity, so a high
-        number only says that anatomy was kept, never that the other modality was reached.
-
-    Raises
-    ------
-    ValueError
-        When it is not one slice, shapes differ, values are not finite or the head is empty.
-    """
-    where = f"case {case} under structure"
-    x, y, inside = (a[0] if a.ndim == 3 and a.shape[0] == 1 else a for a in (source, translation, head))
-    if x.ndim != 2 or x.shape != y.shape or x.shape != inside.shape:
-        raise ValueError(
-            f"{where}: source {source.shape}, translation {translation.shape} and head {head.shape} must be one slice "
-            "of one shape; measure slice by slice"
-        )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(f"{where}: source or translation holds values that are not finite; all must be numbers")
-    inner = ndimage.binary_erosion(inside, iterations=OUTLINE_PX)
-    inner = inner if inner.any() else inside.astype(bool)
-    if not inner.any():
-        raise ValueError(f"{where}: the head mask is empty; it must hold at least one pixel")
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    values = {
-        Metric.NMI.value: normalised_mutual_information(x, y, inner),
-        Metric.GRADIENT_CORRELATION.value: gradient_correlation(x, y, inner),
-        Metric.EDGE_OVERLAP.value: edge_overlap(x, y, inner),
-    }
-    return CaseMetrics(case, subject, PROTOCOLS["structure"], values)
 
 
 def _binned(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -146,6 +97,8 @@ def _entropy(p: NDArray[np.float64]) -> float:
 
 
 def _gradient(x: NDArray[Any]) -> NDArray[np.float64]:
+    from scipy import ndimage
+
     result: NDArray[np.float64] = ndimage.gaussian_gradient_magnitude(x.astype(np.float64), GRADIENT_SIGMA_PX)
     return result
 
