@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtr
+from scipy import stats
 
 from ctmr.errors import InputError
 from ctmr.metrics.cases import CaseMetrics
@@ -179,14 +179,12 @@ def wilcoxon_p(differences: NDArray[np.float64]) -> float:
     left = differences[differences != 0]
     if left.size == 0:
         return 1.0
-    _, index, counts = np.unique(np.abs(left), return_inverse=True, return_counts=True)
-    # Twice the rank, so that shared ranks are whole numbers too.
-    doubled = (2 * np.cumsum(counts) - counts + 1)[index]
+    if left.size > EXACT_UP_TO:
+        return float(stats.wilcoxon(left, correction=False, method="asymptotic").pvalue)
+    # Twice the rank, so that shared ranks are whole numbers too: scipy's exact test is of distinct ranks alone.
+    doubled = np.rint(2 * stats.rankdata(np.abs(left))).astype(np.int64)
     positive, total = int(doubled[left > 0].sum()), int(doubled.sum())
     extreme = min(positive, total - positive)
-    if left.size > EXACT_UP_TO:
-        z = (extreme - total / 2) / math.sqrt(float(np.square(doubled).sum()) / 4)
-        return float(min(1.0, 2 * ndtr(z)))
     chances = np.zeros(total + 1)
     chances[0] = 1.0
     for rank in doubled:
@@ -208,7 +206,7 @@ def t_test_p(differences: NDArray[np.float64]) -> float | None:
     # What is left of equal differences is rounding, and would pass for the strongest of effects.
     if error <= 1e-12 * float(np.abs(differences).max()):
         return None
-    return float(2 * stdtr(differences.size - 1, -abs(float(differences.mean())) / error))
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def _tested(metric: str, here: list[float], there: list[float], resamples: int, seed: int) -> PairedTest:
