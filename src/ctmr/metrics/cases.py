@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ctmr.metrics.protocol import Protocol, require_same_protocol
+from ctmr.metrics.protocol import Protocol
 from ctmr.metrics.registry import MAE, MAE_AIR, MAE_BONE, MAE_SOFT, METRICS, MSE, PSNR, RMSE
 
 _ROUNDING = 1e-9
@@ -53,11 +53,6 @@ class CaseMetrics:
             mae_clipped=self.protocol.mae_clipped,
             bounded=self.protocol.clip is not None,
         )
-
-    def difference(self, other: CaseMetrics) -> dict[str, float]:
-        """Return ``self - other`` for every shared metric; TypeError when the protocols differ."""
-        require_same_protocol((self.protocol, other.protocol))
-        return {k: v - other.values[k] for k, v in self.values.items() if k in other.values}
 
 
 def check_consistent(

@@ -57,12 +57,12 @@ class Protocol:
         One of `PROTOCOLS`.
     pairing, mask, ssim_window, grid
         See the enums.
+    unit
+        Unit of MAE and RMSE (``HU``, ``grey levels``, ``as trained``).
     clip
         Values are clipped to this range first; ``None``: not clipped.
     data_range
         MAX of PSNR and L of SSIM; ``None`` where neither is defined.
-    unit
-        Unit of MAE and RMSE (``HU``, ``grey levels``, ``as trained``).
     volume
         True: one number a volume; False: one number a slice.
     ssim_border
@@ -76,11 +76,11 @@ class Protocol:
     name: str
     pairing: Pairing
     mask: Mask
-    clip: tuple[float, float] | None
-    data_range: float | None
     unit: str
-    ssim_window: SsimWindow
-    volume: bool
+    clip: tuple[float, float] | None = None
+    data_range: float | None = None
+    ssim_window: SsimWindow = SsimWindow.NONE
+    volume: bool = False
     grid: GridKind = GridKind.NATIVE
     ssim_border: int = 0
     mae_clipped: bool = True
@@ -110,139 +110,46 @@ class Protocol:
         return ", ".join([*parts, self.variant] if self.variant else parts)
 
 
-_G11 = SsimWindow.GAUSSIAN_11_2D
-_CLIP_2023, _CLIP_2025 = (-1024.0, 3000.0), (-1024.0, 3071.0)
+_GREY_255, _CLIP_2023, _CLIP_2025 = (0.0, 255.0), (-1024.0, 3000.0), (-1024.0, 3071.0)
+_U7, _G11, _MS = SsimWindow.UNIFORM_7_3D, SsimWindow.GAUSSIAN_11_2D, SsimWindow.MS_SSIM_5
+_MODEL = GridKind.MODEL
+_SYNTHRAD = Protocol(
+    "synthrad2023",
+    Pairing.PAIRED,
+    Mask.GIVEN,
+    "HU",
+    _CLIP_2023,
+    4024.0,
+    _U7,
+    volume=True,
+    ssim_border=3,
+    mae_clipped=False,
+)
+_GREY = Protocol("paired_slice_grey8", Pairing.PAIRED, Mask.HEAD_FROM_GREY, "grey levels", _GREY_255, 255.0, _G11)
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
-        Protocol(
-            "paired_volume_hu",
-            Pairing.PAIRED,
-            Mask.HEAD_FROM_CT,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.UNIFORM_7_3D,
-            volume=True,
-        ),
-        Protocol(
-            "synthrad2023",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.UNIFORM_7_3D,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
-        ),
-        Protocol(
-            "synthrad2025",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2025,
-            4095.0,
-            "HU",
-            SsimWindow.MS_SSIM_5,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
+        Protocol("paired_volume_hu", Pairing.PAIRED, Mask.HEAD_FROM_CT, "HU", _CLIP_2023, 4024.0, _U7, volume=True),
+        _SYNTHRAD,
+        replace(
+            _SYNTHRAD,
+            name="synthrad2025",
+            clip=_CLIP_2025,
+            data_range=4095.0,
+            ssim_window=_MS,
             variant="evaluation code",
         ),
+        replace(_SYNTHRAD, name="synthrad2025_metrics", ssim_window=_MS, variant="metrics repository"),
+        Protocol("wolterink", Pairing.PAIRED, Mask.HEAD_FROM_CT_AND_MR, "HU", data_range=4095.0, volume=True),
+        _GREY,
+        replace(_GREY, name="paired_slice_grey8_full", mask=Mask.NONE, ssim_border=5),
         Protocol(
-            "synthrad2025_metrics",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.MS_SSIM_5,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
-            variant="metrics repository",
+            "cycle_slice", Pairing.CYCLE, Mask.NONE, "as trained", (-1.0, 1.0), 2.0, _G11, grid=_MODEL, ssim_border=5
         ),
-        Protocol(
-            "wolterink", Pairing.PAIRED, Mask.HEAD_FROM_CT_AND_MR, None, 4095.0, "HU", SsimWindow.NONE, volume=True
-        ),
-        Protocol(
-            "paired_slice_grey8",
-            Pairing.PAIRED,
-            Mask.HEAD_FROM_GREY,
-            (0.0, 255.0),
-            255.0,
-            "grey levels",
-            _G11,
-            volume=False,
-        ),
-        Protocol(
-            "paired_slice_grey8_full",
-            Pairing.PAIRED,
-            Mask.NONE,
-            (0.0, 255.0),
-            255.0,
-            "grey levels",
-            _G11,
-            volume=False,
-            ssim_border=5,
-        ),
-        Protocol(
-            "cycle_slice",
-            Pairing.CYCLE,
-            Mask.NONE,
-            (-1.0, 1.0),
-            2.0,
-            "as trained",
-            _G11,
-            volume=False,
-            grid=GridKind.MODEL,
-            ssim_border=5,
-        ),
-        Protocol(
-            "unpaired_pixels",
-            Pairing.UNPAIRED_PIXELS,
-            Mask.NONE,
-            None,
-            None,
-            "as the paper",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "unpaired_distribution",
-            Pairing.UNPAIRED_DISTRIBUTION,
-            Mask.NONE,
-            None,
-            None,
-            "feature distance",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "structure",
-            Pairing.INPUT,
-            Mask.HEAD_FROM_GREY,
-            None,
-            None,
-            "dimensionless",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "lesions",
-            Pairing.LESION,
-            Mask.HEAD_FROM_GREY,
-            None,
-            None,
-            "share or count of lesions",
-            SsimWindow.NONE,
-            volume=True,
-            grid=GridKind.MODEL,
-        ),
+        Protocol("unpaired_pixels", Pairing.UNPAIRED_PIXELS, Mask.NONE, "as the paper", grid=_MODEL),
+        Protocol("unpaired_distribution", Pairing.UNPAIRED_DISTRIBUTION, Mask.NONE, "feature distance", grid=_MODEL),
+        Protocol("structure", Pairing.INPUT, Mask.HEAD_FROM_GREY, "dimensionless", grid=_MODEL),
+        Protocol("lesions", Pairing.LESION, Mask.HEAD_FROM_GREY, "share or count of lesions", volume=True, grid=_MODEL),
     )
 }
 """Every protocol by name; docs/precision.md states each with formulas and sources."""

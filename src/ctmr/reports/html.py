@@ -11,11 +11,11 @@ from enum import StrEnum
 from ctmr.evaluation.gate import Verdict
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.cases import CaseMetrics
-from ctmr.metrics.protocol import Pairing, require_same_protocol
+from ctmr.metrics.protocol import Pairing, Protocol, require_same_protocol
 from ctmr.metrics.registry import SSIM, Metric, Shown, shown_metrics
 from ctmr.metrics.stats import Summary
 from ctmr.metrics.tissue import TissueClass, TissueRow
-from ctmr.reports.numbers import interval_text, metric_text, number_text, value_text
+from ctmr.reports.numbers import interval_text, metric_text, number_text
 
 MOST_CASES = 200
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -189,27 +189,19 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    value: str
-    spread: str
-    interval: str
-    best: bool
-
-
-@dataclass(frozen=True)
 class _Table:
-    name: str
-    protocol: str
+    protocol: Protocol
     metrics: list[Metric]
-    rows: list[tuple[str, list[_Cell], str]]
+    rows: list[tuple[str, Summary]]
+    best: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class _CaseTable:
-    protocol: str
-    sorted_by: str
-    metrics: list[str]
-    rows: list[tuple[str, str, list[str]]]
+    protocol: Protocol
+    sorted_by: Metric
+    metrics: list[Metric]
+    cases: list[CaseMetrics]
     left_out: int
 
 
@@ -242,6 +234,8 @@ def render_report(report: Report) -> str:
         "svg": Markup,
         "tables": _tables,
         "arrows": _ARROWS,
+        "value": metric_text,
+        "interval": interval_text,
         "tissue_rows": lambda table: [(t.value, table[t]) for t in TissueClass if t in table],
     }
     of_images = {k: v for k, v in report.cases.items() if report.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
@@ -250,7 +244,7 @@ def render_report(report: Report) -> str:
         report=report,
         verdict=report.verdict,
         tiles=_tiles(report),
-        case_tables=[_case_table(name, rows) for name, rows in sorted(of_images.items()) if rows],
+        case_tables=[_case_table(rows) for _, rows in sorted(of_images.items()) if rows],
         figures=shown,
     )
 
@@ -272,23 +266,11 @@ def _tables(summaries: Mapping[str, Summary], others: Mapping[str, Mapping[str, 
 
 
 def _table(name: str, own: Summary, others: Mapping[str, Mapping[str, Summary]]) -> _Table:
-    entries = [("this model", own), *((n, s[name]) for n, s in others.items() if name in s)]
-    protocol = require_same_protocol(s.protocol for _, s in entries)
-    metrics = shown_metrics(Shown.TABLE, [s.metrics for _, s in entries])
-    best = {m.name: _best(m, [s for _, s in entries]) for m in metrics}
-    rows = []
-    for who, summary in entries:
-        cells = []
-        for m in (metric.name for metric in metrics):
-            found = summary.metrics.get(m)
-            interval = "" if found is None else interval_text(m, protocol, found.low, found.high)
-            leads = found is not None and len(entries) > 1 and found.mean == best[m]
-            value, sign, spread = value_text(m, protocol, found).partition(" ± ")
-            cells.append(_Cell(value, f"± {spread}" if sign else "", interval, leads))
-        # A distribution is of all images at once.
-        whole = protocol.pairing is Pairing.UNPAIRED_DISTRIBUTION
-        rows.append((who, cells, "–" if whole else f"{summary.subjects} / {summary.cases}"))
-    return _Table(name, protocol.describe(), metrics, rows)
+    rows = [("this model", own), *((n, s[name]) for n, s in others.items() if name in s)]
+    summaries = [s for _, s in rows]
+    metrics = shown_metrics(Shown.TABLE, [s.metrics for s in summaries])
+    best = {m.name: _best(m, summaries) for m in metrics} if len(rows) > 1 else {}
+    return _Table(require_same_protocol(s.protocol for s in summaries), metrics, rows, best)
 
 
 def _best(metric: Metric, summaries: Sequence[Summary]) -> float | None:
@@ -298,9 +280,8 @@ def _best(metric: Metric, summaries: Sequence[Summary]) -> float | None:
     return max(found) if metric.higher_is_better else min(found)
 
 
-def _case_table(name: str, cases: Sequence[CaseMetrics]) -> _CaseTable:
+def _case_table(cases: Sequence[CaseMetrics]) -> _CaseTable:
     """Cases of one protocol, the worst first."""
-    protocol = cases[0].protocol
     metrics = shown_metrics(Shown.TABLE, [c.values for c in cases])
     by = next((m for m in metrics if m.higher_is_better is not None), metrics[0])
     sign = -1.0 if by.higher_is_better else 1.0
@@ -310,11 +291,7 @@ def _case_table(name: str, cases: Sequence[CaseMetrics]) -> _CaseTable:
         return (-math.inf if value is None else sign * value, case.case)
 
     ordered = sorted(cases, key=badness, reverse=True)
-    names = [m.name for m in metrics]
-    rows = [
-        (c.case, c.subject, [metric_text(m, protocol, c.values.get(m)) for m in names]) for c in ordered[:MOST_CASES]
-    ]
-    return _CaseTable(protocol.describe(), by.name, names, rows, max(0, len(ordered) - MOST_CASES))
+    return _CaseTable(cases[0].protocol, by, metrics, ordered[:MOST_CASES], max(0, len(ordered) - MOST_CASES))
 
 
 def _tiles(report: Report) -> list[_Tile]:
