@@ -11,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.distribution import fid, kid
-from ctmr.metrics.fidelity import through_plane_flicker
+from ctmr.metrics.fidelity import flicker
 from ctmr.metrics.measurement import measure_cycle, measure_paired, measure_structure
+from ctmr.metrics.pair import ImagePair
 from ctmr.metrics.protocol import PROTOCOLS, Pairing, protocol
 from ctmr.metrics.registry import METRICS
 from ctmr.metrics.stats import summarise
@@ -111,18 +112,18 @@ def test_flicker_ignores_a_steady_change_and_grows_with_jumps(seed, slope, offse
     truth = np.random.default_rng(seed).normal(0, 30, SHAPE)
     mask = np.ones(SHAPE, bool)
     ramp = truth + offset + slope * np.arange(SHAPE[0])[:, None, None]
-    assert through_plane_flicker(ramp, truth, mask, axis=0) == pytest.approx(1.0, abs=1e-9)
+    assert flicker(ImagePair(ramp, truth, mask, PROTOCOLS["wolterink"], 0)) == pytest.approx(1.0, abs=1e-9)
     jumps = np.where(np.arange(SHAPE[0]) % 2, 400.0, -400.0)[:, None, None]
-    assert through_plane_flicker(truth + jumps, truth, mask, axis=0) > 5
-    assert through_plane_flicker(truth + jumps, truth, mask, axis=1) == pytest.approx(1.0, abs=1e-9)
+    assert flicker(ImagePair(truth + jumps, truth, mask, PROTOCOLS["wolterink"], 0)) > 5
+    assert flicker(ImagePair(truth + jumps, truth, mask, PROTOCOLS["wolterink"], 1)) == pytest.approx(1.0, abs=1e-9)
 
 
 def test_flicker_has_no_number_where_the_mask_is_thin_or_the_truth_does_not_change():
     truth = np.random.default_rng(0).normal(size=SHAPE)
     thin = np.zeros(SHAPE, bool)
     thin[4:6] = True
-    assert through_plane_flicker(truth, truth, thin, axis=0) is None
-    assert through_plane_flicker(truth, np.zeros(SHAPE), ~thin, axis=1) is None
+    assert flicker(ImagePair(truth, truth, thin, PROTOCOLS["wolterink"], 0)) is None
+    assert flicker(ImagePair(truth, np.zeros(SHAPE), ~thin, PROTOCOLS["wolterink"], 1)) is None
     assert "flicker" not in measured(truth, truth, thin, "paired_volume_hu", slice_axis=0)
 
 

@@ -86,58 +86,33 @@ def dice_bone(pair: ImagePair) -> float | None:
 
 
 def flicker(pair: ImagePair) -> float | None:
-    """`through_plane_flicker` along the pair's slice axis; ``None`` where that is not known."""
-    if pair.slice_axis is None:
-        return None
-    return through_plane_flicker(
-        pair.prediction, pair.reference, pair.inside, axis=pair.slice_axis, clip=pair.protocol.clip
-    )
-
-
-def through_plane_flicker(
-    prediction: NDArray[Any],
-    truth: NDArray[Any],
-    mask: NDArray[np.bool_],
-    *,
-    axis: int,
-    clip: tuple[float, float] | None = None,
-) -> float | None:
     """Jumps of a prediction from slice to slice, relative to those of the truth.
 
     The mean of ``|v[k] - (v[k-1] + v[k+1]) / 2|`` of the prediction over that of the truth, taken where a voxel and
     both neighbours lie in the mask. A steady change along the axis counts nothing; slices that were translated one by
     one and do not fit together count fully.
 
-    Parameters
-    ----------
-    prediction, truth, mask
-        ``[D, H, W]`` on one grid, one unit.
-    axis
-        Along which slices are stacked.
-    clip
-        Values are clipped to this range first.
-
     Returns
     -------
     float or None
         1: as smooth as the truth. Above: flicker, or noise. Below: smoother than the truth, as blur is. ``None``
-        where the mask is less than three slices thick, or the truth does not change.
+        where the pair has no slice axis, the mask is less than three slices thick, or the truth does not change.
     """
+    if pair.slice_axis is None:
+        return None
     before, here, after = (
-        tuple(slice(k, k - 2 or None) if a == axis else slice(None) for a in range(3)) for k in range(3)
+        tuple(slice(k, k - 2 or None) if a == pair.slice_axis else slice(None) for a in range(3)) for k in range(3)
     )
-    where = mask[before] & mask[here] & mask[after]
+    where = pair.inside[before] & pair.inside[here] & pair.inside[after]
     if not where.any():
         return None
 
     def jump(v: NDArray[Any]) -> float:
-        first, middle, last = (v[k][where].astype(np.float64) for k in (before, here, after))
-        if clip is not None:
-            first, middle, last = (np.clip(a, *clip) for a in (first, middle, last))
+        first, middle, last = (pair.clipped(v[k][where].astype(np.float64)) for k in (before, here, after))
         return float(np.abs(middle - 0.5 * (first + last)).mean())
 
-    true = jump(truth)
-    return jump(prediction) / true if true > 0 else None
+    true = jump(pair.reference)
+    return jump(pair.prediction) / true if true > 0 else None
 
 
 def _non_negative(pair: ImagePair, image: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -137,10 +137,6 @@ def _under(holds: Callable[[Protocol], bool]) -> frozenset[str]:
     return frozenset(name for name, protocol in PROTOCOLS.items() if holds(protocol))
 
 
-def _of_arrays(function: Callable[..., float]) -> Callable[[ImagePair], float]:
-    return lambda pair: function(pair.reference, pair.prediction, pair.inside)
-
-
 _PIXELS = _under(lambda p: p.measures_fidelity) | {"cycle_slice", "unpaired_pixels"}
 _HU = _under(lambda p: p.measures_fidelity and p.unit == "HU")
 _SSIM = _under(lambda p: p.ssim_window in (SsimWindow.UNIFORM_7_3D, SsimWindow.GAUSSIAN_11_2D))
@@ -194,7 +190,7 @@ NMI = register(
         HIGHER,
         _SHARE,
         _STRUCTURE,
-        _of_arrays(structure.normalised_mutual_information),
+        structure.normalised_mutual_information,
         shown=_TOP,
     )
 )
@@ -205,12 +201,12 @@ GRADIENT_CORRELATION = register(
         HIGHER,
         _SIGNED,
         _STRUCTURE,
-        _of_arrays(structure.gradient_correlation),
+        structure.gradient_correlation,
         shown=_TABLE,
     )
 )
 EDGE_OVERLAP = register(
-    Metric("edge_overlap", "share of edges that meet", HIGHER, _SHARE, _STRUCTURE, _of_arrays(structure.edge_overlap))
+    Metric("edge_overlap", "share of edges that meet", HIGHER, _SHARE, _STRUCTURE, structure.edge_overlap)
 )
 FLICKER = register(
     Metric(

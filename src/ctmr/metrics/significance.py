@@ -73,8 +73,6 @@ def compare_cases(
     b: Sequence[CaseMetrics],
     *,
     names: tuple[str, str] = ("a", "b"),
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> list[PairedTest]:
     """Test every metric that both models have on the same cases, a patient's cases averaged first.
 
@@ -84,8 +82,6 @@ def compare_cases(
         All cases of the two models under one protocol.
     names
         What the models are called in messages.
-    resamples, seed
-        Of the bootstrap intervals.
 
     Returns
     -------
@@ -107,7 +103,7 @@ def compare_cases(
     for metric in (m.name for m in METRICS.values() if m.tested and m.name in shared):
         here, there = per_patient(a, metric), per_patient(b, metric)
         both = sorted(set(here) & set(there))
-        test = _tested(metric, [here[p] for p in both], [there[p] for p in both], resamples, seed)
+        test = _tested(metric, [here[p] for p in both], [there[p] for p in both])
         if len(both) < len({*here, *there}):
             missing = len({*here, *there}) - len(both)
             lacking = f"{_patients(missing)} {'have' if missing > 1 else 'has'} it in one model only"
@@ -209,7 +205,7 @@ def t_test_p(differences: NDArray[np.float64]) -> float | None:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def _tested(metric: str, here: list[float], there: list[float], resamples: int, seed: int) -> PairedTest:
+def _tested(metric: str, here: list[float], there: list[float]) -> PairedTest:
     # Two infinite PSNR are equal; their difference is no number.
     differences = np.array([0.0 if x == y else x - y for x, y in zip(here, there, strict=True)])
     count = differences.size
@@ -217,7 +213,7 @@ def _tested(metric: str, here: list[float], there: list[float], resamples: int, 
         mean = float(differences.mean()) if count else math.nan
         words = f"{_patients(count)}: nothing can be tested"
         return PairedTest(metric, count, finite_or_none(mean), None, None, None, None, note=words)
-    low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(differences)
     return PairedTest(
         metric,
         count,

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctmr.metrics.pair import ImagePair
+
 NMI_BINS = 64
 NMI_PERCENTILES = (0.5, 99.5)
 GRADIENT_SIGMA_PX = 1.0
@@ -14,23 +16,18 @@ EDGE_FRACTION = 0.1
 EDGE_TOLERANCE_PX = 1
 
 
-def normalised_mutual_information(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def normalised_mutual_information(pair: ImagePair) -> float:
     """Studholme's normalised mutual information minus 1, in [0, 1].
 
     ``(H(x) + H(y)) / H(x, y) - 1`` from a joint histogram of 64 × 64 bins between each image's 0.5th and 99.5th
     percentile in the mask. 0: independent (or an image is constant); 1: each image determines the other, as the
     identity and any monotone recolouring do. Independent noise scores slightly above 0: a finite histogram is biased.
 
-    Parameters
-    ----------
-    x, y, mask
-        One shape; `mask` is bool.
-
     References
     ----------
     Studholme, Hill, Hawkes: An overlap invariant entropy measure of 3D medical image alignment, 1999.
     """
-    bins_x, bins_y = _binned(x[mask]), _binned(y[mask])
+    bins_x, bins_y = (_binned(v[pair.inside]) for v in (pair.reference, pair.prediction))
     joint = np.bincount(bins_x * NMI_BINS + bins_y, minlength=NMI_BINS**2).reshape(NMI_BINS, NMI_BINS).astype(float)
     joint /= max(1.0, joint.sum())
     both = _entropy(joint.ravel())
@@ -40,37 +37,28 @@ def normalised_mutual_information(x: NDArray[Any], y: NDArray[Any], mask: NDArra
     return float(np.clip(ratio - 1.0, 0.0, 1.0))
 
 
-def gradient_correlation(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def gradient_correlation(pair: ImagePair) -> float:
     """Pearson correlation of gradient magnitudes inside the mask, in [-1, 1]; 0 when an image has no gradient there.
 
     Magnitudes (Gaussian derivative, σ 1 px), because CT and MR invert contrast at many borders, where Penney's signed
     gradient correlation would punish a right translation.
-
-    Parameters
-    ----------
-    x, y, mask
-        ``[H, W]``.
     """
-    a, b = _gradient(x)[mask], _gradient(y)[mask]
+    a, b = (_gradient(v)[pair.inside] for v in (pair.reference, pair.prediction))
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
     return float((a * b).sum() / scale) if scale > 0 else 0.0
 
 
-def edge_overlap(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def edge_overlap(pair: ImagePair) -> float:
     """Share of edge pixels that have an edge of the other image within 1 px, in [0, 1].
 
-    Edges are the pixels of the largest tenth of gradient magnitudes in the mask. Lost anatomy leaves edges of `x`
-    without partner, invented anatomy those of `y`. Chance level is about 0.4 for unrelated textures, not 0.
-
-    Parameters
-    ----------
-    x, y, mask
-        ``[H, W]``.
+    Edges are the pixels of the largest tenth of gradient magnitudes in the mask. Lost anatomy leaves edges of the
+    input without partner, invented anatomy those of the translation. Chance level is about 0.4 for unrelated textures,
+    not 0.
     """
     from scipy import ndimage
 
-    a, b = _edges(x, mask), _edges(y, mask)
+    a, b = (_edges(v, pair.inside) for v in (pair.reference, pair.prediction))
     total = int(a.sum()) + int(b.sum())
     if not (a.any() and b.any()):
         return 0.0

@@ -18,9 +18,6 @@ from ctmr.metrics.stats import FEW_PATIENTS, Summary
 from ctmr.reports.numbers import ABSENT, interval_text, metric_text, p_text, value_text
 from ctmr.reports.runs import FinishedRun
 
-RESAMPLES = 2000
-SEED = 0
-
 
 @dataclass(frozen=True)
 class ComparisonRow:
@@ -126,9 +123,7 @@ class Comparison:
         }
 
 
-def compare_runs(
-    runs: Sequence[FinishedRun], *, protocols: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = SEED
-) -> Comparison:
+def compare_runs(runs: Sequence[FinishedRun], *, protocols: Sequence[str] = ()) -> Comparison:
     """Compare runs that were measured under the same protocols on the same cases.
 
     Parameters
@@ -137,8 +132,6 @@ def compare_runs(
         At least two, with names of their own.
     protocols
         Only these; empty: all that the runs share.
-    resamples, seed
-        Of the bootstrap intervals of differences.
 
     Raises
     ------
@@ -160,7 +153,7 @@ def compare_runs(
         for name in shared:
             _require_comparable(a, b, name)
     notes += _test_images(runs, shared)
-    tables = tuple(_table(name, runs, resamples, seed) for name in shared)
+    tables = tuple(_table(name, runs) for name in shared)
     counts = {t.protocol.name: t.rows[0].summary.subjects for t in tables if t.pairs}
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW_PATIENTS)
     if few:
@@ -221,18 +214,13 @@ def _test_images(runs: Sequence[FinishedRun], shared: Sequence[str]) -> list[str
     return notes
 
 
-def _table(name: str, runs: Sequence[FinishedRun], resamples: int, seed: int) -> ProtocolTable:
+def _table(name: str, runs: Sequence[FinishedRun]) -> ProtocolTable:
     protocol = runs[0].protocol(name)
     rows = [ComparisonRow(r.name, False, r.summaries[name]) for r in runs] + _baseline_rows(name, protocol, runs)
     pairs: list[PairTests] = []
     if protocol.pairing is not Pairing.UNPAIRED_DISTRIBUTION:
         combinations = list(itertools.combinations(runs, 2))
-        tested = correct(
-            [
-                compare_cases(a.cases[name], b.cases[name], names=(a.name, b.name), resamples=resamples, seed=seed)
-                for a, b in combinations
-            ]
-        )
+        tested = correct([compare_cases(a.cases[name], b.cases[name], names=(a.name, b.name)) for a, b in combinations])
         pairs = [PairTests(a.name, b.name, tuple(t)) for (a, b), t in zip(combinations, tested, strict=True)]
     metrics = shown_metrics(Shown.TABLE, [r.summary.metrics for r in rows])
     return ProtocolTable(protocol, tuple(metrics), tuple(rows), tuple(pairs))
