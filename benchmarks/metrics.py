@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ctmr.metrics.fidelity import measure_paired
+from ctmr.metrics.measurement import measure_paired
 from ctmr.metrics.protocol import SsimWindow, protocol
 from ctmr.metrics.ssim import masked_ssim, ssim
 from ctmr.phantom import make_head

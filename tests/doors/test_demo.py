@@ -17,7 +17,8 @@ import pytest
 
 from ctmr.imaging.volume import Unit
 from ctmr.io.dicom import read_header, read_series
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.serving.server import EmbeddedTriton
 from ctmr.system.home import Home
 from ctmr.tracking.mlflow import Tracking
@@ -130,7 +131,7 @@ def test_the_synthetic_series_is_ct_on_the_sources_voxels_and_says_what_it_is(de
 
 def test_the_synthetic_series_is_as_good_as_the_report_says(demo: Demo) -> None:
     from ctmr.imaging.mask import head_mask_ct
-    from ctmr.metrics.fidelity import measure_paired
+    from ctmr.metrics.measurement import measure_paired
 
     golden = demo.summary("evaluate")["golden"]
     raw = demo.home.runs / "demo-phantom" / "fetch" / "raw"

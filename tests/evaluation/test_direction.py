@@ -13,7 +13,8 @@ from ctmr.evaluation.candidates import OWN, Model, reverse
 from ctmr.evaluation.comparison import MeasuredDirection
 from ctmr.evaluation.direction import _outdone, _tissues, measure_side, open_side
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import summarise
 from ctmr.metrics.tissue import TissueClass, TissueRow
 

@@ -7,7 +7,8 @@ import pytest
 
 from ctmr.evaluation.gate import Verdict, judge
 from ctmr.imaging.volume import Unit
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import summarise
 from ctmr.recipe.recipe import Limit, Recipe
 

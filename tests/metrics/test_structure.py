@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ctmr.metrics.structure import measure_structure, normalised_mutual_information
+from ctmr.metrics.measurement import measure_structure
+from ctmr.metrics.pair import ImagePair
+from ctmr.metrics.protocol import protocol
+from ctmr.metrics.structure import normalised_mutual_information
 
 HEAD = np.hypot(*np.mgrid[-32:32, -32:32]) < 28
 
@@ -48,7 +51,7 @@ def test_mutual_information_equals_entropies_counted_by_hand():
     y = np.array([[0.0, 1.0, 1.0, 1.0]])
     h_x, h_y = np.log(2), -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
     h_xy = -(0.25 * np.log(0.25) * 2 + 0.5 * np.log(0.5))
-    found = normalised_mutual_information(x, y, np.ones((1, 4), bool))
+    found = normalised_mutual_information(ImagePair(y, x, np.ones((1, 4), bool), protocol("structure")))
     assert found == pytest.approx((h_x + h_y) / h_xy - 1)
 
 

@@ -8,10 +8,11 @@ import torch
 from scipy import ndimage, signal
 from skimage.metrics import normalized_mutual_information, structural_similarity
 
-from ctmr.metrics.fidelity import measure_cycle, measure_paired, measure_unpaired_pixels, through_plane_flicker
+from ctmr.metrics.fidelity import flicker
+from ctmr.metrics.measurement import measure_cycle, measure_paired, measure_structure, measure_unpaired_pixels
+from ctmr.metrics.pair import ImagePair
 from ctmr.metrics.protocol import PROTOCOLS, Pairing
 from ctmr.metrics.ssim import ms_ssim
-from ctmr.metrics.structure import measure_structure
 
 torch.set_num_threads(1)
 
@@ -187,7 +188,9 @@ def test_flicker_equals_a_loop_over_voxels(axis):
         if mask[index] and mask[before] and mask[after]:
             for k, v in enumerate((prediction, truth)):
                 sums[k] += abs(v[index] - (v[before] + v[after]) / 2)
-    assert through_plane_flicker(prediction, truth, mask, axis=axis) == pytest.approx(sums[0] / sums[1], rel=1e-12)
+    assert flicker(ImagePair(prediction, truth, mask, PROTOCOLS["wolterink"], axis)) == pytest.approx(
+        sums[0] / sums[1], rel=1e-12
+    )
 
 
 def head_and_slices(seed):

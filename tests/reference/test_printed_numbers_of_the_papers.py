@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctmr.metrics.cases import CaseMetrics, check_consistent
 from ctmr.metrics.distribution import fid, kid
-from ctmr.metrics.protocol import CaseMetrics, check_consistent, protocol
+from ctmr.metrics.protocol import protocol
 
 
 def test_jha_iima_cyclegan_row_is_impossible_over_the_range_they_trained_on():

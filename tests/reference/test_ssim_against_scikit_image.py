@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ctmr.metrics import ssim as similarity
-from ctmr.metrics.fidelity import measure_paired
+from ctmr.metrics.measurement import measure_paired
 from ctmr.metrics.protocol import SsimWindow, protocol
 from ctmr.metrics.ssim import masked_ssim, ssim, ssim_map
 

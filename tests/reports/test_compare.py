@@ -13,11 +13,13 @@ import pytest
 from ctmr.cli.app import main
 from ctmr.errors import InputError
 from ctmr.evaluation.gate import judge
-from ctmr.metrics.protocol import CaseMetrics, UnlikeProtocolsError, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import UnlikeProtocolsError, protocol
 from ctmr.metrics.stats import summarise
 from ctmr.recipe.recipe import Recipe
-from ctmr.reports.compare import compare_runs, digits, number_text, p_text, render_comparison
+from ctmr.reports.compare import compare_runs, render_comparison
 from ctmr.reports.html import Report, render_report
+from ctmr.reports.numbers import metric_text, number_text, p_text
 from ctmr.reports.runs import read_run
 from ctmr.system.digest import content_digest
 
@@ -272,7 +274,10 @@ def test_numbers_are_written_for_people():
     assert number_text(None, 1) == "–" and number_text(math.inf, 1) == "∞" and number_text(0.5, 2, sign=True) == "+0.50"
     assert p_text(1e-9) == "< 0.001" and p_text(0.0421) == "0.042" and p_text(None) == "–"
     cycle = protocol("cycle_slice")
-    assert digits("mae", HU) == 1 and digits("mae", cycle) == 4 and digits("psnr", cycle) == 2
+    assert metric_text("mae", HU, 0.25) == "0.2" and metric_text("mae", cycle, 0.25) == "0.2500"
+    assert (
+        metric_text("psnr", cycle, 20.0, unit=True) == "20.00 dB" and metric_text("mae", HU, 9.0, unit=True) == "9.0 HU"
+    )
 
 
 def test_the_report_of_one_model_puts_no_unlike_numbers_in_one_table_either():

@@ -5,7 +5,8 @@ import re
 
 from ctmr.evaluation.gate import judge
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import summarise
 from ctmr.metrics.tissue import TissueClass, TissueRow
 from ctmr.recipe.recipe import Recipe

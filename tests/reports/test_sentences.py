@@ -3,7 +3,8 @@
 import pytest
 
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import CaseMetrics, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import summarise
 from ctmr.reports.html import LesionRow, LesionTable
 from ctmr.reports.sentences import fidelity_words, lesion_words, robustness_words, uncertainty_words

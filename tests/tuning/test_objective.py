@@ -10,7 +10,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.metrics.distribution import features, polynomial_mmd2
-from ctmr.metrics.structure import normalised_mutual_information
+from ctmr.metrics.measurement import measure_structure
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.training.setup import describe
@@ -125,7 +125,7 @@ def test_without_pairs_in_a_unit_the_score_is_distance_structure_and_cycle(prepa
     # A translation that is one grey has no structure, and no way back.
     middle = np.full_like(real, (low + high) / 2)
     nothing = made(GREY, SAME)
-    assert normalised_mutual_information(source[0], middle[0], HEAD) == 0
+    assert measure_structure(source[0], middle[0], HEAD, case="c", subject="s").values["nmi"] == 0
     assert nothing == pytest.approx(10 * polynomial_mmd2(seen(real), seen(middle)) + 1 + broken - whole, abs=1e-3)
 
 

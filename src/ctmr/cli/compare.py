@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ctmr.system.home import Home
 
 _MLFLOW_RUN = re.compile(r"[0-9a-f]{32}")
-_BASELINE_METRICS = ("mae", "psnr", "ssim", "ms_ssim", "dice_bone", "flicker", "kid", "fid", "nmi", "edge_overlap")
-"""What the terminal shows of baselines; the HTML page and --json have all."""
 
 
 def compare(
@@ -138,7 +136,8 @@ def _print(console: Console, comparison: Comparison) -> None:
 
 
 def _print_table(console: Console, table: ProtocolTable) -> None:
-    from ctmr.reports.compare import ABSENT, digits, interval_text, number_text, value_text
+    from ctmr.metrics.registry import Shown
+    from ctmr.reports.numbers import interval_text, metric_text, value_text
 
     console.title(table.protocol.describe())
     runs = [row for row in table.rows if not row.baseline]
@@ -146,30 +145,27 @@ def _print_table(console: Console, table: ProtocolTable) -> None:
     for metric in table.metrics:
         cells = []
         for row in runs:
-            found = row.summary.metrics.get(metric)
-            interval = interval_text(metric, table.protocol, found.low, found.high) if found else ""
-            cells.append(f"{value_text(metric, table.protocol, found)}\n{interval}".rstrip())
-        rows.add_row(f"  {metric.replace('_', ' ')}", *cells)
+            found = row.summary.metrics.get(metric.name)
+            interval = interval_text(metric.name, table.protocol, found.low, found.high) if found else ""
+            cells.append(f"{value_text(metric.name, table.protocol, found)}\n{interval}".rstrip())
+        rows.add_row(f"  {metric.label}", *cells)
     console.out.print(rows)
     count = runs[0].summary
     console.say(f"  mean ± sd, bootstrap 95 % interval; {count.subjects} patients, {count.cases} cases")
     baselines = [row for row in table.rows if row.baseline]
     if not baselines:
         return
-    metrics = [m for m in table.metrics if m in _BASELINE_METRICS]
-    rows = _grid("  baselines", *(m.replace("_", " ") for m in metrics))
+    metrics = [m for m in table.metrics if Shown.BASELINES in m.shown]
+    rows = _grid("  baselines", *(m.label for m in metrics))
     for row in baselines:
-        means = [row.summary.mean(m) for m in metrics]
-        cells = [
-            number_text(mean, digits(m, table.protocol)) if mean is not None else ABSENT
-            for m, mean in zip(metrics, means, strict=True)
-        ]
+        cells = [metric_text(m.name, table.protocol, row.summary.mean(m.name)) for m in metrics]
         rows.add_row(f"  {row.who}", *cells, style="dim")
     console.out.print(rows)
 
 
 def _print_tests(console: Console, table: ProtocolTable) -> None:
-    from ctmr.reports.compare import digits, interval_text, number_text, p_text
+    from ctmr.metrics.registry import METRICS
+    from ctmr.reports.numbers import interval_text, metric_text, p_text
 
     for pair in table.pairs:
         console.title(f"{pair.a} less {pair.b}")
@@ -177,8 +173,8 @@ def _print_tests(console: Console, table: ProtocolTable) -> None:
         notes: dict[str, list[str]] = {}
         for test in pair.tests:
             rows.add_row(
-                f"  {test.metric.replace('_', ' ')}",
-                number_text(test.difference, digits(test.metric, table.protocol), sign=True),
+                f"  {METRICS[test.metric].label}",
+                metric_text(test.metric, table.protocol, test.difference, sign=True),
                 interval_text(test.metric, table.protocol, test.low, test.high),
                 p_text(test.wilcoxon_holm),
                 p_text(test.t_holm),

@@ -20,21 +20,6 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 5.0
 """Between progress lines where the output is not a terminal."""
-_SHOWN = (
-    "mae",
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "dice_bone",
-    "kid",
-    "nmi",
-    "edge_overlap",
-    "detection_rate",
-    "invented",
-    "false_findings",
-)
-"""Metrics of the summary; the report has all."""
-_DECIMALS = {"mae": 1, "psnr": 2, "invented": 1, "false_findings": 1}
 
 
 class Console:
@@ -126,16 +111,20 @@ class Console:
 
     def measurements(self, summary: Mapping[str, Any]) -> None:
         """Print the metrics beside the baselines, the protocol, and the verdict."""
+        from ctmr.metrics.protocol import PROTOCOLS
+        from ctmr.metrics.registry import Shown, shown_metrics
+        from ctmr.reports.numbers import metric_text
+
         for name, metrics in summary["metrics"].items():
             self.title(f"Held-out test, {summary['protocols'][name]}")
-            columns = [m for m in _SHOWN if m in metrics]
+            columns = shown_metrics(Shown.TERMINAL, [metrics])
             rows = [("this model", metrics)] + [(k, v[name]) for k, v in summary["baselines"].items() if name in v]
             table = Table(box=None, pad_edge=False, padding=(0, 2))
             table.add_column("")
             for column in columns:
-                table.add_column(column.replace("_", " "), justify="right")
+                table.add_column(column.label, justify="right")
             for who, values in rows:
-                cells = [_cell(c, values.get(c)) for c in columns]
+                cells = [metric_text(c.name, PROTOCOLS[name], values.get(c.name), unit=True) for c in columns]
                 table.add_row(f"  {who}", *cells, style="bold" if who == "this model" else "dim")
             self.out.print(table)
         if summary["tissues"]:
@@ -225,13 +214,6 @@ def _and(reason: str) -> str:
 
 def _reasons(because: str) -> str:
     return because if len(because) < 100 else because[:97] + "…"
-
-
-def _cell(metric: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    unit = {"psnr": " dB"}.get(metric, "")
-    return f"{value:.{_DECIMALS.get(metric, 3)}f}{unit}"
 
 
 def _short(path: Path) -> str:

@@ -16,7 +16,9 @@ from ctmr.evaluation.testset import Case, TestSet
 from ctmr.evaluation.truth import Truth
 from ctmr.imaging.mask import head_mask_ct
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
-from ctmr.metrics.protocol import CaseMetrics, Metric, protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import protocol
+from ctmr.metrics.registry import MAE
 from ctmr.metrics.tissue import TissueTable, classes_by_hu, pool_tables, table_of_classes, tissue_table
 from ctmr.recipe.recipe import Recipe
 
@@ -154,7 +156,7 @@ def _compare(
 
 
 def _measure(case: Case, native: Volume, truth: Truth | None, recipe: Recipe) -> list[CaseMetrics]:
-    from ctmr.metrics.fidelity import measure_paired
+    from ctmr.metrics.measurement import measure_paired
 
     if truth is None:
         return []
@@ -197,7 +199,7 @@ def _keep(measured: MeasuredDirection, case: Case, native: Volume, rows: Sequenc
         truth, head, received = case.truth.volume.array, case.truth.head, case.truth.receive(native)
         measured.tables[case.name] = tissue_table(received, truth, head)
         measured.heads.append((float(truth[head].mean()), float(received[head].mean())))
-    error = rows[0].values[Metric.MAE.value] if rows else None
+    error = rows[0].values[MAE.name] if rows else None
     best, worst = measured.best, measured.worst
     is_best = best is None or (error is not None and best.error is not None and error < best.error)
     is_worst = worst is None or (error is not None and worst.error is not None and error > worst.error)

@@ -12,7 +12,8 @@ from ctmr.evaluation.comparison import Cases, MeasuredDirection, Tell, compare
 from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import Mask, Metric, protocol
+from ctmr.metrics.protocol import Mask, protocol
+from ctmr.metrics.registry import KID
 from ctmr.metrics.stats import Summary, summarise
 from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings
 from ctmr.recipe.recipe import Recipe
@@ -158,7 +159,7 @@ def _tissues(held: TestSet, measured: MeasuredDirection) -> tuple[str | None, tu
 
 def _outdone(summaries: Mapping[str, Mapping[str, Summary]], baselines: tuple[str, ...]) -> tuple[str, ...]:
     """Say which translators that never learned come nearer to real images of the target than the model does."""
-    name, metric = "unpaired_distribution", Metric.KID
+    name, metric = "unpaired_distribution", KID.name
     own = summaries[OWN][name].mean(metric) if name in summaries[OWN] else None
     found = {t: summaries[t][name].mean(metric) for t in baselines if name in summaries.get(t, {})}
     nearer = sorted((kid, t) for t, kid in found.items() if own is not None and kid is not None and kid <= own)

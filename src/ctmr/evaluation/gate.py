@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ctmr.imaging.volume import Unit
-from ctmr.metrics.protocol import PROTOCOLS, Metric, Pairing, require_same_protocol
+from ctmr.metrics.protocol import PROTOCOLS, Pairing, require_same_protocol
+from ctmr.metrics.registry import KID, MAE, MS_SSIM, PSNR, SSIM
 from ctmr.metrics.stats import Summary, finite_or_none
 from ctmr.recipe.recipe import Gate
 
@@ -17,7 +18,7 @@ PROTOCOL_UNIT = {Unit.HU: "HU", Unit.GREY8: "grey levels"}
 """What paired protocols call the unit of the images they compare."""
 
 _SENTENCES = ("reasons", "not_applied", "information")
-_DECIDING = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM)
+_DECIDING = (MAE, PSNR, SSIM, MS_SSIM)
 
 
 @dataclass(frozen=True)
@@ -237,22 +238,22 @@ def _against_baselines(
         rivals = {t: by_protocol[name] for t, by_protocol in baselines.items() if name in by_protocol}
         require_same_protocol([summaries[name].protocol, *(s.protocol for s in rivals.values())])
         for metric in _DECIDING:
-            measured = {t: m for t, s in rivals.items() if (m := s.mean(metric)) is not None and not math.isnan(m)}
+            measured = {t: m for t, s in rivals.items() if (m := s.mean(metric.name)) is not None and not math.isnan(m)}
             if not measured:
                 continue
             higher = bool(metric.higher_is_better)
             best = (max if higher else min)(sorted(measured), key=lambda t: measured[t])
             limit = f"{'above' if higher else 'below'} {measured[best]:.4g} ({best})"
-            own = summaries[name].mean(metric)
+            own = summaries[name].mean(metric.name)
             if own is None or math.isnan(own):
                 sentence = f"{name} {metric} was not measured, but must be {limit}"
-                checks.append(Check(name, metric, None, limit, False, sentence))
+                checks.append(Check(name, metric.name, None, limit, False, sentence))
                 continue
             ok = own > measured[best] if higher else own < measured[best]
             words = f"which beats the best baseline, {best} with {measured[best]:.4g}"
             if not ok:
                 words = f"no better than {best} with {measured[best]:.4g}, a baseline that saw no pairs"
-            checks.append(Check(name, metric, own, limit, ok, f"{name} {metric} is {own:.4g}, {words}"))
+            checks.append(Check(name, metric.name, own, limit, ok, f"{name} {metric} is {own:.4g}, {words}"))
     if checks:
         return checks, []
     return [], ["no baseline was measured beside the model, so nothing says that it learned anything"]
@@ -268,7 +269,7 @@ def _against_champion(
     if champion is None:
         return True, ""
     names = _paired_protocols(summaries, unit) if has_pairs else ["unpaired_distribution"]
-    metric = Metric.MAE if has_pairs else Metric.KID
+    metric = (MAE if has_pairs else KID).name
     for name in names:
         if name not in summaries or name not in champion:
             continue

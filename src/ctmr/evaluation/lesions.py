@@ -15,6 +15,7 @@ from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.lesion_insertion import CONTRAST_HU, PreparedCase, TwinCache, insert, insert_by_twin
 from ctmr.evaluation.testset import Case, TestSet, spread
 from ctmr.imaging.volume import Direction, Unit
+from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.detection import (
     Findings,
     Response,
@@ -24,7 +25,7 @@ from ctmr.metrics.detection import (
     visible_contrast,
     wilson_interval,
 )
-from ctmr.metrics.protocol import CaseMetrics, Metric
+from ctmr.metrics.registry import FALSE_FINDINGS, INVENTED, Metric
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
 from ctmr.recipe.evaluation import Lesions
 from ctmr.recipe.recipe import Recipe
@@ -121,7 +122,7 @@ class LesionTest:
 
     def counts(self, metric: Metric) -> tuple[float, float, float] | None:
         """Mean a case and bootstrap 95 % interval over patients of a count; ``None`` where it was not measured."""
-        values = [c.values[metric.value] for c in self.measured if metric.value in c.values]
+        values = [c.values[metric.name] for c in self.measured if metric.name in c.values]
         return (float(np.mean(values)), *bootstrap_interval(np.array(values))) if values else None
 
     def sentence(self) -> str:
@@ -133,8 +134,8 @@ class LesionTest:
             kept += f" ({100 * self.kept / total:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
         parts = [f"{self.direction}, lesions {self.how}: {kept}"]
         for metric, what in (
-            (Metric.INVENTED, "invented an image"),
-            (Metric.FALSE_FINDINGS, "blobs an image that the lesion-free truth does not show"),
+            (INVENTED, "invented an image"),
+            (FALSE_FINDINGS, "blobs an image that the lesion-free truth does not show"),
         ):
             found = self.counts(metric)
             if found is not None:
@@ -160,8 +161,8 @@ class LesionTest:
             "unasked": self.unasked,
             "low": _plain(low),
             "high": _plain(high),
-            "invented": count(Metric.INVENTED),
-            "false_findings": count(Metric.FALSE_FINDINGS),
+            "invented": count(INVENTED),
+            "false_findings": count(FALSE_FINDINGS),
             "cases": [
                 {
                     "case": c.case,

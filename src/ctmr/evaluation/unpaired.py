@@ -51,8 +51,7 @@ def measure_unpaired(
     dict
         Candidate → protocol → cases; the model is `OWN` by the served path, and `AS_TRAINED` where that differs.
     """
-    from ctmr.metrics.fidelity import measure_cycle
-    from ctmr.metrics.structure import measure_structure
+    from ctmr.metrics.measurement import measure_cycle, measure_structure
 
     def own(volume: NDArray[Any], k: int, head: NDArray[np.bool_], level: float) -> NDArray[np.float32]:
         made: NDArray[np.float32] = model.translate(volume, [k])[0]

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from ctmr.imaging.volume import Unit
-from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric, Protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import PROTOCOLS, Protocol
+from ctmr.metrics.registry import DETECTION_RATE, FALSE_FINDINGS, INVENTED
 
 ROSE = 5.0
 """Contrast-to-noise ratio from which a disc of known size is seen reliably (Rose 1948)."""
@@ -281,11 +283,11 @@ def lesion_metrics(
     false_blobs
         From `false_findings`, where truth exists.
     """
-    values = {Metric.INVENTED.value: float(findings.invented)}
+    values = {INVENTED.name: float(findings.invented)}
     if findings.responses:
-        values[Metric.DETECTION_RATE.value] = sum(r.kept for r in findings.responses) / len(findings.responses)
+        values[DETECTION_RATE.name] = sum(r.kept for r in findings.responses) / len(findings.responses)
     if false_blobs is not None:
-        values[Metric.FALSE_FINDINGS.value] = float(false_blobs)
+        values[FALSE_FINDINGS.name] = float(false_blobs)
     return CaseMetrics(case, subject, lesion_protocol(variant), values)
 
 

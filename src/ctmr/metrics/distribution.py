@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import PROTOCOLS
+from ctmr.metrics.registry import FID, KID, KID_SD
 from ctmr.system.digest import file_digest
 
 EXTRACTOR = "efficientnet-lite0"
@@ -240,7 +242,7 @@ def measure_distribution(
     mean, sd = kid(real, synthetic, subsets=subsets, subset_size=subset_size, seed=seed)
     size = min(subset_size, real.shape[0], synthetic.shape[0])
     words = f"{variant}, {real.shape[0]} real and {synthetic.shape[0]} synthetic, {subsets} subsets of {size}"
-    values = {Metric.KID.value: mean, Metric.KID_SD.value: sd, Metric.FID.value: fid(real, synthetic)}
+    values = {KID.name: mean, KID_SD.name: sd, FID.name: fid(real, synthetic)}
     return CaseMetrics(case, "", replace(PROTOCOLS["unpaired_distribution"], variant=words), values)
 
 

@@ -1,17 +1,13 @@
-"""Protocol: what a PSNR, SSIM or MAE means; CaseMetrics: one case's numbers under exactly one protocol."""
+"""Protocol: what a PSNR, SSIM or MAE means, and which numbers may be compared."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ctmr.errors import InputError
-
-_ROUNDING = 1e-9
-"""Absolute rounding of float64 sums that a bound must forgive."""
 
 
 class Pairing(StrEnum):
@@ -51,66 +47,6 @@ class GridKind(StrEnum):
     MODEL = "model"
 
 
-class Metric(StrEnum):
-    """Names of metrics, the same in code, gates, tables and MLflow."""
-
-    MAE = "mae"
-    MSE = "mse"
-    RMSE = "rmse"
-    PSNR = "psnr"
-    SSIM = "ssim"
-    MS_SSIM = "ms_ssim"
-    MAE_BONE = "mae_bone"
-    MAE_SOFT = "mae_soft"
-    MAE_AIR = "mae_air"
-    DICE_BONE = "dice_bone"
-    NMI = "nmi"
-    GRADIENT_CORRELATION = "gradient_correlation"
-    EDGE_OVERLAP = "edge_overlap"
-    FLICKER = "flicker"
-    KID = "kid"
-    KID_SD = "kid_sd"
-    FID = "fid"
-    DETECTION_RATE = "detection_rate"
-    INVENTED = "invented"
-    FALSE_FINDINGS = "false_findings"
-
-    @property
-    def higher_is_better(self) -> bool | None:
-        """Which way is good; ``None`` where neither is: best in between, or a spread."""
-        return None if self in _NO_DIRECTION else self in _HIGHER_IS_BETTER
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Smallest and largest value that any images can give."""
-        return _BOUNDS.get(self, (-math.inf, math.inf))
-
-
-_NO_DIRECTION = frozenset({Metric.FLICKER, Metric.KID_SD})
-_HIGHER_IS_BETTER = frozenset(
-    {
-        Metric.PSNR,
-        Metric.SSIM,
-        Metric.MS_SSIM,
-        Metric.DICE_BONE,
-        Metric.NMI,
-        Metric.GRADIENT_CORRELATION,
-        Metric.EDGE_OVERLAP,
-        Metric.DETECTION_RATE,
-    }
-)
-_ERRORS = (Metric.MAE, Metric.MSE, Metric.RMSE, Metric.MAE_BONE, Metric.MAE_SOFT, Metric.MAE_AIR)
-_BOUNDS: dict[Metric, tuple[float, float]] = {
-    **dict.fromkeys(
-        (*_ERRORS, Metric.FLICKER, Metric.KID_SD, Metric.FID, Metric.INVENTED, Metric.FALSE_FINDINGS), (0.0, math.inf)
-    ),
-    **dict.fromkeys((Metric.SSIM, Metric.GRADIENT_CORRELATION), (-1.0, 1.0)),
-    **dict.fromkeys(
-        (Metric.MS_SSIM, Metric.DICE_BONE, Metric.NMI, Metric.EDGE_OVERLAP, Metric.DETECTION_RATE), (0.0, 1.0)
-    ),
-}
-
-
 @dataclass(frozen=True)
 class Protocol:
     """How a number was measured. Two numbers of different protocols are never compared.
@@ -121,12 +57,12 @@ class Protocol:
         One of `PROTOCOLS`.
     pairing, mask, ssim_window, grid
         See the enums.
+    unit
+        Unit of MAE and RMSE (``HU``, ``grey levels``, ``as trained``).
     clip
         Values are clipped to this range first; ``None``: not clipped.
     data_range
         MAX of PSNR and L of SSIM; ``None`` where neither is defined.
-    unit
-        Unit of MAE and RMSE (``HU``, ``grey levels``, ``as trained``).
     volume
         True: one number a volume; False: one number a slice.
     ssim_border
@@ -140,11 +76,11 @@ class Protocol:
     name: str
     pairing: Pairing
     mask: Mask
-    clip: tuple[float, float] | None
-    data_range: float | None
     unit: str
-    ssim_window: SsimWindow
-    volume: bool
+    clip: tuple[float, float] | None = None
+    data_range: float | None = None
+    ssim_window: SsimWindow = SsimWindow.NONE
+    volume: bool = False
     grid: GridKind = GridKind.NATIVE
     ssim_border: int = 0
     mae_clipped: bool = True
@@ -174,139 +110,46 @@ class Protocol:
         return ", ".join([*parts, self.variant] if self.variant else parts)
 
 
-_G11 = SsimWindow.GAUSSIAN_11_2D
-_CLIP_2023, _CLIP_2025 = (-1024.0, 3000.0), (-1024.0, 3071.0)
+_GREY_255, _CLIP_2023, _CLIP_2025 = (0.0, 255.0), (-1024.0, 3000.0), (-1024.0, 3071.0)
+_U7, _G11, _MS = SsimWindow.UNIFORM_7_3D, SsimWindow.GAUSSIAN_11_2D, SsimWindow.MS_SSIM_5
+_MODEL = GridKind.MODEL
+_SYNTHRAD = Protocol(
+    "synthrad2023",
+    Pairing.PAIRED,
+    Mask.GIVEN,
+    "HU",
+    _CLIP_2023,
+    4024.0,
+    _U7,
+    volume=True,
+    ssim_border=3,
+    mae_clipped=False,
+)
+_GREY = Protocol("paired_slice_grey8", Pairing.PAIRED, Mask.HEAD_FROM_GREY, "grey levels", _GREY_255, 255.0, _G11)
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
-        Protocol(
-            "paired_volume_hu",
-            Pairing.PAIRED,
-            Mask.HEAD_FROM_CT,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.UNIFORM_7_3D,
-            volume=True,
-        ),
-        Protocol(
-            "synthrad2023",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.UNIFORM_7_3D,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
-        ),
-        Protocol(
-            "synthrad2025",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2025,
-            4095.0,
-            "HU",
-            SsimWindow.MS_SSIM_5,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
+        Protocol("paired_volume_hu", Pairing.PAIRED, Mask.HEAD_FROM_CT, "HU", _CLIP_2023, 4024.0, _U7, volume=True),
+        _SYNTHRAD,
+        replace(
+            _SYNTHRAD,
+            name="synthrad2025",
+            clip=_CLIP_2025,
+            data_range=4095.0,
+            ssim_window=_MS,
             variant="evaluation code",
         ),
+        replace(_SYNTHRAD, name="synthrad2025_metrics", ssim_window=_MS, variant="metrics repository"),
+        Protocol("wolterink", Pairing.PAIRED, Mask.HEAD_FROM_CT_AND_MR, "HU", data_range=4095.0, volume=True),
+        _GREY,
+        replace(_GREY, name="paired_slice_grey8_full", mask=Mask.NONE, ssim_border=5),
         Protocol(
-            "synthrad2025_metrics",
-            Pairing.PAIRED,
-            Mask.GIVEN,
-            _CLIP_2023,
-            4024.0,
-            "HU",
-            SsimWindow.MS_SSIM_5,
-            volume=True,
-            ssim_border=3,
-            mae_clipped=False,
-            variant="metrics repository",
+            "cycle_slice", Pairing.CYCLE, Mask.NONE, "as trained", (-1.0, 1.0), 2.0, _G11, grid=_MODEL, ssim_border=5
         ),
-        Protocol(
-            "wolterink", Pairing.PAIRED, Mask.HEAD_FROM_CT_AND_MR, None, 4095.0, "HU", SsimWindow.NONE, volume=True
-        ),
-        Protocol(
-            "paired_slice_grey8",
-            Pairing.PAIRED,
-            Mask.HEAD_FROM_GREY,
-            (0.0, 255.0),
-            255.0,
-            "grey levels",
-            _G11,
-            volume=False,
-        ),
-        Protocol(
-            "paired_slice_grey8_full",
-            Pairing.PAIRED,
-            Mask.NONE,
-            (0.0, 255.0),
-            255.0,
-            "grey levels",
-            _G11,
-            volume=False,
-            ssim_border=5,
-        ),
-        Protocol(
-            "cycle_slice",
-            Pairing.CYCLE,
-            Mask.NONE,
-            (-1.0, 1.0),
-            2.0,
-            "as trained",
-            _G11,
-            volume=False,
-            grid=GridKind.MODEL,
-            ssim_border=5,
-        ),
-        Protocol(
-            "unpaired_pixels",
-            Pairing.UNPAIRED_PIXELS,
-            Mask.NONE,
-            None,
-            None,
-            "as the paper",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "unpaired_distribution",
-            Pairing.UNPAIRED_DISTRIBUTION,
-            Mask.NONE,
-            None,
-            None,
-            "feature distance",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "structure",
-            Pairing.INPUT,
-            Mask.HEAD_FROM_GREY,
-            None,
-            None,
-            "dimensionless",
-            SsimWindow.NONE,
-            volume=False,
-            grid=GridKind.MODEL,
-        ),
-        Protocol(
-            "lesions",
-            Pairing.LESION,
-            Mask.HEAD_FROM_GREY,
-            None,
-            None,
-            "share or count of lesions",
-            SsimWindow.NONE,
-            volume=True,
-            grid=GridKind.MODEL,
-        ),
+        Protocol("unpaired_pixels", Pairing.UNPAIRED_PIXELS, Mask.NONE, "as the paper", grid=_MODEL),
+        Protocol("unpaired_distribution", Pairing.UNPAIRED_DISTRIBUTION, Mask.NONE, "feature distance", grid=_MODEL),
+        Protocol("structure", Pairing.INPUT, Mask.HEAD_FROM_GREY, "dimensionless", grid=_MODEL),
+        Protocol("lesions", Pairing.LESION, Mask.HEAD_FROM_GREY, "share or count of lesions", volume=True, grid=_MODEL),
     )
 }
 """Every protocol by name; docs/precision.md states each with formulas and sources."""
@@ -342,53 +185,6 @@ def read_description(text: str) -> Protocol:
     raise InputError(f"the protocol {text!r} is {now}; evaluate again with this version to compare the numbers")
 
 
-@dataclass(frozen=True)
-class CaseMetrics:
-    """The metrics of one case under one protocol.
-
-    Raises ``ValueError`` when a number cannot come from any images, or the numbers contradict each other; see
-    `check_consistent`.
-
-    Attributes
-    ----------
-    case
-        Identifier of the case (subject, slice).
-    subject
-        Patient the case belongs to; summaries are over patients.
-    protocol
-        How every value was measured.
-    values
-        Metric → number.
-    """
-
-    case: str
-    subject: str
-    protocol: Protocol
-    values: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.values) - {m.value for m in Metric})
-        if unknown:
-            raise ValueError(f"case {self.case}: no metric is called {unknown}; the metrics are {sorted(Metric)}")
-        where = f"case {self.case} under {self.protocol.name}"
-        for name, value in self.values.items():
-            low, high = Metric(name).bounds
-            if not low - _ROUNDING <= value <= high + _ROUNDING:
-                raise ValueError(f"{where}: {name} is {value:g}; it lies between {low:g} and {high:g} for any images")
-        check_consistent(
-            self.values,
-            self.protocol.data_range,
-            where=where,
-            mae_clipped=self.protocol.mae_clipped,
-            bounded=self.protocol.clip is not None,
-        )
-
-    def difference(self, other: CaseMetrics) -> dict[str, float]:
-        """Return ``self - other`` for every shared metric; TypeError when the protocols differ."""
-        require_same_protocol((self.protocol, other.protocol))
-        return {k: v - other.values[k] for k, v in self.values.items() if k in other.values}
-
-
 class UnlikeProtocolsError(TypeError):
     """Numbers of different protocols were to be compared, or none at all."""
 
@@ -403,65 +199,3 @@ def require_same_protocol(protocols: Iterable[Protocol]) -> Protocol:
             f"numbers of different protocols cannot be compared: {seen[0].describe()} against {seen[1].describe()}"
         )
     return seen[0]
-
-
-def check_consistent(
-    values: Mapping[str, float],
-    data_range: float | None,
-    *,
-    where: str,
-    tolerance: float = 1e-4,
-    mae_clipped: bool = True,
-    bounded: bool = False,
-) -> None:
-    """Raise ``ValueError`` when MAE, MSE, RMSE and PSNR cannot come from one pair of images.
-
-    Parameters
-    ----------
-    values
-        Any of ``mae``, ``mse``, ``rmse``, ``psnr`` and the tissues' ``mae_*``.
-    data_range
-        MAX of the PSNR; ``None`` skips what needs it.
-    where
-        Named in the message.
-    tolerance
-        Relative tolerance; printed numbers are rounded.
-    mae_clipped
-        False: the MAE is not of the clipped values that MSE and PSNR are of, so it has no bound from them.
-    bounded
-        The values lie in an interval of length `data_range`, so no single error is larger.
-
-    Notes
-    -----
-    With errors e on one mask and clip: ``mean |e| ≤ (mean e²)^½`` by Jensen's inequality, and
-    ``mean e² ≤ MAX · mean |e|`` where ``|e| ≤ MAX``. ``RMSE = MAX / 10^(PSNR/20)`` defines the PSNR. The MAE is an
-    average of those of bone, soft tissue and air, which divide the mask.
-    """
-    mae, mse, rmse, psnr = (values.get(k) for k in (Metric.MAE, Metric.MSE, Metric.RMSE, Metric.PSNR))
-
-    def above(a: float, b: float) -> bool:
-        return a > b + tolerance * abs(b) + _ROUNDING
-
-    if mse is not None:
-        if rmse is not None and (above(rmse**2, mse) or above(mse, rmse**2)):
-            raise ValueError(f"{where}: RMSE {rmse:g} is not the root of MSE {mse:g}")
-        rmse = math.sqrt(mse)
-    if psnr is not None and data_range is not None:
-        implied = data_range * 10 ** (-psnr / 20)
-        if rmse is not None and (above(implied, rmse) or above(rmse, implied)):
-            raise ValueError(
-                f"{where}: PSNR {psnr:g} dB over range {data_range:g} implies RMSE {implied:g}, but RMSE is {rmse:g}"
-            )
-        rmse = implied if rmse is None else rmse
-    tissues = [values[k] for k in (Metric.MAE_BONE, Metric.MAE_SOFT, Metric.MAE_AIR) if k in values]
-    if mae is not None and len(tissues) == 3 and (above(mae, max(tissues)) or above(min(tissues), mae)):
-        raise ValueError(f"{where}: MAE {mae:g} is no average of the MAE of bone, soft tissue and air, {tissues}")
-    if mae is None or rmse is None or not mae_clipped:
-        return
-    if above(mae, rmse):
-        raise ValueError(f"{where}: MAE {mae:g} is above RMSE {rmse:g}, which no pair of images can give")
-    if bounded and data_range is not None and above(rmse**2, mae * data_range):
-        raise ValueError(
-            f"{where}: with no error above {data_range:g} and MAE {mae:g}, RMSE {rmse:g} is above its largest possible "
-            f"value {math.sqrt(mae * data_range):g}"
-        )

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtr
+from scipy import stats
 
 from ctmr.errors import InputError
-from ctmr.metrics.protocol import CaseMetrics, Metric, require_same_protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import require_same_protocol
+from ctmr.metrics.registry import METRICS
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none, per_patient
 
 SIGNIFICANCE = 0.05
 EXACT_UP_TO = 500
 """Patients up to which the distribution of Wilcoxon's statistic is counted out; beyond, it is normal."""
-
-_NOT_TESTED = frozenset({Metric.MSE, Metric.RMSE, Metric.KID_SD})
-"""Functions of the PSNR, case by case, and spreads: a further test of one thing would only cost power."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,6 @@ def compare_cases(
     b: Sequence[CaseMetrics],
     *,
     names: tuple[str, str] = ("a", "b"),
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> list[PairedTest]:
     """Test every metric that both models have on the same cases, a patient's cases averaged first.
 
@@ -85,14 +82,12 @@ def compare_cases(
         All cases of the two models under one protocol.
     names
         What the models are called in messages.
-    resamples, seed
-        Of the bootstrap intervals.
 
     Returns
     -------
     list
-        One row a metric, in the order of `Metric`, *not* yet corrected: `correct` does that over the family that the
-        caller tests. MSE and RMSE are left out, PSNR says the same.
+        One row a metric, in the order of the registry, *not* yet corrected: `correct` does that over the family that
+        the caller tests. What says nothing of its own is left out, see `Metric.tested`.
 
     Raises
     ------
@@ -105,10 +100,10 @@ def compare_cases(
     require_same_cases(a, b, names)
     shared = {k for c in a for k in c.values} & {k for c in b for k in c.values}
     tests = []
-    for metric in (m for m in Metric if m in shared and m not in _NOT_TESTED):
+    for metric in (m.name for m in METRICS.values() if m.tested and m.name in shared):
         here, there = per_patient(a, metric), per_patient(b, metric)
         both = sorted(set(here) & set(there))
-        test = _tested(metric, [here[p] for p in both], [there[p] for p in both], resamples, seed)
+        test = _tested(metric, [here[p] for p in both], [there[p] for p in both])
         if len(both) < len({*here, *there}):
             missing = len({*here, *there}) - len(both)
             lacking = f"{_patients(missing)} {'have' if missing > 1 else 'has'} it in one model only"
@@ -180,14 +175,12 @@ def wilcoxon_p(differences: NDArray[np.float64]) -> float:
     left = differences[differences != 0]
     if left.size == 0:
         return 1.0
-    _, index, counts = np.unique(np.abs(left), return_inverse=True, return_counts=True)
-    # Twice the rank, so that shared ranks are whole numbers too.
-    doubled = (2 * np.cumsum(counts) - counts + 1)[index]
+    if left.size > EXACT_UP_TO:
+        return float(stats.wilcoxon(left, correction=False, method="asymptotic").pvalue)
+    # Twice the rank, so that shared ranks are whole numbers too: scipy's exact test is of distinct ranks alone.
+    doubled = np.rint(2 * stats.rankdata(np.abs(left))).astype(np.int64)
     positive, total = int(doubled[left > 0].sum()), int(doubled.sum())
     extreme = min(positive, total - positive)
-    if left.size > EXACT_UP_TO:
-        z = (extreme - total / 2) / math.sqrt(float(np.square(doubled).sum()) / 4)
-        return float(min(1.0, 2 * ndtr(z)))
     chances = np.zeros(total + 1)
     chances[0] = 1.0
     for rank in doubled:
@@ -209,20 +202,20 @@ def t_test_p(differences: NDArray[np.float64]) -> float | None:
     # What is left of equal differences is rounding, and would pass for the strongest of effects.
     if error <= 1e-12 * float(np.abs(differences).max()):
         return None
-    return float(2 * stdtr(differences.size - 1, -abs(float(differences.mean())) / error))
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def _tested(metric: Metric, here: list[float], there: list[float], resamples: int, seed: int) -> PairedTest:
+def _tested(metric: str, here: list[float], there: list[float]) -> PairedTest:
     # Two infinite PSNR are equal; their difference is no number.
     differences = np.array([0.0 if x == y else x - y for x, y in zip(here, there, strict=True)])
     count = differences.size
     if count < 2:
         mean = float(differences.mean()) if count else math.nan
         words = f"{_patients(count)}: nothing can be tested"
-        return PairedTest(metric.value, count, finite_or_none(mean), None, None, None, None, note=words)
-    low, high = bootstrap_interval(differences, resamples=resamples, seed=seed)
+        return PairedTest(metric, count, finite_or_none(mean), None, None, None, None, note=words)
+    low, high = bootstrap_interval(differences)
     return PairedTest(
-        metric.value,
+        metric,
         count,
         finite_or_none(float(differences.mean())),
         finite_or_none(low),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.metrics.protocol import CaseMetrics, Protocol, require_same_protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import Protocol, require_same_protocol
 
 CONFIDENCE = 0.95
 FEW_PATIENTS = 12
@@ -144,7 +145,8 @@ def bootstrap_interval(values: NDArray[np.float64], *, resamples: int = 2000, se
     chunks = [min(_CHUNK, resamples - start) for start in range(0, resamples, _CHUNK)]
     means = np.concatenate([values[rng.integers(0, len(values), (n, len(values)))].mean(axis=1) for n in chunks])
     tail = (1.0 - CONFIDENCE) / 2
-    # Linear interpolation between two infinities is NaN; these methods pick a resample that occurred.
+    # scipy.stats.bootstrap draws the same resamples, but interpolates between them, and between two infinities that
+    # is NaN; these methods pick a resample that occurred.
     low = np.quantile(means, tail, method="lower")
     high = np.quantile(means, 1.0 - tail, method="higher")
     return float(low), float(high)

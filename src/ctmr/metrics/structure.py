@@ -6,35 +6,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Metric
+from ctmr.metrics.pair import ImagePair
 
 NMI_BINS = 64
 NMI_PERCENTILES = (0.5, 99.5)
 GRADIENT_SIGMA_PX = 1.0
 EDGE_FRACTION = 0.1
 EDGE_TOLERANCE_PX = 1
-OUTLINE_PX = 2
 
 
-def normalised_mutual_information(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def normalised_mutual_information(pair: ImagePair) -> float:
     """Studholme's normalised mutual information minus 1, in [0, 1].
 
     ``(H(x) + H(y)) / H(x, y) - 1`` from a joint histogram of 64 × 64 bins between each image's 0.5th and 99.5th
     percentile in the mask. 0: independent (or an image is constant); 1: each image determines the other, as the
     identity and any monotone recolouring do. Independent noise scores slightly above 0: a finite histogram is biased.
 
-    Parameters
-    ----------
-    x, y, mask
-        One shape; `mask` is bool.
-
     References
     ----------
     Studholme, Hill, Hawkes: An overlap invariant entropy measure of 3D medical image alignment, 1999.
     """
-    bins_x, bins_y = _binned(x[mask]), _binned(y[mask])
+    bins_x, bins_y = (_binned(v[pair.inside]) for v in (pair.reference, pair.prediction))
     joint = np.bincount(bins_x * NMI_BINS + bins_y, minlength=NMI_BINS**2).reshape(NMI_BINS, NMI_BINS).astype(float)
     joint /= max(1.0, joint.sum())
     both = _entropy(joint.ravel())
@@ -44,35 +37,28 @@ def normalised_mutual_information(x: NDArray[Any], y: NDArray[Any], mask: NDArra
     return float(np.clip(ratio - 1.0, 0.0, 1.0))
 
 
-def gradient_correlation(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def gradient_correlation(pair: ImagePair) -> float:
     """Pearson correlation of gradient magnitudes inside the mask, in [-1, 1]; 0 when an image has no gradient there.
 
     Magnitudes (Gaussian derivative, σ 1 px), because CT and MR invert contrast at many borders, where Penney's signed
     gradient correlation would punish a right translation.
-
-    Parameters
-    ----------
-    x, y, mask
-        ``[H, W]``.
     """
-    a, b = _gradient(x)[mask], _gradient(y)[mask]
+    a, b = (_gradient(v)[pair.inside] for v in (pair.reference, pair.prediction))
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
     return float((a * b).sum() / scale) if scale > 0 else 0.0
 
 
-def edge_overlap(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> float:
+def edge_overlap(pair: ImagePair) -> float:
     """Share of edge pixels that have an edge of the other image within 1 px, in [0, 1].
 
-    Edges are the pixels of the largest tenth of gradient magnitudes in the mask. Lost anatomy leaves edges of `x`
-    without partner, invented anatomy those of `y`. Chance level is about 0.4 for unrelated textures, not 0.
-
-    Parameters
-    ----------
-    x, y, mask
-        ``[H, W]``.
+    Edges are the pixels of the largest tenth of gradient magnitudes in the mask. Lost anatomy leaves edges of the
+    input without partner, invented anatomy those of the translation. Chance level is about 0.4 for unrelated textures,
+    not 0.
     """
-    a, b = _edges(x, mask), _edges(y, mask)
+    from scipy import ndimage
+
+    a, b = (_edges(v, pair.inside) for v in (pair.reference, pair.prediction))
     total = int(a.sum()) + int(b.sum())
     if not (a.any() and b.any()):
         return 0.0
@@ -80,53 +66,6 @@ def edge_overlap(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_]) -> f
     met_a = a & ndimage.binary_dilation(b, near, iterations=EDGE_TOLERANCE_PX)
     met_b = b & ndimage.binary_dilation(a, near, iterations=EDGE_TOLERANCE_PX)
     return (int(met_a.sum()) + int(met_b.sum())) / total
-
-
-def measure_structure(
-    source: NDArray[Any], translation: NDArray[Any], head: NDArray[np.bool_], *, case: str, subject: str
-) -> CaseMetrics:
-    """Measure a slice against its own translation inside the head.
-
-    Parameters
-    ----------
-    source, translation
-        ``[H, W]`` or ``[1, H, W]``, each in its own unit: all three metrics ignore scale and offset.
-    head
-        Same shape, bool. Its outermost 2 px are left out: any translator keeps the outline of the head.
-    case, subject
-        Identifiers.
-
-    Returns
-    -------
-    CaseMetrics
-        nmi in [0, 1], gradient_correlation in [-1, 1], edge_overlap in [0, 1]. All are 1 for the identity, so a high
-        number only says that anatomy was kept, never that the other modality was reached.
-
-    Raises
-    ------
-    ValueError
-        When it is not one slice, shapes differ, values are not finite or the head is empty.
-    """
-    where = f"case {case} under structure"
-    x, y, inside = (a[0] if a.ndim == 3 and a.shape[0] == 1 else a for a in (source, translation, head))
-    if x.ndim != 2 or x.shape != y.shape or x.shape != inside.shape:
-        raise ValueError(
-            f"{where}: source {source.shape}, translation {translation.shape} and head {head.shape} must be one slice "
-            "of one shape; measure slice by slice"
-        )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(f"{where}: source or translation holds values that are not finite; all must be numbers")
-    inner = ndimage.binary_erosion(inside, iterations=OUTLINE_PX)
-    inner = inner if inner.any() else inside.astype(bool)
-    if not inner.any():
-        raise ValueError(f"{where}: the head mask is empty; it must hold at least one pixel")
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    values = {
-        Metric.NMI.value: normalised_mutual_information(x, y, inner),
-        Metric.GRADIENT_CORRELATION.value: gradient_correlation(x, y, inner),
-        Metric.EDGE_OVERLAP.value: edge_overlap(x, y, inner),
-    }
-    return CaseMetrics(case, subject, PROTOCOLS["structure"], values)
 
 
 def _binned(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -146,6 +85,8 @@ def _entropy(p: NDArray[np.float64]) -> float:
 
 
 def _gradient(x: NDArray[Any]) -> NDArray[np.float64]:
+    from scipy import ndimage
+
     result: NDArray[np.float64] = ndimage.gaussian_gradient_magnitude(x.astype(np.float64), GRADIENT_SIGMA_PX)
     return result
 

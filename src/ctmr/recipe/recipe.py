@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ctmr.imaging.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
 from ctmr.imaging.volume import UNEVEN_LIMIT, Direction
-from ctmr.metrics.protocol import PROTOCOLS, Metric
+from ctmr.metrics.protocol import PROTOCOLS
+from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
 from ctmr.recipe.evaluation import Lesions, Robustness, Uncertainty
 from ctmr.recipe.training import (
@@ -256,9 +257,9 @@ class Recipe(Section):
             if not PROTOCOLS[name].may_gate:
                 raise ValueError(f"gate: {name} compares images of different patients and can never be in a gate")
             for metric in metrics:
-                if metric not in set(Metric):
+                if metric not in METRICS:
                     raise ValueError(
-                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(Metric))}"
+                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(METRICS))}"
                     )
         return gate
 

@@ -11,17 +11,12 @@ from typing import Any
 
 from ctmr.data.manifest import PHANTOM_PREFIX
 from ctmr.errors import InputError
-from ctmr.metrics.protocol import Metric, Pairing, Protocol, UnlikeProtocolsError, require_same_protocol
+from ctmr.metrics.protocol import Pairing, Protocol, UnlikeProtocolsError, require_same_protocol
+from ctmr.metrics.registry import METRICS, Metric, Shown, shown_metrics
 from ctmr.metrics.significance import SIGNIFICANCE, PairedTest, compare_cases, correct, require_same_cases
-from ctmr.metrics.stats import FEW_PATIENTS, MetricSummary, Summary
+from ctmr.metrics.stats import FEW_PATIENTS, Summary
+from ctmr.reports.numbers import ABSENT, interval_text, metric_text, p_text, value_text
 from ctmr.reports.runs import FinishedRun
-
-RESAMPLES = 2000
-SEED = 0
-ABSENT = "–"
-
-_IN_UNIT = frozenset({Metric.MAE, Metric.RMSE, Metric.MAE_BONE, Metric.MAE_SOFT, Metric.MAE_AIR})
-"""Metrics in the protocol's unit."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class ProtocolTable:
     Attributes
     ----------
     metrics
-        Columns: what any row has, without MSE, whose root says the same in a unit that people read.
+        What the registry shows in tables, where any row has it.
     rows
         Runs in the order given, then baselines.
     pairs
@@ -63,7 +58,7 @@ class ProtocolTable:
 
     def better(self, pair: PairTests, test: PairedTest) -> str:
         """Name the better run of a significant test; empty where none is, or where the protocol shows no quality."""
-        wants = Metric(test.metric).higher_is_better
+        wants = METRICS[test.metric].higher_is_better
         if not (test.significant and self.protocol.measures_fidelity) or wants is None or test.difference is None:
             return ""
         return pair.a if (test.difference > 0) == wants else pair.b
@@ -128,9 +123,7 @@ class Comparison:
         }
 
 
-def compare_runs(
-    runs: Sequence[FinishedRun], *, protocols: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = SEED
-) -> Comparison:
+def compare_runs(runs: Sequence[FinishedRun], *, protocols: Sequence[str] = ()) -> Comparison:
     """Compare runs that were measured under the same protocols on the same cases.
 
     Parameters
@@ -139,8 +132,6 @@ def compare_runs(
         At least two, with names of their own.
     protocols
         Only these; empty: all that the runs share.
-    resamples, seed
-        Of the bootstrap intervals of differences.
 
     Raises
     ------
@@ -162,7 +153,7 @@ def compare_runs(
         for name in shared:
             _require_comparable(a, b, name)
     notes += _test_images(runs, shared)
-    tables = tuple(_table(name, runs, resamples, seed) for name in shared)
+    tables = tuple(_table(name, runs) for name in shared)
     counts = {t.protocol.name: t.rows[0].summary.subjects for t in tables if t.pairs}
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW_PATIENTS)
     if few:
@@ -223,21 +214,16 @@ def _test_images(runs: Sequence[FinishedRun], shared: Sequence[str]) -> list[str
     return notes
 
 
-def _table(name: str, runs: Sequence[FinishedRun], resamples: int, seed: int) -> ProtocolTable:
+def _table(name: str, runs: Sequence[FinishedRun]) -> ProtocolTable:
     protocol = runs[0].protocol(name)
     rows = [ComparisonRow(r.name, False, r.summaries[name]) for r in runs] + _baseline_rows(name, protocol, runs)
     pairs: list[PairTests] = []
     if protocol.pairing is not Pairing.UNPAIRED_DISTRIBUTION:
         combinations = list(itertools.combinations(runs, 2))
-        tested = correct(
-            [
-                compare_cases(a.cases[name], b.cases[name], names=(a.name, b.name), resamples=resamples, seed=seed)
-                for a, b in combinations
-            ]
-        )
+        tested = correct([compare_cases(a.cases[name], b.cases[name], names=(a.name, b.name)) for a, b in combinations])
         pairs = [PairTests(a.name, b.name, tuple(t)) for (a, b), t in zip(combinations, tested, strict=True)]
-    metrics = tuple(m for m in Metric if m is not Metric.MSE and any(m in r.summary.metrics for r in rows))
-    return ProtocolTable(protocol, metrics, tuple(rows), tuple(pairs))
+    metrics = shown_metrics(Shown.TABLE, [r.summary.metrics for r in rows])
+    return ProtocolTable(protocol, tuple(metrics), tuple(rows), tuple(pairs))
 
 
 def _baseline_rows(name: str, protocol: Protocol, runs: Sequence[FinishedRun]) -> list[ComparisonRow]:
@@ -291,50 +277,6 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def digits(metric: str, protocol: Protocol) -> int:
-    """Decimals that a table shows of a metric: errors in HU or grey levels need fewer than those as trained."""
-    if metric in (Metric.PSNR, Metric.FLICKER):
-        return 2
-    if metric in (Metric.FID, Metric.INVENTED, Metric.FALSE_FINDINGS):
-        return 1
-    in_unit = metric in _IN_UNIT and protocol.data_range is not None and protocol.data_range > 100
-    return 1 if in_unit else 4 if metric in _IN_UNIT or metric in (Metric.KID, Metric.KID_SD) else 3
-
-
-def value_text(metric: str, protocol: Protocol, found: MetricSummary | None) -> str:
-    """Mean ± standard deviation over patients."""
-    if found is None:
-        return ABSENT
-    decimals = digits(metric, protocol)
-    spread = "" if math.isnan(found.sd) else f" ± {number_text(found.sd, decimals)}"
-    return f"{number_text(found.mean, decimals)}{spread}"
-
-
-def interval_text(metric: str, protocol: Protocol, low: float | None, high: float | None) -> str:
-    """Both ends of an interval; empty where there is none."""
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return ""
-    decimals = digits(metric, protocol)
-    return f"{number_text(low, decimals)} to {number_text(high, decimals)}"
-
-
-def number_text(value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A number for people: fixed decimals, ∞ for a PSNR of equal images, a dash for none."""
-    if value is None or math.isnan(value):
-        return ABSENT
-    if math.isinf(value):
-        return "∞"
-    # Adding zero takes the sign off what rounds to none.
-    return f"{round(value, decimals) + 0.0:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
-
-
-def p_text(p: float | None) -> str:
-    """A p value with three decimals, never rounded to zero."""
-    if p is None:
-        return ABSENT
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def render_comparison(comparison: Comparison) -> str:
     """Return the comparison as a self-contained HTML page; text is escaped, nothing is loaded."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -350,8 +292,7 @@ def render_comparison(comparison: Comparison) -> str:
         "value": value_text,
         "interval": interval_text,
         "p": p_text,
-        "number": number_text,
-        "digits": digits,
+        "number": metric_text,
         "plot": _plot,
     }
     return environment.get_template("compare.html.j2").render(c=comparison, significance=SIGNIFICANCE)
@@ -359,7 +300,9 @@ def render_comparison(comparison: Comparison) -> str:
 
 def _plot(table: ProtocolTable, metric: Metric) -> list[dict[str, Any]]:
     """Positions in percent of means and intervals of one metric, for a row of dots; rows without it are left out."""
-    found = [(r, m) for r in table.rows if (m := r.summary.metrics.get(metric)) is not None and math.isfinite(m.mean)]
+    found = [
+        (r, m) for r in table.rows if (m := r.summary.metrics.get(metric.name)) is not None and math.isfinite(m.mean)
+    ]
     ends = [v for _, m in found for v in (m.mean, m.low, m.high) if math.isfinite(v)]
     low, span = (min(ends), max(ends) - min(ends) or 1.0) if ends else (0.0, 1.0)
 
@@ -371,7 +314,7 @@ def _plot(table: ProtocolTable, metric: Metric) -> list[dict[str, Any]]:
             "who": r.who,
             "baseline": r.baseline,
             "mean": place(m.mean),
-            "text": value_text(metric, table.protocol, m),
+            "text": value_text(metric.name, table.protocol, m),
             "low": place(m.low if math.isfinite(m.low) else m.mean),
             "high": place(m.high if math.isfinite(m.high) else m.mean),
         }

@@ -16,7 +16,7 @@ from ctmr.evaluation.robustness import RobustnessResult
 from ctmr.evaluation.sections import UNIT_WORDS
 from ctmr.evaluation.uncertainty import COVERAGES, UncertaintyResult
 from ctmr.imaging.volume import Unit
-from ctmr.metrics.protocol import Metric
+from ctmr.metrics.registry import FALSE_FINDINGS, INVENTED
 from ctmr.metrics.stats import Summary, summarise
 from ctmr.reports import charts, figures, sentences
 from ctmr.reports.html import (
@@ -312,7 +312,7 @@ def _lesion_table(test: LesionTest) -> LesionTable:
         for c in test.cases
         for r in c.findings.responses
     ]
-    invented, false = (test.counts(m) for m in (Metric.INVENTED, Metric.FALSE_FINDINGS))
+    invented, false = (test.counts(m) for m in (INVENTED, FALSE_FINDINGS))
     return LesionTable(
         test.direction,
         test.how,

@@ -10,15 +10,16 @@ from enum import StrEnum
 
 from ctmr.evaluation.gate import Verdict
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import CaseMetrics, Metric, Pairing, Protocol, require_same_protocol
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import Pairing, Protocol, require_same_protocol
+from ctmr.metrics.registry import SSIM, Metric, Shown, shown_metrics
 from ctmr.metrics.stats import Summary
 from ctmr.metrics.tissue import TissueClass, TissueRow
-from ctmr.reports.compare import digits, interval_text, number_text, value_text
+from ctmr.reports.numbers import interval_text, metric_text, number_text
 
 MOST_CASES = 200
 _ARROWS = {True: "↑", False: "↓", None: ""}
 _NO_CASE_TABLE = (Pairing.LESION, Pairing.UNPAIRED_DISTRIBUTION)
-_HEADLINE = (Metric.MAE, Metric.PSNR, Metric.SSIM, Metric.MS_SSIM, Metric.NMI, Metric.KID, Metric.DICE_BONE)
 
 
 class ReportSection(StrEnum):
@@ -188,27 +189,19 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    value: str
-    spread: str
-    interval: str
-    best: bool
-
-
-@dataclass(frozen=True)
 class _Table:
-    name: str
-    protocol: str
-    metrics: list[tuple[str, str]]
-    rows: list[tuple[str, list[_Cell], str]]
+    protocol: Protocol
+    metrics: list[Metric]
+    rows: list[tuple[str, Summary]]
+    best: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class _CaseTable:
-    protocol: str
-    sorted_by: str
-    metrics: list[str]
-    rows: list[tuple[str, str, list[str]]]
+    protocol: Protocol
+    sorted_by: Metric
+    metrics: list[Metric]
+    cases: list[CaseMetrics]
     left_out: int
 
 
@@ -240,6 +233,9 @@ def render_report(report: Report) -> str:
         "base64": lambda png: base64.b64encode(png).decode("ascii"),
         "svg": Markup,
         "tables": _tables,
+        "arrows": _ARROWS,
+        "value": metric_text,
+        "interval": interval_text,
         "tissue_rows": lambda table: [(t.value, table[t]) for t in TissueClass if t in table],
     }
     of_images = {k: v for k, v in report.cases.items() if report.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
@@ -248,7 +244,7 @@ def render_report(report: Report) -> str:
         report=report,
         verdict=report.verdict,
         tiles=_tiles(report),
-        case_tables=[_case_table(name, rows) for name, rows in sorted(of_images.items()) if rows],
+        case_tables=[_case_table(rows) for _, rows in sorted(of_images.items()) if rows],
         figures=shown,
     )
 
@@ -270,53 +266,32 @@ def _tables(summaries: Mapping[str, Summary], others: Mapping[str, Mapping[str, 
 
 
 def _table(name: str, own: Summary, others: Mapping[str, Mapping[str, Summary]]) -> _Table:
-    entries = [("this model", own), *((n, s[name]) for n, s in others.items() if name in s)]
-    protocol = require_same_protocol(s.protocol for _, s in entries)
-    # The root says the same in a unit that people read, and the table fits the page.
-    metrics = [m for m in Metric if m is not Metric.MSE and any(m in s.metrics for _, s in entries)]
-    best = {m: _best(m, [s for _, s in entries]) for m in metrics}
-    rows = []
-    for who, summary in entries:
-        cells = []
-        for m in metrics:
-            found = summary.metrics.get(m)
-            interval = "" if found is None else interval_text(m, protocol, found.low, found.high)
-            leads = found is not None and len(entries) > 1 and found.mean == best[m]
-            value, sign, spread = value_text(m, protocol, found).partition(" ± ")
-            cells.append(_Cell(value, f"± {spread}" if sign else "", interval, leads))
-        # A distribution is of all images at once.
-        whole = protocol.pairing is Pairing.UNPAIRED_DISTRIBUTION
-        rows.append((who, cells, "–" if whole else f"{summary.subjects} / {summary.cases}"))
-    return _Table(name, protocol.describe(), [(m.value, _ARROWS[m.higher_is_better]) for m in metrics], rows)
+    rows = [("this model", own), *((n, s[name]) for n, s in others.items() if name in s)]
+    summaries = [s for _, s in rows]
+    metrics = shown_metrics(Shown.TABLE, [s.metrics for s in summaries])
+    best = {m.name: _best(m, summaries) for m in metrics} if len(rows) > 1 else {}
+    return _Table(require_same_protocol(s.protocol for s in summaries), metrics, rows, best)
 
 
 def _best(metric: Metric, summaries: Sequence[Summary]) -> float | None:
-    found = [m for s in summaries if (m := s.mean(metric)) is not None and not math.isnan(m)]
+    found = [m for s in summaries if (m := s.mean(metric.name)) is not None and not math.isnan(m)]
     if not found or metric.higher_is_better is None:
         return None
     return max(found) if metric.higher_is_better else min(found)
 
 
-def _case_table(name: str, cases: Sequence[CaseMetrics]) -> _CaseTable:
+def _case_table(cases: Sequence[CaseMetrics]) -> _CaseTable:
     """Cases of one protocol, the worst first."""
-    protocol = cases[0].protocol
-    metrics = [m for m in Metric if m is not Metric.MSE and any(m in c.values for c in cases)]
+    metrics = shown_metrics(Shown.TABLE, [c.values for c in cases])
     by = next((m for m in metrics if m.higher_is_better is not None), metrics[0])
     sign = -1.0 if by.higher_is_better else 1.0
 
     def badness(case: CaseMetrics) -> tuple[float, str]:
-        value = case.values.get(by)
+        value = case.values.get(by.name)
         return (-math.inf if value is None else sign * value, case.case)
 
     ordered = sorted(cases, key=badness, reverse=True)
-    rows = [(c.case, c.subject, [_cell(m, protocol, c) for m in metrics]) for c in ordered[:MOST_CASES]]
-    return _CaseTable(
-        protocol.describe(), by.value, [m.value for m in metrics], rows, max(0, len(ordered) - MOST_CASES)
-    )
-
-
-def _cell(metric: Metric, protocol: Protocol, case: CaseMetrics) -> str:
-    return number_text(case.values.get(metric), digits(metric, protocol))
+    return _CaseTable(cases[0].protocol, by, metrics, ordered[:MOST_CASES], max(0, len(ordered) - MOST_CASES))
 
 
 def _tiles(report: Report) -> list[_Tile]:
@@ -324,21 +299,19 @@ def _tiles(report: Report) -> list[_Tile]:
     tiles: list[_Tile] = []
     for name in sorted(report.summaries):
         own = report.summaries[name]
-        for metric in _HEADLINE:
-            found = own.metrics.get(metric)
-            if found is None or any(t.label == metric.value for t in tiles):
-                continue
+        for metric in shown_metrics(Shown.HEADLINE, [own.metrics]):
             # A cycle's error would be taken for fidelity; its similarity is what gates read.
-            if own.protocol.pairing is Pairing.CYCLE and metric is not Metric.SSIM:
+            hidden = own.protocol.pairing is Pairing.CYCLE and metric is not SSIM
+            m, found = metric.name, own.metrics[metric.name]
+            if hidden or any(t.label == m for t in tiles):
                 continue
-            rivals = {w: m for w, s in report.others.items() if name in s and (m := s[name].mean(metric)) is not None}
+            rivals = {w: mean for w, s in report.others.items() if name in s and (mean := s[name].mean(m)) is not None}
             beside = ""
             if rivals and metric.higher_is_better is not None:
                 who = (max if metric.higher_is_better else min)(sorted(rivals), key=lambda w: rivals[w])
-                beside = f"{who}: {_plain(metric, own.protocol, rivals[who])}"
-            interval = interval_text(metric, own.protocol, found.low, found.high)
-            unit = {Metric.MAE: f" {own.protocol.unit}", Metric.PSNR: " dB"}.get(metric, "")
-            tiles.append(_Tile(metric.value, _plain(metric, own.protocol, found.mean) + unit, interval, beside, name))
+                beside = f"{who}: {metric_text(m, own.protocol, rivals[who])}"
+            interval = interval_text(m, own.protocol, found.low, found.high)
+            tiles.append(_Tile(m, metric_text(m, own.protocol, found.mean, unit=True), interval, beside, name))
     tiles = tiles[:5]
     if report.lesions and report.lesions[0].rows:
         test = report.lesions[0]
@@ -347,7 +320,3 @@ def _tiles(report: Report) -> list[_Tile]:
         interval = f"{100 * test.low:.0f} to {100 * test.high:.0f} %"
         tiles.append(_Tile("lesions kept", f"{test.kept} of {len(test.rows)}", interval, said, "lesions"))
     return tiles
-
-
-def _plain(metric: Metric, protocol: Protocol, value: float) -> str:
-    return number_text(value, digits(metric, protocol))

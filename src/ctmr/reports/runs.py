@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import InputError
-from ctmr.metrics.protocol import CaseMetrics, Protocol, read_description
+from ctmr.metrics.cases import CaseMetrics
+from ctmr.metrics.protocol import Protocol, read_description
 from ctmr.metrics.stats import MetricSummary, Summary, per_patient
 from ctmr.system.digest import PROVENANCE, content_digest, flatten
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ctmr.imaging.volume import Direction
-from ctmr.metrics.protocol import Metric
+from ctmr.metrics.registry import MAE
 from ctmr.metrics.stats import FEW_PATIENTS, MetricSummary, Summary
-from ctmr.reports.compare import digits, interval_text, number_text
 from ctmr.reports.html import LesionTable, count_text
+from ctmr.reports.numbers import interval_text, metric_text
 
 STRONG_CORRELATION, WEAK_CORRELATION = 0.5, 0.3
 
@@ -36,12 +36,12 @@ def fidelity_words(
     said = []
     for name in sorted(summaries):
         summary = summaries[name]
-        found = summary.metrics.get(Metric.MAE)
+        found = summary.metrics.get(MAE.name)
         if not summary.protocol.measures_fidelity or found is None:
             continue
         unit = summary.protocol.unit
-        mean = number_text(found.mean, digits(Metric.MAE, summary.protocol))
-        interval = interval_text(Metric.MAE, summary.protocol, found.low, found.high)
+        mean = metric_text(MAE.name, summary.protocol, found.mean)
+        interval = interval_text(MAE.name, summary.protocol, found.low, found.high)
         between = f", 95 % interval {interval}" if interval else ""
         said.append(
             f"The synthetic {direction.target} differs from the true one by {mean} {unit} on average "
@@ -49,7 +49,7 @@ def fidelity_words(
         )
         rival = _nearest(name, others)
         if rival is not None:
-            theirs = number_text(rival[1].mean, digits(Metric.MAE, summary.protocol))
+            theirs = metric_text(MAE.name, summary.protocol, rival[1].mean)
             better = "less" if found.mean < rival[1].mean else "no less"
             said.append(f"That is {better} than the best translator that never learned: {rival[0]}, {theirs} {unit}.")
         if summary.subjects < FEW_PATIENTS:
@@ -109,6 +109,6 @@ def percent(share: float) -> str:
 
 
 def _nearest(name: str, others: Mapping[str, Mapping[str, Summary]]) -> tuple[str, MetricSummary] | None:
-    measured = {who: s[name].metrics.get(Metric.MAE) for who, s in others.items() if name in s}
+    measured = {who: s[name].metrics.get(MAE.name) for who, s in others.items() if name in s}
     found = {who: m for who, m in measured.items() if m is not None and not math.isnan(m.mean)}
     return min(sorted(found.items()), key=lambda item: item[1].mean) if found else None

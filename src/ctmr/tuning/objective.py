@@ -14,7 +14,8 @@ from ctmr.data.shards import Shard, has_shard, pairs, read_shard
 from ctmr.errors import InputError
 from ctmr.evaluation.inference import cycle_slices, translate_array
 from ctmr.imaging.volume import Direction, Modality, Unit
-from ctmr.metrics.protocol import PROTOCOLS, Metric, Protocol
+from ctmr.metrics.protocol import PROTOCOLS, Protocol
+from ctmr.metrics.registry import NMI, SSIM
 from ctmr.networks.model_folder import Description, make_translator
 from ctmr.recipe.recipe import Recipe
 
@@ -174,8 +175,7 @@ class Scorer:
     def unpaired(self, forward: nn.Module, backward: nn.Module, cases: int = 0) -> Terms:
         """Return the terms of the unpaired score, which exist where there are pairs as well."""
         from ctmr.metrics.distribution import features, kid, load_extractor, unit_interval
-        from ctmr.metrics.fidelity import measure_cycle
-        from ctmr.metrics.structure import measure_structure
+        from ctmr.metrics.measurement import measure_cycle, measure_structure
 
         translator = self._translator(forward)
         most = max(MIN_IMAGES, min(cases or MAX_SLICES, MAX_SLICES))
@@ -189,11 +189,11 @@ class Scorer:
             made.append(translation)
             if head[middle].sum() > MIN_HEAD_PX:
                 found = measure_structure(volume[0, middle], translation, head[middle], case=case, subject=case)
-                kept.append(found.values[Metric.NMI])
+                kept.append(found.values[NMI.name])
             shown, again = cycle_slices(
                 translator.source, translator.generator, backward, volume, [middle], self.description.neighbours
             )
-            restored.append(measure_cycle(shown[0], again[0], case=case, subject=case).values[Metric.SSIM])
+            restored.append(measure_cycle(shown[0], again[0], case=case, subject=case).values[SSIM.name])
         if most not in self._real:
             chosen = _spread(len(self.target.volumes), most)
             real = [self.target.volume(i)[0, self.target.volumes[i].count // 2] for i in chosen]
