@@ -109,6 +109,18 @@ def test_what_stands_in_unused_bits_is_ignored(dtype: type, stored: int, syntax:
     np.testing.assert_array_equal(values(stream(dataset, syntax)), truth)
 
 
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=["RLE", "JPEG 2000"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_overlay_in_a_compressed_stream_is_ignored_too(syntax: str, signed: bool) -> None:
+    rng = np.random.default_rng(7)
+    truth = rng.integers(-2048 if signed else 0, 2048 if signed else 4096, (48, 48))
+    words = ((truth & 0xFFF) | (rng.integers(0, 2, truth.shape) << 13)).astype(np.uint16)
+    dataset = image(words, Modality="MR", PixelRepresentation=0)
+    dataset.compress(syntax, generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, int(signed)
+    np.testing.assert_array_equal(values(stream(dataset, syntax)), truth)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     slopes=st.lists(st.sampled_from([1.0, 2.0, 0.5, 0.3, -1.0]), min_size=3, max_size=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -294,3 +295,34 @@ def test_real_templates_are_read(shared_data: Path) -> None:
     ct = nifti.read(shared_data / "nifti" / "scct_unsmooth_SS_0.01.nii.gz", **CT)
     # The brain in Hounsfield units: its median over tissue lies between water and blood.
     assert 15 < np.median(ct.array[ct.array > 5]) < 60
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("offset", [0, 16, 348])
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+def test_an_impossible_offset_makes_no_voxels_of_the_header(
+    tmp_path: Path, kind: type, offset: int, suffix: str
+) -> None:
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(with_offset(array, kind, offset, gzipped=suffix.endswith("gz")))
+    read = nifti.read(path, modality=Modality.MR)
+    np.testing.assert_array_equal(read.array, array.transpose(2, 1, 0))
+
+
+def test_an_impossible_offset_of_a_file_whose_length_does_not_tell_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.nii"
+    path.write_bytes(with_offset(np.zeros((3, 4, 5), np.int16), nibabel.Nifti1Image, 16) + b"more")
+    with pytest.raises(InputError, match=r"image\.nii .*vox_offset is 16, at least 352 is allowed"):
+        nifti.read(path, modality=Modality.MR)
+
+
+def with_offset(array: np.ndarray, kind: type, offset: int, *, gzipped: bool = False) -> bytes:
+    """Return a single NIfTI file whose header claims that its voxels begin elsewhere, with a name in it."""
+    image = kind(array, np.eye(4))
+    image.header["descrip"] = b"DOE^JANE"
+    header, content = image.header, image.to_bytes()
+    whole = header.template_dtype.itemsize
+    header["vox_offset"] = offset
+    made = header.binaryblock + content[whole:]
+    return gzip.compress(made) if gzipped else made

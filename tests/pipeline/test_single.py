@@ -166,6 +166,7 @@ def test_evaluate_compares_with_whom_it_is_told(
         ("sqlite:///{here}/there.db", True),
         ("sqlite:///{here}/there.db?timeout=5", True),
         ("sqlite:///there.db", True),
+        ("sqlite:///{here}/what%3Fnow/there.db", True),
         ("http://127.0.0.1:1", True),
         ("postgresql://127.0.0.1:1/mlflow", True),
     ],
@@ -181,6 +182,8 @@ def test_the_champion_is_looked_up_wherever_there_is_a_store(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.db").touch()
+    (tmp_path / "what?now").mkdir()
+    (tmp_path / "what?now" / "there.db").touch()
     monkeypatch.setattr("ctmr.tracking.mlflow.Tracking", Store)
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(here=tmp_path))

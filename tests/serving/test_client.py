@@ -66,6 +66,15 @@ def test_the_generator_answers_bit_for_bit_what_onnx_runtime_answers(served, exp
         assert np.array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"])
+def test_a_proxy_of_the_environment_gets_no_image(served, monkeypatch, variable):
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with TritonClient(served.endpoint.grpc) as client:
+        assert client.index()
+
+
 def test_batched_requests_each_get_their_own_answer(served, exported):
     session = onnxruntime.InferenceSession(str(exported[1].files.generator), providers=["CPUExecutionProvider"])
 

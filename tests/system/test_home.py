@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import make_url
 
-from ctmr.system.home import Code, Home, quiet_libraries
+from ctmr.system.home import Code, Home, quiet_libraries, sqlite_address
 
 
 def test_ctmr_home_decides_where_everything_lies(home, tmp_path):
@@ -98,3 +99,9 @@ def test_under_test_no_library_that_ctmr_silences_can_speak(home, monkeypatch):
     before = set(environment)
     quiet_libraries()
     assert not [n for n in set(environment) - before if "TRACK" in n or "TELEMETRY" in n or "ANALYTICS" in n]
+
+
+@pytest.mark.parametrize("name", ["plain", "with blank", "hash#tag", "50% off", "feature%2Fnew", "what?now", "ünïcode"])
+def test_a_databases_address_leads_to_its_file_whatever_the_folder_is_called(tmp_path, name):
+    path = tmp_path / name / "mlflow.db"
+    assert make_url(sqlite_address(path)).database == str(path)

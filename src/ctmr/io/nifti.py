@@ -22,6 +22,7 @@ _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _SCANNER = 1
 """NIfTI code of "scanner-based anatomical coordinates"."""
 _NIFTI2_HEADER_BYTES = 540
+_NO_EXTENSION = bytes(4)
 AGREEMENT_MM = 0.1
 """Places of a voxel that lie closer than this are one."""
 
@@ -56,7 +57,7 @@ def read(
         A damaged file, more than three axes, colour, NaN, or no orientation (sform and qform codes both 0).
     """
     try:
-        image = _kind(path).from_filename(path, mmap=False)
+        image = _open(path)
         shape = _three_axes(path, image)
         scale_mm = _MM_PER_UNIT[image.header.get_xyzt_units()[0]]
         notes = _disagreement(image, shape, scale_mm)
@@ -115,12 +116,53 @@ def write(path: Path, volume: Volume, *, description: str = "") -> Path:
     return path
 
 
-def _kind(path: Path) -> Any:
-    """Return the class for the file's version, by the header's own size in either byte order."""
+def header_of(start: bytes) -> Any:
+    """Return nibabel's header of a file's first bytes, version 1 or 2, without looking at its extensions.
+
+    nibabel fails on an extension whose text is not UTF-8.
+    """
+    size = _NIFTI2_HEADER_BYTES.to_bytes(4, "little")
+    kind = nibabel.Nifti2Header if size in (start[:4], start[3::-1]) else nibabel.Nifti1Header
+    return kind(start[: kind.template_dtype.itemsize], check=False)
+
+
+def first_voxel(header: Any, content: bytes) -> int:
+    """Return where the voxels of a single file begin.
+
+    Some writers leave vox_offset at 0 or at a byte inside the header; read as it stands, the header's own bytes (a
+    name among them) become voxels. What the file's length leaves for header and extension flag tells where they are.
+
+    Raises
+    ------
+    InputError
+        An impossible offset, and a length that does not tell either.
+    """
+    claimed, whole = int(header["vox_offset"]), int(header.template_dtype.itemsize) + len(_NO_EXTENSION)
+    if claimed >= whole:
+        return claimed
+    voxels = int(np.prod([float(n) for n in header.get_data_shape()])) * int(header.get_data_dtype().itemsize)
+    left = len(content) - voxels
+    if left not in (whole, whole - len(_NO_EXTENSION)):
+        raise InputError(f"vox_offset is {claimed}, at least {whole} is allowed, and the file's length tells no other")
+    return left
+
+
+def _open(path: Path) -> Any:
+    """Return nibabel's image of the file's version; one whose voxels do not begin where it says is put right first."""
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        size = stream.read(4)
-    is_second = _NIFTI2_HEADER_BYTES in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
-    return nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
+        start = stream.read(_NIFTI2_HEADER_BYTES)
+        header = header_of(start)
+        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        whole = header.template_dtype.itemsize + len(_NO_EXTENSION)
+        if int(header["vox_offset"]) >= whole or not bytes(header["magic"]).startswith(b"n+"):
+            return kind.from_filename(path, mmap=False)
+        content = start + stream.read()
+    try:
+        at = first_voxel(header, content)
+    except InputError as error:
+        raise InputError(f"{path} cannot be read as NIfTI ({error}); export it again") from None
+    header["vox_offset"] = whole
+    return kind.from_bytes(header.binaryblock + _NO_EXTENSION + content[at:])
 
 
 def _values(image: nibabel.Nifti1Image, shape: tuple[int, ...], name: str) -> NDArray[Any]:

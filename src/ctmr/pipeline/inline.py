@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import GateFailed, InputError
@@ -139,7 +140,7 @@ def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
 def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, str]:
     """Find the registered champion of a dataset once, at the start of a run."""
     scheme, _, rest = home.tracking_uri.partition(":///")
-    if scheme != "sqlite" or Path(rest.partition("?")[0]).exists():
+    if scheme != "sqlite" or Path(unquote(rest.partition("?")[0])).exists():
         from ctmr.tracking.mlflow import Tracking
 
         found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ctmr.errors import InputError
 from ctmr.recipe.recipe import Recipe
+from ctmr.system import strict_yaml
 
 _UNION_TAGS = frozenset(
     {
@@ -83,10 +84,7 @@ def is_file_name(name: str) -> bool:
 
 
 def _read(text: str, source: str) -> Recipe:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not readable YAML: {' '.join(str(error).split())}") from None
+    tree = strict_yaml.read(text, source)
     if not isinstance(tree, dict):
         raise InputError(f"{source} holds {type(tree).__name__}; a mapping of sections is needed")
     return parse(tree, source=source)
@@ -164,21 +162,11 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {text!r} is not key=value; an example is --set train.steps=500")
     try:
-        return key.strip(), _number(yaml.safe_load(value) if value else None)
-    except yaml.YAMLError:
+        return key.strip(), strict_yaml.read(value, "it") if value else None
+    except InputError:
         raise InputError(
-            f"--set {key}: {value!r} is not a YAML value; quote text that holds colons or brackets"
+            f"--set {key}: {value[:200]!r} is not a YAML value; quote text that holds colons or brackets"
         ) from None
-
-
-def _number(value: Any) -> Any:
-    """Read 1e-3 as a number: YAML 1.1 wants 1.0e-3, people do not."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _sentence(error: ValidationError) -> str:

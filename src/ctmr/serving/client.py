@@ -76,7 +76,12 @@ class TritonClient:
         import tritonclient.grpc as triton
 
         self.url = url
-        options = [("grpc.max_send_message_length", MESSAGE_BYTES), ("grpc.max_receive_message_length", MESSAGE_BYTES)]
+        options: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES),
+            # gRPC honours http_proxy even for loopback; images of patients go to the server that was named, or nowhere.
+            ("grpc.enable_http_proxy", 0),
+        ]
         self._triton = triton
         self._client = triton.InferenceServerClient(url, channel_args=options)
 

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,24 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         """MLflow's tracking address: MLFLOW_TRACKING_URI, or SQLite here."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(self.root / "mlflow.db")
 
     def study_storage(self, work: Path) -> str:
         """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
-        return os.environ.get("CTMR_STUDY_STORAGE") or f"sqlite:///{work / 'study.db'}"
+        return os.environ.get("CTMR_STUDY_STORAGE") or sqlite_address(work / "study.db")
 
     @property
     def artifacts(self) -> Path:
         """MLflow's artifacts when tracking is local."""
         return self.root / "mlartifacts"
+
+
+def sqlite_address(path: Path) -> str:
+    """Return a database file's address; what has a meaning in an address (``%``, ``?``, ``#``) is quoted.
+
+    A build server's workspaces hold ``%2F``; unquoted, another folder would get the database.
+    """
+    return f"sqlite:///{quote(str(path))}"
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,20 @@ def test_scale_factors_and_byte_order_stay(tmp_path):
     assert after.get_fdata().max() == 23 * 2 - 1024
 
 
+@pytest.mark.parametrize("offset", [0, 16, 348])
+def test_a_header_that_claims_to_be_voxels_is_not_published(tmp_path, offset):
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    image.header["descrip"] = b"DOE^JANE"
+    content = bytearray(image.to_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    cleaned = clean_nifti(tmp_path / "a.nii")
+    assert b"DOE" not in gzip.decompress(cleaned)
+    again = nibabel.Nifti1Image.from_bytes(gzip.decompress(cleaned))
+    np.testing.assert_array_equal(np.asanyarray(again.dataobj), array)
+
+
 def test_equal_files_give_equal_bytes(tmp_path, some_tokens):
     made = []
     for name in ("one.nii.gz", "two.nii"):

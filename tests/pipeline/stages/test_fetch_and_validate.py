@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from dicom_files import image, save
 
+from ctmr.data import images
 from ctmr.datasets.dvc import resolve
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages.fetch import STAGE as FETCH
@@ -72,6 +73,18 @@ def test_scouts_and_unnamed_padding_are_no_reason_to_lose_an_image(tmp_path: Pat
         found = list(csv.DictReader(stream))
     assert [f["rule"] for f in found] == ["no_image"] * 8 + ["reader_notes"] * 4
     assert "hold -3024 HU, which nothing has: padding, which became -1024" in found[-1]["sentence"]
+
+
+def test_a_hash_in_a_folders_name_names_no_series(tmp_path: Path, home: Home) -> None:
+    for number in range(1, 5):
+        for modality in ("CT", "MR"):
+            patient(tmp_path / "data" / f"Patient #{number}", number, modality)
+    fetched, _ = validated(tmp_path / "data", tmp_path, home)
+    assert (fetched.summary["images"], fetched.summary["unreadable"]) == (8, 0)
+    manifest = pd.read_parquet(tmp_path / "validate" / "manifest.parquet")
+    raw = tmp_path / "fetch" / "raw"
+    for row in images.rows(manifest):
+        assert images.read(raw, row).array.shape == (2, 48, 48)
 
 
 def test_uneven_series_are_used_as_far_as_the_recipe_says(tmp_path: Path, home: Home) -> None:

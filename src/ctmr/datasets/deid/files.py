@@ -32,7 +32,6 @@ _GEOMETRY = (
     "srow_z",
 )
 """Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
-_NIFTI2 = (540).to_bytes(4, "little")
 _NO_EXTENSION = bytes(4)
 _SPATIAL_AXES = 4
 """pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
@@ -53,16 +52,18 @@ def clean_nifti(source: Path) -> bytes:
     """
     if source.name.lower().endswith(".mha"):
         return _clean_metaimage(source)
+    from ctmr.io.nifti import first_voxel, header_of
+
     try:
         raw = source.read_bytes()
         if source.name.lower().endswith(".gz"):
             raw = gzip.decompress(raw)
-        header = nifti_header(raw)
+        header = header_of(raw)
         if not bytes(header["magic"]).startswith(b"n+"):
             raise ValueError("no single NIfTI file")
         count = int(np.prod([int(n) for n in header.get_data_shape()]))
-        size = count * int(header["bitpix"]) // 8
-        offset = int(header["vox_offset"])
+        size = count * header.get_data_dtype().itemsize
+        offset = first_voxel(header, raw)
         voxels = raw[offset : offset + size]
         if len(voxels) != size:
             raise ValueError(f"{len(voxels)} of {size} bytes")
@@ -73,20 +74,10 @@ def clean_nifti(source: Path) -> bytes:
         clean["vox_offset"] = len(clean.binaryblock) + len(_NO_EXTENSION)
     except Exception as error:
         # nibabel, gzip and struct have no common base; each means that this is no usable file.
-        raise InputError(f"cannot be read as NIfTI ({type(error).__name__}); export it again") from None
+        reason = str(error) if isinstance(error, InputError) else type(error).__name__
+        raise InputError(f"cannot be read as NIfTI ({reason}); export it again") from None
     # gzip gets no file name and no time.
     return gzip.compress(clean.binaryblock + _NO_EXTENSION + voxels, 6, mtime=0)
-
-
-def nifti_header(start: bytes) -> Any:
-    """Return nibabel's header of a file's first bytes, version 1 or 2, without looking at its extensions.
-
-    nibabel fails on an extension whose text is not UTF-8.
-    """
-    import nibabel
-
-    kind = nibabel.Nifti2Header if _NIFTI2 in (start[:4], start[3::-1]) else nibabel.Nifti1Header
-    return kind(start[: kind.template_dtype.itemsize], check=False)
 
 
 def clean_picture(source: Path, target: Path) -> None:

@@ -112,10 +112,10 @@ def _filled(header: object, keyword: str) -> bool:
 
 
 def _in_nifti(file: Path) -> set[str]:
-    from ctmr.datasets.deid.files import nifti_header
+    from ctmr.io.nifti import header_of
 
     with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
-        header = nifti_header(stream.read(_NIFTI_START_BYTES))
+        header = header_of(stream.read(_NIFTI_START_BYTES))
         offset, end = header.template_dtype.itemsize, int(header["vox_offset"])
         stream.seek(offset)
         codes = set()

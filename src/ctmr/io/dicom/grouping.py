@@ -9,14 +9,17 @@ from pathlib import Path
 from ctmr.errors import InputError
 from ctmr.io.dicom.frames import LOCALIZER, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, open_header, printable, short
+from ctmr.io.dicom.identity import acquisition, by_acquisition, identity_of, interleaved, told_by
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 
 
 class SeriesGroups(dict[str, list[Path]]):
     """Key of a series → files sorted by path.
 
-    The key is the SeriesInstanceUID. A series that holds several images of one place, or localizers beside
-    cross-sections, becomes several groups: ``UID/EchoTime=10``, ``UID/localizer``.
+    The key is the SeriesInstanceUID. A series that holds several images of one place, localizers beside
+    cross-sections, or acquisitions that interleave becomes several groups: ``UID/EchoTime=10``, ``UID/localizer``,
+    ``UID/AcquisitionNumber=2``. So does a UID under which lie objects of several patients, studies, frames of
+    reference or SOP classes: ``UID/patient 2 of 2``, numbered in the order of their files, since names tell who it is.
 
     Attributes
     ----------
@@ -41,6 +44,7 @@ class _Member:
     place: tuple[float, ...]
     traits: dict[str, str]
     localizer: bool
+    identity: tuple[str, ...]
 
 
 def group_series(folder: Path) -> SeriesGroups:
@@ -65,33 +69,45 @@ def _group(folder: Path) -> SeriesGroups:
                     groups.unreadable[path] = f"{path} is not a DICOM file (no DICM prefix); export it again"
                 continue
             header = open_header(path)
+            if header.dataset.SOPClassUID != DICOMDIR_CLASS and "Rows" in header.dataset:
+                series.setdefault(header.text("SeriesInstanceUID"), []).append(_member(path, header))
         except InputError as error:
             groups.unreadable[path] = str(error)
             continue
         except OSError as error:
             groups.unreadable[path] = f"{path} cannot be opened ({short(error)}); check its rights and its disk"
-            continue
-        if header.dataset.SOPClassUID != DICOMDIR_CLASS and "Rows" in header.dataset:
-            series.setdefault(header.text("SeriesInstanceUID"), []).append(_member(path, header))
     for uid, members in series.items():
-        for suffix, part in _parts(members).items():
-            groups[uid + suffix] = [m.path for m in part]
+        for other, same in _identities(members).items():
+            for suffix, part in _parts(same).items():
+                groups[uid + other + suffix] = [m.path for m in part]
     return groups
 
 
+def _identities(members: list[_Member]) -> dict[str, list[_Member]]:
+    """Return suffix of the key → files of one patient, study, frame of reference and class."""
+    found: dict[tuple[str, ...], list[_Member]] = {}
+    for member in members:
+        found.setdefault(member.identity, []).append(member)
+    if len(found) == 1:
+        return {"": members}
+    words = ", ".join(told_by(list(found)))
+    return {f"/{words} {k} of {len(found)}": part for k, part in enumerate(found.values(), start=1)}
+
+
 def _member(path: Path, header: Header) -> _Member:
+    identity = identity_of(header)
     try:
         frames = frames_of(header.dataset, header.name)
     except InputError:
         # Reading the series names the fault; here the file only has no place of its own.
-        return _Member(path, (), {}, False)
+        return _Member(path, (), {}, False, identity)
     if len({place(f.plane) for f in frames}) < len(frames):
         # Several images in one file: reading says so, sorting files cannot part them.
-        return _Member(path, (), {}, frames[0].is_localizer)
+        return _Member(path, (), {}, frames[0].is_localizer, identity)
     traits = traits_of(header.dataset, 0)
     for frame in frames[1:]:
         traits = dict(traits.items() & traits_of(header.dataset, frame.index).items())
-    return _Member(path, place(frames[0].plane), traits, frames[0].is_localizer)
+    return _Member(path, place(frames[0].plane), traits, frames[0].is_localizer, identity)
 
 
 def _parts(members: list[_Member]) -> dict[str, list[_Member]]:
@@ -102,7 +118,11 @@ def _parts(members: list[_Member]) -> dict[str, list[_Member]]:
         return {**_parts(images), f"/{LOCALIZER.lower()}": localizers}
     placed = [m for m in members if m.place]
     names, values = told_apart([m.place for m in placed], [m.traits for m in placed])
-    if not names or len(placed) < len(members):
+    if not names and interleaved(by_acquisition([(m.place, m.traits) for m in placed])):
+        values = [acquisition(m.traits) for m in placed]
+    elif not names:
+        return {"": members}
+    if len(placed) < len(members):
         return {"": members}
     parts: dict[str, list[_Member]] = {}
     for member, value in zip(placed, values, strict=True):

@@ -62,7 +62,18 @@ def stored_frames(header: Header, shape: tuple[int, int], count: int) -> Iterato
             f"{header.name} has damaged pixel data (shape {values.shape}, the header says {(count, *shape)}); "
             "export the series again"
         )
-    yield from values
+    for frame in values:
+        yield _meaningful(frame, header)
+
+
+def _meaningful(values: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Return values without what stands in bits above BitsStored, which means nothing (PS3.5 8.1.1).
+
+    Old files keep overlays there, and a codec hands them out as it found them.
+    """
+    width = 8 * values.dtype.itemsize
+    unused = width - int(header.number("BitsStored") or width)
+    return (values << unused) >> unused if values.dtype.kind in "iu" and 0 < unused < width else values
 
 
 def _native_words(header: Header, shape: tuple[int, int], count: int) -> Iterator[NDArray[Any]]:
@@ -75,7 +86,6 @@ def _native_words(header: Header, shape: tuple[int, int], count: int) -> Iterato
             f"{header.name} has damaged pixel data ({header.pixels_length} bytes, {needed} are needed); "
             "export the series again"
         )
-    unused = _WORD - int(header.number("BitsStored") or _WORD)
     with opened(header.source) as stream:
         stream.seek(header.pixels_at)
         for _ in range(count):
@@ -83,10 +93,7 @@ def _native_words(header: Header, shape: tuple[int, int], count: int) -> Iterato
             if _read_into(stream, content) < len(content):
                 raise InputError(f"{header.name} has damaged pixel data (the file is cut off); export the series again")
             values = buffer if buffer.dtype.isnative else buffer.astype(buffer.dtype.newbyteorder("="))
-            if 0 < unused < _WORD:
-                # PS3.5 section 8.1.1: what stands in the unused bits means nothing; old files keep overlays there.
-                values = (values << unused) >> unused
-            yield values
+            yield _meaningful(values, header)
 
 
 def _read_into(stream: Any, content: memoryview) -> int:

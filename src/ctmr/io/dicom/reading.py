@@ -18,6 +18,7 @@ from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
+from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, told_by
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.sequence import guess_sequence
 from ctmr.io.dicom.straighten import straighten
@@ -75,9 +76,10 @@ class _File:
 def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneven_limit: float) -> Volume:
     where, root, sources = _sources(source)
     headers = [open_header(s) for s in sources]
-    headers = [h for h in headers if h.text("SOPClassUID") != DICOMDIR_CLASS]
-    if not headers:
+    objects = [h for h in headers if h.text("SOPClassUID") != DICOMDIR_CLASS]
+    if not objects:
         raise InputError(f"{where} holds no DICOM image; give a folder with the files of one CT or MR series")
+    headers = images_of(objects)
     _refuse(where, root, _series_faults(headers, modality))
     files = [_File(h, frames_of(h.dataset, h.name)) for h in headers]
     found = Modality(headers[0].text("Modality"))
@@ -90,6 +92,8 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
 
     unit = Unit.HU if found is Modality.CT else Unit.ARBITRARY
     array, notes = _values(files, order, unit)
+    if len(objects) > len(headers):
+        notes += (_left_out(len(objects) - len(headers)),)
     stack = stack_of(planes)
     first = files[0].header
     if len(planes) > 1 and (stack.tilted or not stack.even):
@@ -129,6 +133,12 @@ def _sources(source: Path | Sequence[DicomSource]) -> tuple[str, str, list[Dicom
         raise InputError(f"{source} cannot be read ({error}); check its rights and its disk") from error
 
 
+def _left_out(count: int) -> str:
+    """Return that a series held more than its images."""
+    objects = "an object" if count == 1 else f"{count} objects"
+    return f"{objects} beside its images (raw data or a report) left out"
+
+
 def _is_meant(path: Path) -> bool:
     """True for what is DICOM or whose name says that it is; the latter is refused by name when it is opened."""
     return path.name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path)
@@ -149,6 +159,9 @@ def _series_faults(headers: list[Header], modality: Modality | None) -> list[str
     series = sorted({h.text("SeriesInstanceUID") for h in headers})
     if len(series) > 1:
         faults.append(f"mixed series: {len(series)} SeriesInstanceUIDs ({', '.join(series[:2])}, …)")
+    differ = told_by(sorted({identity_of(h) for h in headers}))
+    if differ and len(series) == 1:
+        faults.append(f"mixed {' and '.join(differ)}: one SeriesInstanceUID, but not one {differ[0]}")
     found = sorted({h.text("Modality") for h in headers})
     allowed = sorted(Modality) if modality is None else [modality]
     if not set(found) <= set(allowed):
@@ -209,9 +222,13 @@ def _frame_fault(frame: Frame, modality: Modality) -> str:
 def _several_images(files: list[_File]) -> list[str]:
     """Return that a series holds echoes, phases or the like, which are several images of the same places."""
     places = [place(f.plane) for file in files for f in file.frames]
+    traits = [traits_of(file.header.dataset, f.index) for file in files for f in file.frames]
     if len(set(places)) == len(places):
+        passes = by_acquisition(list(zip(places, traits, strict=True)))
+        if interleaved(passes):
+            return [f"{len(passes)} acquisitions whose slices interleave ({'; '.join(sorted(passes)[:4])}); give one"]
         return []
-    names, values = told_apart(places, [traits_of(file.header.dataset, f.index) for file in files for f in file.frames])
+    names, values = told_apart(places, traits)
     if not names:
         return []
     found = sorted(set(values))

@@ -106,7 +106,9 @@ def _plain(value: Any, wanted: ParameterType) -> Any:
     if kind is None:
         raise ValueError(f"is of type {wanted}, which a run cannot give")
     if type(value) is not kind:
-        hint = f"; in quotes it stays text: '\"{value}\"'" if wanted is ParameterType.STRING else ""
+        # 1.10 arrives as 1.1: of a number with a point, what was typed is not known any more.
+        example = "1.10" if isinstance(value, float) else value
+        hint = f"; in quotes it stays text: '\"{example}\"'" if wanted is ParameterType.STRING else ""
         raise _mismatch(value, wanted, hint)
     return value
 

@@ -95,7 +95,7 @@ def find_images(raw: Path) -> list[Entry]:
     used.update(file.parent for file in series.unreadable)
     for key, files in sorted(series.items()):
         folder = Path(os.path.commonpath(parents[key]))
-        alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.name
+        alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.relative_to(raw).as_posix()
         found.append(_entry(raw, folder, "dicom", files, key="" if alone else key))
     for file, reason in sorted(series.unreadable.items()):
         found.append(_entry(raw, file, "dicom", [file], error=reason))

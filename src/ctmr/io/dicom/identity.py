@@ -1,0 +1,107 @@
+"""Which files are one series: what the standard holds constant in it, and acquisitions that interleave."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+)
+
+from ctmr.io.dicom.headers import Header
+
+CONSTANT = {
+    "SOPClassUID": "class",
+    "PatientID": "patient",
+    "StudyInstanceUID": "study",
+    "FrameOfReferenceUID": "frame of reference",
+}
+"""What all images of a series have in common (PS3.3 A.1.2.3, C.7.3.1, C.7.4.1): keyword → what messages call it."""
+
+IMAGE_CLASSES = frozenset(
+    {
+        CTImageStorage,
+        EnhancedCTImageStorage,
+        LegacyConvertedEnhancedCTImageStorage,
+        MRImageStorage,
+        EnhancedMRImageStorage,
+        LegacyConvertedEnhancedMRImageStorage,
+    }
+)
+"""SOP classes of CT and MR images."""
+
+
+def canonical(text: str) -> str:
+    """Return an identifier as two writers of it agree: one Unicode form, no padding blanks, no case.
+
+    PS3.5 6.2 calls leading and trailing blanks of LO padding; scanners and archives differ in case and composition.
+
+    Examples
+    --------
+    >>> canonical(" P01 ") == canonical("p01")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFC", text.replace("\0", " ")).casefold().split())
+
+
+def identity_of(header: Header) -> tuple[str, ...]:
+    """Return a file's values of `CONSTANT`, each in its `canonical` form; classic and enhanced images are one class."""
+    kind, *who = (canonical(header.text(keyword)) for keyword in CONSTANT)
+    return ("" if kind in IMAGE_CLASSES else kind, *who)
+
+
+def told_by(identities: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return what messages call the attributes in which identities differ."""
+    return [words for k, words in enumerate(CONSTANT.values()) if len({i[k] for i in identities}) > 1]
+
+
+def images_of(headers: Sequence[Header]) -> list[Header]:
+    """Return the CT and MR images among a series' objects; all of them where none is of such a class.
+
+    A scanner puts raw data, private objects and reports into the series of their images.
+    """
+    images = [h for h in headers if h.text("SOPClassUID").strip() in IMAGE_CLASSES]
+    return images or list(headers)
+
+
+def acquisition(traits: Mapping[str, str]) -> str:
+    """Return the acquisition of a slice as keys and messages show it."""
+    return f"AcquisitionNumber={traits.get('AcquisitionNumber', '')}"
+
+
+def by_acquisition(slices: Sequence[tuple[tuple[float, ...], Mapping[str, str]]]) -> dict[str, list[tuple[float, ...]]]:
+    """Return acquisition → places of its slices."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for where, traits in slices:
+        found.setdefault(acquisition(traits), []).append(where)
+    return found
+
+
+def interleaved(places: Mapping[str, Sequence[tuple[float, ...]]]) -> bool:
+    """True when the slices of several acquisitions lie among each other: two passes over one region.
+
+    One pass that a scanner numbered slab by slab, or slice by slice, does not interleave.
+
+    Parameters
+    ----------
+    places
+        AcquisitionNumber → position and the two direction cosines of each slice, as `ctmr.io.dicom.frames.place`.
+    """
+    if len(places) < 2:
+        return False
+    first = next(iter(places.values()))[0]
+    normal = np.cross(first[3:6], first[6:9])
+    extents = sorted(
+        (min(along), max(along), len(along))
+        for along in ([float(np.dot(normal, p[:3])) for p in group] for group in places.values())
+    )
+    passes = [e for e in extents if e[2] > 1]
+    return any(b[0] < a[1] for a, b in pairwise(passes))
