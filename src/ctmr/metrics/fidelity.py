@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU
 from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, Protocol, SsimWindow
-from ctmr.metrics.ssim import masked_ssim, ms_ssim, ssim, ssim_map
+from ctmr.metrics.ssim import masked_ssim, ms_ssim
 
 __all__ = [
     "dice",
@@ -20,12 +20,9 @@ __all__ = [
     "measure_cycle",
     "measure_paired",
     "measure_unpaired_pixels",
-    "ms_ssim",
     "mse",
     "psnr",
     "rmse",
-    "ssim",
-    "ssim_map",
     "through_plane_flicker",
 ]
 
