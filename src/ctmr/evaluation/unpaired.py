@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
 from ctmr.evaluation.comparison import Cases
 from ctmr.evaluation.testset import TestSet, spread
-from ctmr.metrics.distribution import unit_interval
+from ctmr.metrics.extractors import unit_interval
 from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _served(held: TestSet, index: int) -> Input:
 def _distribution(
     held: TestSet, model: Model, recipe: Recipe, made: Mapping[str, Sequence[NDArray[np.float32]]]
 ) -> Cases:
-    from ctmr.metrics.distribution import features, load_extractor, measure_distribution
+    from ctmr.metrics.distribution import measure_distribution
+    from ctmr.metrics.extractors import features, load_extractor
 
     section = recipe.evaluate
     chosen = spread(range(len(held.target.volumes)), section.max_unpaired_images)
