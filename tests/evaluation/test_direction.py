@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.evaluation.candidates import OWN, Model, reverse
+from ctmr.evaluation.candidates import OWN, Model
 from ctmr.evaluation.comparison import MeasuredDirection
-from ctmr.evaluation.direction import _outdone, _tissues, measure_side, open_side
+from ctmr.evaluation.direction import _outdone, _tissues, measure_direction, turn
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.protocol import CaseMetrics, protocol
 from ctmr.metrics.stats import summarise
@@ -60,7 +60,7 @@ def test_a_translator_that_never_learned_and_is_nearer_to_real_images_is_named()
 
 def test_baseline_translators_stand_beside_the_model_without_pairs(world):
     held, model = world.held(Direction.CT2MR), Model.load(world.inputs["model"], Direction.CT2MR)
-    side = measure_side(held, model, recipe(), tell=lambda message, fraction: None, most=1)
+    side = measure_direction(held, model, recipe(), tell=lambda message, fraction: None, most=1)
     assert not held.has_pairs and set(side.summaries) == {OWN, *side.baselines}
     # One image has no distribution.
     assert set(side.own) == {"cycle_slice", "structure"}
@@ -93,7 +93,7 @@ def test_a_direction_that_would_write_several_channels_is_not_measured_and_says_
     sides = dict(model.description.sides)
     sides["MR"] = replace(sides["MR"], channels=2, target_range=None)
     two = replace(model, description=replace(model.description, sides=sides))
-    assert "2 channels of MR" in open_side(world.held(), two, reverse(model.direction))
+    assert "2 channels of MR" in turn(world.held(), two)
 
 
 def test_a_test_split_without_source_images_is_refused(world):
@@ -103,4 +103,4 @@ def test_a_test_split_without_source_images_is_refused(world):
     empty = replace(held, source=replace(held.source, volumes=()), pairs={})
     model = Model.load(world.inputs["model"], Direction.MR2CT)
     with pytest.raises(InputError, match="the test split has no MR image"):
-        measure_side(empty, model, recipe(), tell=lambda message, fraction: None)
+        measure_direction(empty, model, recipe(), tell=lambda message, fraction: None)

@@ -13,7 +13,7 @@ import pytest
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
-from ctmr.evaluation.direction import measure_side
+from ctmr.evaluation.direction import measure_direction
 from ctmr.imaging.volume import Direction
 from ctmr.metrics.protocol import Mask
 
@@ -41,7 +41,7 @@ def silent(message, fraction=None):
 
 def side_of(world, *settings, direction=Direction.MR2CT):
     model = Model.load(world.inputs["model"], direction)
-    return measure_side(world.held(direction), model, recipe(*QUICK, *settings), tell=silent)
+    return measure_direction(world.held(direction), model, recipe(*QUICK, *settings), tell=silent)
 
 
 def write_mask(path, array, affine):

@@ -63,7 +63,7 @@ class Model:
             Description.read(folder),
             direction,
             load_translator(folder, direction),
-            load_generator(folder, reverse(direction)),
+            load_generator(folder, direction.reverse),
         )
 
     def translate(self, array: NDArray[Any], slices: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -88,11 +88,6 @@ class Model:
             return self.translate(case.as_trained.array)
 
         return Candidate(AS_TRAINED, translate, as_trained=True)
-
-
-def reverse(direction: Direction) -> Direction:
-    """Return the other direction."""
-    return Direction.CT2MR if direction is Direction.MR2CT else Direction.MR2CT
 
 
 def fit_all_baselines(held: TestSet) -> dict[str, Baseline]:

@@ -51,7 +51,7 @@ class Golden:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ComparedCase:
     """Sections of one case for a figure.
 
     Attributes
@@ -92,8 +92,8 @@ class MeasuredDirection:
     heads: list[tuple[float, float]] = field(default_factory=list)
     coarsest_mm: float = 0.0
     golden: Golden | None = None
-    best: Exhibit | None = None
-    worst: Exhibit | None = None
+    best: ComparedCase | None = None
+    worst: ComparedCase | None = None
 
     @property
     def tissues(self) -> TissueTable:
@@ -109,7 +109,7 @@ def compare(
     Parameters
     ----------
     candidates
-        The model by the served path (`OWN`) makes the golden case, the tissue tables and the exhibits.
+        The model by the served path (`OWN`) makes the golden case, the tissue tables and the compared cases.
     indices
         Source volumes. Without pairs only a few are translated whole: the first is the golden case.
     """
@@ -202,9 +202,9 @@ def _keep(measured: MeasuredDirection, case: Case, native: Volume, rows: Sequenc
     is_best = best is None or (error is not None and best.error is not None and error < best.error)
     is_worst = worst is None or (error is not None and worst.error is not None and error > worst.error)
     if is_best or is_worst:
-        exhibit = Exhibit(case.name, case.subject, _sections(case, native), error)
-        measured.best = exhibit if is_best else best
-        measured.worst = exhibit if is_worst else worst
+        shown = ComparedCase(case.name, case.subject, _sections(case, native), error)
+        measured.best = shown if is_best else best
+        measured.worst = shown if is_worst else worst
 
 
 def _by_source(held: TestSet, index: int, case: Case, made: NDArray[Any]) -> TissueTable:

@@ -1,20 +1,22 @@
-"""Side: everything that is measured of one direction, by the model and by what stands beside it."""
+"""Direction: everything that is measured of one, by the model and by what stands beside it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, baseline_candidates, fit_all_baselines
-from ctmr.evaluation.comparison import Cases, MeasuredDirection, Tell, compare
+from ctmr.evaluation.comparison import Cases, Golden, MeasuredDirection, Tell, compare
+from ctmr.evaluation.lesions import LesionTest
 from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.protocol import Mask, Metric, protocol
 from ctmr.metrics.stats import Summary, summarise
-from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings
+from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings, table_to_dict
 from ctmr.recipe.recipe import Recipe
 
 CHAMPION = "champion"
@@ -28,8 +30,10 @@ class DirectionResult:
 
     Attributes
     ----------
-    held, model
-        What was measured.
+    direction, unit
+        Which way, and the unit of its truth.
+    has_pairs, phantom
+        The truth of the same subjects was there; all of them are phantoms.
     measured
         Cases, tissue tables and what figures show.
     summaries
@@ -38,17 +42,19 @@ class DirectionResult:
         Tissues that changed places, in a sentence.
     warnings
         Sentences that fail nothing.
-    baselines
-        Names of the candidates that never learned.
+    baseline_names
+        The candidates that never learned.
     """
 
-    held: TestSet
-    model: Model
+    direction: Direction
+    unit: Unit
+    has_pairs: bool
+    phantom: bool
     measured: MeasuredDirection
     summaries: Mapping[str, Mapping[str, Summary]]
-    alarm: str | None
-    warnings: tuple[str, ...]
-    baselines: tuple[str, ...]
+    alarm: str | None = None
+    warnings: tuple[str, ...] = ()
+    baseline_names: tuple[str, ...] = ()
 
     @property
     def own(self) -> Mapping[str, Summary]:
@@ -61,12 +67,55 @@ class DirectionResult:
         return self.measured.cases[OWN]
 
     @property
+    def golden(self) -> Golden:
+        """The first case, with the model's answer."""
+        golden = self.measured.golden
+        assert golden is not None, "a direction is measured on one image at least"
+        return golden
+
+    @property
     def as_trained(self) -> Mapping[str, Summary] | None:
         """The model with training-only steps in front, where the grid has such steps."""
         return self.summaries.get(AS_TRAINED)
 
+    @property
+    def baselines(self) -> dict[str, Mapping[str, Summary]]:
+        """What never learned, where it was measured."""
+        return {name: self.summaries[name] for name in self.baseline_names if self.summaries.get(name)}
 
-def measure_side(
+    def beside(self, champion: str) -> dict[str, Mapping[str, Summary]]:
+        """Return what stands beside the model, by name: it with training-only steps, the champion, the baselines."""
+        named = {AS_TRAINED: AS_TRAINED, CHAMPION: champion}
+        return {said: self.summaries[c] for c, said in named.items() if self.summaries.get(c)} | self.baselines
+
+    def with_lesions(self, tests: Sequence[LesionTest], recipe: Recipe) -> DirectionResult:
+        """Return the same with this direction's lesions among the model's cases and summaries, for the gate."""
+        rows = [row for test in tests if test.direction is self.direction for row in test.measured]
+        if not rows:
+            return self
+        name, section = rows[0].protocol.name, recipe.evaluate
+        summary = summarise(rows, resamples=section.bootstrap, seed=section.seed)
+        cases = self.measured.cases | {OWN: self.cases | {name: rows}}
+        summaries = {**self.summaries, OWN: {**self.own, name: summary}}
+        return replace(self, measured=replace(self.measured, cases=cases), summaries=summaries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "direction": self.direction.value,
+            "summaries": dicts(self.own),
+            "baselines": {name: dicts(summaries) for name, summaries in self.baselines.items()},
+            "tissues": table_to_dict(self.measured.tissues),
+            "warnings": list(self.warnings),
+        }
+
+
+def dicts(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """Return summaries in plain JSON types."""
+    return {name: summary.to_dict() for name, summary in summaries.items()}
+
+
+def measure_direction(
     held: TestSet, model: Model, recipe: Recipe, *, tell: Tell, most: int | None = None, champion: Model | None = None
 ) -> DirectionResult:
     """Measure one direction under every protocol that its data allow.
@@ -111,7 +160,10 @@ def measure_side(
     alarm, warnings = _tissues(held, measured)
     if not held.has_pairs:
         warnings += _outdone(summaries, tuple(fitted))
-    return DirectionResult(held, model, measured, summaries, alarm, warnings, tuple(fitted))
+    names = tuple(fitted)
+    return DirectionResult(
+        held.direction, held.target_unit, held.has_pairs, held.phantom, measured, summaries, alarm, warnings, names
+    )
 
 
 def _require_masks(held: TestSet, recipe: Recipe, indices: Sequence[int]) -> None:
@@ -122,8 +174,9 @@ def _require_masks(held: TestSet, recipe: Recipe, indices: Sequence[int]) -> Non
             held.require_mask(index)
 
 
-def open_side(held: TestSet, model: Model, direction: Direction) -> tuple[TestSet, Model] | str:
+def turn(held: TestSet, model: Model) -> tuple[TestSet, Model] | str:
     """Return test and model seen from the other direction, or a sentence why that cannot be."""
+    direction = held.direction.reverse
     side = model.description.sides[direction.target]
     if side.target_range is None:
         return f"{direction} was not measured: it would have to write {side.channels} channels of {direction.target}"

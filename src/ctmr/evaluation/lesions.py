@@ -25,7 +25,7 @@ from ctmr.metrics.detection import (
     wilson_interval,
 )
 from ctmr.metrics.protocol import CaseMetrics, Metric
-from ctmr.metrics.stats import bootstrap_interval, finite_or_none
+from ctmr.metrics.stats import Summary, bootstrap_interval, finite_or_none, summarise
 from ctmr.recipe.evaluation import Lesions
 from ctmr.recipe.recipe import Recipe
 
@@ -39,7 +39,7 @@ _MOST_VIEWS = 4
 
 
 @dataclass(frozen=True)
-class View:
+class LesionView:
     """One lesion's slice, for a figure; every image is ``[H, W]``.
 
     Attributes
@@ -98,7 +98,7 @@ class LesionTest:
     unit: Unit
     cases: tuple[LesionCase, ...]
     measured: tuple[CaseMetrics, ...]
-    views: tuple[View, ...]
+    views: tuple[LesionView, ...]
 
     @property
     def responses(self) -> list[Response]:
@@ -114,6 +114,11 @@ class LesionTest:
     def unasked(self) -> int:
         """Lesions that the input or the truth hides, which no translator can be asked for."""
         return sum(c.unasked for c in self.cases)
+
+    @property
+    def summary(self) -> Summary:
+        """The numbers of protocol ``lesions`` over patients."""
+        return summarise(list(self.measured))
 
     def rate_interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the detection rate over lesions."""
@@ -212,7 +217,7 @@ class _Collected:
         self.held, self.model = held, model
         self.cases: list[LesionCase] = []
         self.measured: list[CaseMetrics] = []
-        self.views: list[View] = []
+        self.views: list[LesionView] = []
         self.how = ""
 
     def add(self, turn: int, section: Lesions, seed: int, cache: TwinCache) -> None:
@@ -256,7 +261,9 @@ class _Collected:
         )
 
 
-def _examine(case: Case, model: Model, made: PreparedCase, contrast: float) -> tuple[Findings, int | None, list[View]]:
+def _examine(
+    case: Case, model: Model, made: PreparedCase, contrast: float
+) -> tuple[Findings, int | None, list[LesionView]]:
     """Translate both inputs, where they differ; the lesion-free one also where a truth says that a blob is false."""
     unit, spacing = case.target_unit, case.spacing_mm
     head = case.head_of(made.healthy)
@@ -327,7 +334,7 @@ def _views(
     before: NDArray[np.float32],
     ill: NDArray[np.float32],
     slices: Sequence[int],
-) -> list[View]:
+) -> list[LesionView]:
     """The slice through the middle of every lesion that was asked for."""
     views = []
     for response in found.responses:
@@ -336,7 +343,7 @@ def _views(
         at = slices.index(level)
         truth = None if made.truth_ill is None else np.array(made.truth_ill[level])
         shown = np.array(made.ill[0, level])
-        views.append(View(case.name, response, shown, before[at], ill[at], truth, site.mask[level]))
+        views.append(LesionView(case.name, response, shown, before[at], ill[at], truth, site.mask[level]))
     return views
 
 
