@@ -90,12 +90,12 @@ class Model:
         return Candidate(AS_TRAINED, translate, as_trained=True)
 
 
-def fit_all_baselines(held: TestSet) -> dict[str, Baseline]:
+def fit_all_baselines(test_set: TestSet) -> dict[str, Baseline]:
     """Fit every translator that sees no pairs, on the training shards."""
     from ctmr.metrics.baselines import fit_baselines
 
-    direction = held.direction
-    return fit_baselines(held.training(direction.source), held.training(direction.target), direction)
+    direction = test_set.direction
+    return fit_baselines(test_set.training(direction.source), test_set.training(direction.target), direction)
 
 
 def baseline_candidates(fitted: Mapping[str, Baseline]) -> list[Candidate]:

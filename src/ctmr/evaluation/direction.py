@@ -116,13 +116,19 @@ def dicts(summaries: Mapping[str, Summary]) -> dict[str, Any]:
 
 
 def measure_direction(
-    held: TestSet, model: Model, recipe: Recipe, *, tell: Tell, most: int | None = None, champion: Model | None = None
+    test_set: TestSet,
+    model: Model,
+    recipe: Recipe,
+    *,
+    tell: Tell,
+    most: int | None = None,
+    champion: Model | None = None,
 ) -> DirectionResult:
     """Measure one direction under every protocol that its data allow.
 
     Parameters
     ----------
-    held, model
+    test_set, model
         Of one direction.
     recipe
         Its section ``evaluate``.
@@ -133,54 +139,64 @@ def measure_direction(
     champion
         Measured on the same images, as candidate `CHAMPION`.
     """
-    indices = held.indices(recipe.evaluate.max_unpaired_images)
+    indices = test_set.indices(recipe.evaluate.max_unpaired_images)
     indices = indices if most is None else spread(indices, most)
-    _require_masks(held, recipe, indices)
+    _require_masks(test_set, recipe, indices)
     if not indices:
-        raise InputError(f"the test split has no {held.direction.source} image; direction {held.direction} needs one")
+        raise InputError(
+            f"the test split has no {test_set.direction.source} image; direction {test_set.direction} needs one"
+        )
     candidates = [model.candidate()]
-    if held.differs_as_trained:
+    if test_set.differs_as_trained:
         candidates.append(model.candidate_as_trained())
     if champion is not None:
         candidates.append(champion.candidate(CHAMPION))
-    fitted = fit_all_baselines(held)
-    if held.has_pairs:
+    fitted = fit_all_baselines(test_set)
+    if test_set.has_pairs:
         candidates += baseline_candidates(fitted)
-    measured = compare(held, recipe, candidates, indices, tell)
-    if not held.has_pairs:
-        _merge(measured, measure_unpaired(held, model, recipe, indices, fitted))
+    measured = compare(test_set, recipe, candidates, indices, tell)
+    if not test_set.has_pairs:
+        _merge(measured, measure_unpaired(test_set, model, recipe, indices, fitted))
         if champion is not None:
-            others = measure_unpaired(held, champion, recipe, indices)
+            others = measure_unpaired(test_set, champion, recipe, indices)
             _merge(measured, {CHAMPION: others[OWN]})
     section = recipe.evaluate
     summaries = {
         who: {n: summarise(c, resamples=section.bootstrap, seed=section.seed) for n, c in cases.items()}
         for who, cases in measured.cases.items()
     }
-    alarm, warnings = _tissues(held, measured)
-    if not held.has_pairs:
+    alarm, warnings = _tissues(test_set, measured)
+    if not test_set.has_pairs:
         warnings += _outdone(summaries, tuple(fitted))
     names = tuple(fitted)
     return DirectionResult(
-        held.direction, held.target_unit, held.has_pairs, held.phantom, measured, summaries, alarm, warnings, names
+        test_set.direction,
+        test_set.target_unit,
+        test_set.has_pairs,
+        test_set.phantom,
+        measured,
+        summaries,
+        alarm,
+        warnings,
+        names,
     )
 
 
-def _require_masks(held: TestSet, recipe: Recipe, indices: Sequence[int]) -> None:
+def _require_masks(test_set: TestSet, recipe: Recipe, indices: Sequence[int]) -> None:
     """Refuse a test that lacks a mask before anything is translated."""
-    names = recipe.evaluate.paired_protocols if held.target_unit is Unit.HU else ()
-    if held.has_pairs and any(protocol(n).mask is Mask.GIVEN for n in names):
+    names = recipe.evaluate.paired_protocols if test_set.target_unit is Unit.HU else ()
+    if test_set.has_pairs and any(protocol(n).mask is Mask.GIVEN for n in names):
         for index in indices:
-            held.require_mask(index)
+            test_set.require_mask(index)
 
 
-def turn(held: TestSet, model: Model) -> tuple[TestSet, Model] | str:
+def turn(test_set: TestSet, model: Model) -> tuple[TestSet, Model] | str:
     """Return test and model seen from the other direction, or a sentence why that cannot be."""
-    direction = held.direction.reverse
+    direction = test_set.direction.reverse
     side = model.description.sides[direction.target]
     if side.target_range is None:
         return f"{direction} was not measured: it would have to write {side.channels} channels of {direction.target}"
-    return held.turned(direction), Model.load(model.folder, direction)
+    return test_set.turned(direction), Model.load(model.folder, direction)
 
 
 def _merge(measured: MeasuredDirection, cases: Mapping[str, Cases]) -> None:
@@ -188,13 +204,13 @@ def _merge(measured: MeasuredDirection, cases: Mapping[str, Cases]) -> None:
         measured.cases.setdefault(who, {}).update(by_protocol)
 
 
-def _tissues(held: TestSet, measured: MeasuredDirection) -> tuple[str | None, tuple[str, ...]]:
+def _tissues(test_set: TestSet, measured: MeasuredDirection) -> tuple[str | None, tuple[str, ...]]:
     table = measured.tissues
     if not table:
         return None, ()
-    if held.target_unit is Unit.HU:
+    if test_set.target_unit is Unit.HU:
         return order_alarm(table), order_warnings(table)
-    sequences = held.target.volumes[0].sequences
+    sequences = test_set.target.volumes[0].sequences
     sequence = sequences[0] if sequences else None
     alarm = mr_order_alarm(table, sequence)
     if alarm is None:

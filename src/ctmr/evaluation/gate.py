@@ -107,7 +107,7 @@ def judge(
     Parameters
     ----------
     summaries
-        Protocol name → summary of the model on the held-out test.
+        Protocol name → summary of the model on the test set.
     gate
         ``<protocol>.<metric>.min|max``, from the recipe.
     has_pairs

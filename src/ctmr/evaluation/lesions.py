@@ -1,4 +1,4 @@
-"""Hallucination test: held-out inputs with lesions and without, translated, and what became of the lesions."""
+"""Hallucination test: inputs of the test set with lesions and without, translated, and what became of the lesions."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class LesionTest:
 
 
 def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list[LesionTest]:
-    """Put lesions into held-out inputs and see what the translations make of them.
+    """Put lesions into inputs of the test set and see what the translations make of them.
 
     Heads that are phantoms are scanned again with lesions of tissue, so that the truth has them too. Every other image
     gets balls of a known contrast.
@@ -203,7 +203,7 @@ def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list
         In the order of `sides`; a direction without a case, or without room for a lesion, is left out.
     """
     section, cache = recipe.evaluate.lesions, TwinCache()
-    tests = [_Collected(held, model) for held, model in sides]
+    tests = [_Collected(test_set, model) for test_set, model in sides]
     for turn in range(section.cases):
         for test in tests:
             test.add(turn, section, recipe.evaluate.seed, cache)
@@ -213,21 +213,21 @@ def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list
 class _Collected:
     """One direction's cases so far."""
 
-    def __init__(self, held: TestSet, model: Model) -> None:
-        self.held, self.model = held, model
+    def __init__(self, test_set: TestSet, model: Model) -> None:
+        self.test_set, self.model = test_set, model
         self.cases: list[LesionCase] = []
         self.measured: list[CaseMetrics] = []
         self.views: list[LesionView] = []
         self.how = ""
 
     def add(self, turn: int, section: Lesions, seed: int, cache: TwinCache) -> None:
-        held = self.held
-        indices = spread(sorted(held.partners) or range(len(held.source.volumes)), section.cases)
+        test_set = self.test_set
+        indices = spread(sorted(test_set.partners) or range(len(test_set.source.volumes)), section.cases)
         if turn >= len(indices):
             return
         index = indices[turn]
-        case = held.case(index)
-        made = insert_by_twin(held, case, section, cache, seed) or insert(
+        case = test_set.case(index)
+        made = insert_by_twin(test_set, case, section, cache, seed) or insert(
             case, section, np.random.default_rng((seed, index))
         )
         # Numbers of lesions of tissue and of inserted ones are never put together.
@@ -249,12 +249,12 @@ class _Collected:
         self.views += views[: _MOST_VIEWS - len(self.views)]
 
     def result(self) -> LesionTest:
-        held = self.held
+        test_set = self.test_set
         return LesionTest(
-            held.direction,
+            test_set.direction,
             self.how,
-            held.source.unit,
-            held.target_unit,
+            test_set.source.unit,
+            test_set.target_unit,
             tuple(self.cases),
             tuple(self.measured),
             tuple(self.views),
