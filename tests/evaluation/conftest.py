@@ -1,4 +1,4 @@
-"""A held-out test of tiny phantoms, and models that are as good or as bad as a test wants them."""
+"""A test set of tiny phantoms, and models that are as good or as bad as a test wants them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class World:
     def grid(self) -> Grid:
         return Grid.model_validate_json((self.inputs["preprocessed"] / "grid.json").read_text())
 
-    def held(self, direction: Direction = Direction.MR2CT) -> TestSet:
+    def test_set(self, direction: Direction = Direction.MR2CT) -> TestSet:
         return TestSet.open(self.inputs, self.grid, direction)
 
     def evaluate(self, home: Home, out: Path, *settings: str) -> tuple[Result, dict]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.evaluation.candidates import OWN, Model, reverse
+from ctmr.evaluation.candidates import OWN, Model
 from ctmr.evaluation.comparison import MeasuredDirection
-from ctmr.evaluation.direction import _outdone, _tissues, measure_side, open_side
+from ctmr.evaluation.direction import _outdone, _tissues, measure_direction, turn
 from ctmr.imaging.volume import Direction, Unit
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.protocol import protocol
@@ -25,10 +25,10 @@ ORDER = {TissueClass.OUTSIDE_AIR: 5.0, TissueClass.CSF: 200.0, TissueClass.BRAIN
 
 def alarm_of(medians, truth=None, mm=1.0, sequence="T1"):
     rows = {t: TissueRow(99, math.nan if truth is None else truth[t], v, v, v) for t, v in medians.items()}
-    held = SimpleNamespace(
+    test_set = SimpleNamespace(
         target_unit=Unit.ARBITRARY, target=SimpleNamespace(volumes=[SimpleNamespace(sequences=(sequence,))])
     )
-    return _tissues(held, MeasuredDirection({}, tables={"a": rows}, coarsest_mm=mm))
+    return _tissues(test_set, MeasuredDirection({}, tables={"a": rows}, coarsest_mm=mm))
 
 
 def test_a_synthetic_t1_with_bright_fluid_raises_the_alarm():
@@ -60,9 +60,9 @@ def test_a_translator_that_never_learned_and_is_nearer_to_real_images_is_named()
 
 
 def test_baseline_translators_stand_beside_the_model_without_pairs(world):
-    held, model = world.held(Direction.CT2MR), Model.load(world.inputs["model"], Direction.CT2MR)
-    side = measure_side(held, model, recipe(), tell=lambda message, fraction: None, most=1)
-    assert not held.has_pairs and set(side.summaries) == {OWN, *side.baselines}
+    test_set, model = world.test_set(Direction.CT2MR), Model.load(world.inputs["model"], Direction.CT2MR)
+    side = measure_direction(test_set, model, recipe(), tell=lambda message, fraction: None, most=1)
+    assert not test_set.has_pairs and set(side.summaries) == {OWN, *side.baselines}
     # One image has no distribution.
     assert set(side.own) == {"cycle_slice", "structure"}
     # Values alone are recoloured, so all structure is kept.
@@ -72,7 +72,7 @@ def test_baseline_translators_stand_beside_the_model_without_pairs(world):
 
 def test_the_cycle_is_measured_over_the_range_of_the_whole_volume(world):
     model = Model.load(world.inputs["model"], Direction.MR2CT)
-    case = world.held().case(0)
+    case = world.test_set().case(0)
     trained, _ = model.cycle(case.array, [12])
     alone, _ = model.cycle(case.array[:, 12:13], [0])
     assert trained.shape == alone.shape == (1, 1, 28, 24)
@@ -81,7 +81,7 @@ def test_the_cycle_is_measured_over_the_range_of_the_whole_volume(world):
 
 def test_chosen_slices_are_translated_as_in_the_whole_volume(world):
     model = Model.load(world.inputs["model"], Direction.MR2CT)
-    array = world.held().case(0).array
+    array = world.test_set().case(0).array
     whole, some = model.translate(array), model.translate(array, [15, 9])
     assert np.allclose(some, whole[[15, 9]], atol=1e-3)
     assert not np.allclose(some, whole[:2], atol=1e-3)
@@ -94,14 +94,14 @@ def test_a_direction_that_would_write_several_channels_is_not_measured_and_says_
     sides = dict(model.description.sides)
     sides["MR"] = replace(sides["MR"], channels=2, target_range=None)
     two = replace(model, description=replace(model.description, sides=sides))
-    assert "2 channels of MR" in open_side(world.held(), two, reverse(model.direction))
+    assert "2 channels of MR" in turn(world.test_set(), two)
 
 
 def test_a_test_split_without_source_images_is_refused(world):
     from dataclasses import replace
 
-    held = world.held()
-    empty = replace(held, source=replace(held.source, volumes=()), pairs={})
+    test_set = world.test_set()
+    empty = replace(test_set, source=replace(test_set.source, volumes=()), pairs={})
     model = Model.load(world.inputs["model"], Direction.MR2CT)
     with pytest.raises(InputError, match="the test split has no MR image"):
-        measure_side(empty, model, recipe(), tell=lambda message, fraction: None)
+        measure_direction(empty, model, recipe(), tell=lambda message, fraction: None)

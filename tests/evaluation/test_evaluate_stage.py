@@ -234,8 +234,8 @@ def test_the_direction_without_a_unit_is_judged_without_pairs(world, home, tmp_p
 
 def test_memory_of_images_has_a_bound(world, monkeypatch):
 
-    held = world.held()
+    test_set = world.test_set()
     monkeypatch.setattr(testset, "READ_CACHE_BYTES", 40_000)
     for index in (0, 1):
-        held.case(index)
-    assert len(held.read._kept) == 1
+        test_set.case(index)
+    assert len(test_set.read._kept) == 1

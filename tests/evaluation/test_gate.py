@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ctmr.evaluation.gate import Verdict, judge
+from ctmr.evaluation.gate import judge
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.protocol import protocol
@@ -140,11 +140,11 @@ def test_another_protocol_under_the_same_name_is_a_type_error():
         )
 
 
-def test_a_verdict_survives_json_with_an_infinite_psnr():
+def test_json_tells_an_infinite_psnr_from_one_that_was_not_measured():
     verdict = paired(values=GOOD | {"mae": 0.0, "psnr": math.inf, "ssim": 1.0})
-    text = json.dumps(verdict.to_dict(), allow_nan=False, sort_keys=True)
-    assert Verdict.from_dict(json.loads(text)) == verdict
-    assert text == json.dumps(verdict.to_dict(), allow_nan=False, sort_keys=True)
+    tree = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
+    found = {c["metric"]: (c["found"], c["infinite"]) for c in tree["checks"]}
+    assert found["psnr"] == (None, True) and found["mae"] == (0.0, False)
 
 
 def lesions(**values):
@@ -192,7 +192,7 @@ def test_a_lesion_limit_without_a_measurement_fails():
     assert any("lesions detection_rate was not measured" in r for r in verdict.reasons)
 
 
-def test_information_is_kept_and_survives_json():
+def test_information_is_kept():
     verdict = paired(information=("7 of 8 lesions kept",))
     assert verdict.passed and verdict.information == ("7 of 8 lesions kept",)
-    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+    assert verdict.to_dict()["information"] == ("7 of 8 lesions kept",)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("unreported")
 
 @pytest.fixture
 def masked(world, tmp_path):
-    """The held-out test with a mask beside each CT: the lower half of the head's box, on a grid twice as fine."""
+    """The test set with a mask beside each CT: the lower half of the head's box, on a grid twice as fine."""
     root = tmp_path / "inputs"
     shutil.copytree(world.inputs["raw"], root / "raw")
     table = pd.read_parquet(world.inputs["manifest"])

@@ -1,4 +1,4 @@
-"""Lesions in held-out inputs: put where they are said to be, known in size and contrast, the same for a seed."""
+"""Lesions in inputs of the test set: put where they are said to be, known in size and contrast, the same for a seed."""
 
 from __future__ import annotations
 
@@ -64,24 +64,24 @@ def test_only_a_phantom_has_a_seed_in_its_name():
 
 
 def test_a_phantom_gets_lesions_of_tissue_with_truth_in_any_orientation(world):
-    held = world.held()
-    made = insert_by_twin(held, held.case(0), SECTION, TwinCache(), 0)
-    assert np.array_equal(made.healthy, held.case(0).array)
+    test_set = world.test_set()
+    made = insert_by_twin(test_set, test_set.case(0), SECTION, TwinCache(), 0)
+    assert np.array_equal(made.healthy, test_set.case(0).array)
     truth = made.truth_ill.astype(int) - made.truth_healthy
     assert all(abs(truth[s.mask].mean()) > 5 for s in made.sites)
 
 
 def test_an_image_that_only_has_the_name_of_a_phantom_gets_inserted_ones(world):
-    held = world.held()
-    case = held.case(0)
+    test_set = world.test_set()
+    case = test_set.case(0)
     stranger = case.volumes[0].with_array(np.roll(case.volumes[0].array, 3, axis=1))
     case.volumes[0] = stranger
-    assert insert_by_twin(held, case, SECTION, TwinCache(), 0) is None
+    assert insert_by_twin(test_set, case, SECTION, TwinCache(), 0) is None
 
 
 @pytest.mark.parametrize("direction", list(Direction))
 def test_inserted_lesions_have_their_contrast_and_lie_in_the_head(world, direction):
-    case = world.held(direction).case(0)
+    case = world.test_set(direction).case(0)
     made = insert(case, SECTION, np.random.default_rng(0))
     scale = 100.0 if direction is Direction.CT2MR else float(np.median(case.array[0][case.head]))
     assert [s.kind for s in made.sites] == ["bright", "dark"] * len(RADII_MM)
@@ -95,7 +95,7 @@ def test_inserted_lesions_have_their_contrast_and_lie_in_the_head(world, directi
 
 
 def test_a_head_without_room_gets_none(world):
-    case = world.held().case(0)
+    case = world.test_set().case(0)
     assert insert(case, SECTION.model_copy(update={"radii_mm": (200.0,)}), np.random.default_rng(0)) is None
 
 
@@ -106,7 +106,7 @@ def test_both_directions_scan_each_phantom_once(world, monkeypatch):
     genuine = lesion_insertion.make_twins
     monkeypatch.setattr(lesion_insertion, "make_twins", lambda *a, **k: made.append(a) or genuine(*a, **k))
     pretend(monkeypatch, world, lambda array, truth: truth)
-    sides = [(world.held(d), Model.load(world.inputs["model"], d)) for d in Direction]
+    sides = [(world.test_set(d), Model.load(world.inputs["model"], d)) for d in Direction]
     tests = lesion_tests(sides, recipe())
     assert [t.direction for t in tests] == list(Direction) and len(made) == 2
     assert all(t.kept == len(t.responses) for t in tests)
@@ -115,9 +115,9 @@ def test_both_directions_scan_each_phantom_once(world, monkeypatch):
 
 def test_a_lesion_that_its_input_hides_is_not_asked_for(world, monkeypatch):
     pretend(monkeypatch, world, lambda array, truth: truth)
-    held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
+    test_set, model = world.test_set(), Model.load(world.inputs["model"], Direction.MR2CT)
     monkeypatch.setattr("ctmr.evaluation.lesions.insert_by_twin", lambda *arguments: None)
     faint = recipe("evaluate.lesions.contrast=0.005")
-    [test] = lesion_tests([(held, model)], faint)
+    [test] = lesion_tests([(test_set, model)], faint)
     assert test.responses == [] and test.unasked == 4 * 2
     assert "no lesion could be asked for" in test.sentence()

@@ -70,8 +70,8 @@ def slices(tmp_path_factory):
 def run_test(slices, direction):
     inputs, folder = slices
     grid = Grid.model_validate_json((inputs["preprocessed"] / "grid.json").read_text())
-    held = TestSet.open(inputs, grid, direction)
-    [test] = lesion_tests([(held, Model.load(folder, direction))], recipe(*SETTINGS))
+    test_set = TestSet.open(inputs, grid, direction)
+    [test] = lesion_tests([(test_set, Model.load(folder, direction))], recipe(*SETTINGS))
     assert test.how == "inserted, contrast 0.4" and test.unit is Unit.GREY8 and len(test.cases) == EACH
     return test
 

@@ -20,7 +20,7 @@ def changed(case, name, strength=1.0, seed=0):
 
 @pytest.fixture
 def case(world):
-    return world.held().case(0)
+    return world.test_set().case(0)
 
 
 @pytest.mark.parametrize("name", MR)
@@ -49,12 +49,12 @@ def test_a_bias_field_multiplies_and_a_rotation_turns(case):
 
 
 def test_a_ct_has_no_bias_field_and_its_intensity_moves_by_50_hu(world, monkeypatch):
-    case = world.held(Direction.CT2MR).case(0)
+    case = world.test_set(Direction.CT2MR).case(0)
     moved = changed(case, "intensity").astype(int) - case.array
     assert set(np.unique(moved[case.array < 3000])) == {50}
     pretend(monkeypatch, world, lambda array, truth: truth)
     model = Model.load(world.inputs["model"], Direction.CT2MR)
-    sweep = robustness_sweep(world.held(Direction.CT2MR), model, recipe())
+    sweep = robustness_sweep(world.test_set(Direction.CT2MR), model, recipe())
     assert "bias field" not in {c.name for c in sweep.curves}
     assert sweep.metric == "mean absolute change of the translation"
     assert all(c.means[0] == 0 for c in sweep.curves)
@@ -67,7 +67,7 @@ def test_an_unknown_disturbance_is_refused(case):
 
 def test_the_sweep_starts_at_the_undisturbed_error_and_turns_the_truth_along(world, monkeypatch):
     """A model that answers its input plus nothing: its error on a turned input is that of the turned truth."""
-    held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
+    test_set, model = world.test_set(), Model.load(world.inputs["model"], Direction.MR2CT)
     monkeypatch.setattr(
         Model,
         "translate",
@@ -75,7 +75,9 @@ def test_the_sweep_starts_at_the_undisturbed_error_and_turns_the_truth_along(wor
             list(slices) if slices is not None else slice(None)
         ],
     )
-    sweep = robustness_sweep(held, model, recipe("evaluate.robustness={cases: 2, slices: 4, strengths: [0.5, 1.0]}"))
+    sweep = robustness_sweep(
+        test_set, model, recipe("evaluate.robustness={cases: 2, slices: 4, strengths: [0.5, 1.0]}")
+    )
     assert sweep.metric == "MAE against the truth" and sweep.cases == 2
     curves = {c.name: c for c in sweep.curves}
     assert len({c.means[0] for c in curves.values()}) == 1 and curves["noise"].strengths == (0.0, 0.5, 1.0)
@@ -88,10 +90,10 @@ def test_the_truth_turns_along_with_a_turned_input(world, monkeypatch):
     """Where the truth is the input itself, a model that copies its input errs by the rounding of storage alone."""
     from ctmr.evaluation.testset import Case
 
-    held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
+    test_set, model = world.test_set(), Model.load(world.inputs["model"], Direction.MR2CT)
     monkeypatch.setattr(Model, "translate", lambda self, array, slices: array[0, slices].astype(np.float32) - 1000)
     monkeypatch.setattr(Case, "on_grid", lambda self, truth: self.array[0].astype(np.float32) - 1000)
-    curves = {c.name: c for c in robustness_sweep(held, model, recipe()).curves}
+    curves = {c.name: c for c in robustness_sweep(test_set, model, recipe()).curves}
     assert curves["rotation"].means[0] == 0 and curves["rotation"].means[1] < 30
     assert curves["noise"].means[1] > 30, "the other disturbances leave the truth where it is"
 
@@ -104,5 +106,5 @@ def test_slices_are_spread_over_the_head():
 
 
 def test_no_case_no_sweep(world):
-    held, model = world.held(), Model.load(world.inputs["model"], Direction.MR2CT)
-    assert robustness_sweep(held, model, recipe("evaluate.robustness.cases=0")) is None
+    test_set, model = world.test_set(), Model.load(world.inputs["model"], Direction.MR2CT)
+    assert robustness_sweep(test_set, model, recipe("evaluate.robustness.cases=0")) is None

@@ -13,7 +13,7 @@ import pytest
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
-from ctmr.evaluation.direction import measure_side
+from ctmr.evaluation.direction import measure_direction
 from ctmr.imaging.volume import Direction
 from ctmr.metrics.protocol import Mask
 
@@ -41,7 +41,7 @@ def silent(message, fraction=None):
 
 def side_of(world, *settings, direction=Direction.MR2CT):
     model = Model.load(world.inputs["model"], direction)
-    return measure_side(world.held(direction), model, recipe(*QUICK, *settings), tell=silent)
+    return measure_direction(world.test_set(direction), model, recipe(*QUICK, *settings), tell=silent)
 
 
 def write_mask(path, array, affine):
@@ -86,7 +86,7 @@ def test_where_preprocessing_registers_a_pair_its_truth_is_compared_where_it_bel
     joined = side_of(joined_world)
     errors = [s.own["paired_volume_hu"].mean("mae") for s in (apart, joined)]
     assert errors[1] < errors[0] / 3
-    case = joined_world.held().case(0)
+    case = joined_world.test_set().case(0)
     corners = np.array([[d, h, w, 1] for d in (4, 20) for h in (4, 24) for w in (4, 20)]).T
     own = case.volumes[0].affine @ corners
     assert np.abs(case.truth.placed @ corners - own).max() < 4.0, "half a voxel"
@@ -117,11 +117,11 @@ def test_without_pairs_the_served_path_decides_and_both_are_measured(world, tmp_
 
 def test_a_training_only_step_of_the_target_alone_makes_no_second_path(world, tmp_path):
     step = {"kind": "table_removal", "modality": "CT", "served": False}
-    assert not with_steps(world, tmp_path, step).held(Direction.MR2CT).differs_as_trained
+    assert not with_steps(world, tmp_path, step).test_set(Direction.MR2CT).differs_as_trained
 
 
 def test_masks_of_other_kinds_need_no_file(world):
-    truth = world.held().case(0).truth
+    truth = world.test_set().case(0).truth
     assert truth.mask(Mask.NONE) is None
     both = truth.mask(Mask.HEAD_FROM_CT_AND_MR)
     assert both.any() and not (both & ~truth.mask(Mask.HEAD_FROM_CT)).any()

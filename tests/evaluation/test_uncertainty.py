@@ -52,7 +52,7 @@ def lopsided(world, monkeypatch):
 
 
 def test_doubt_that_lies_where_the_error_lies_correlates_with_it(world, lopsided):
-    found = uncertainty(world.held(), lopsided, recipe())
+    found = uncertainty(world.test_set(), lopsided, recipe())
     measures = {m.name: m for m in found.measures}
     assert set(measures) == {FLIP, CYCLE, BOTH} and found.cases == 2
     assert measures[CYCLE].spearman > 0.95 and measures[CYCLE].area == pytest.approx(0.0, abs=0.01)
@@ -63,18 +63,18 @@ def test_doubt_that_lies_where_the_error_lies_correlates_with_it(world, lopsided
 
 
 def test_the_map_is_blank_outside_the_head(world, lopsided):
-    shown = uncertainty(world.held(), lopsided, recipe()).shown
+    shown = uncertainty(world.test_set(), lopsided, recipe()).shown
     assert np.isnan(shown.uncertainty[0, 0]) and np.isfinite(shown.uncertainty[14, 12])
     assert shown.error is not None and np.nanmax(shown.error) == pytest.approx(200.0, abs=1)
 
 
 def test_without_comparable_truth_there_is_a_map_and_no_number(world):
     model = Model.load(world.inputs["model"], Direction.CT2MR)
-    found = uncertainty(world.held(Direction.CT2MR), model, recipe())
+    found = uncertainty(world.test_set(Direction.CT2MR), model, recipe())
     assert found.measures == () and found.shown.error is None and np.isfinite(np.nanmax(found.shown.uncertainty))
     assert found.to_dict()["random_area"] is None
 
 
 def test_no_case_no_uncertainty(world):
     model = Model.load(world.inputs["model"], Direction.MR2CT)
-    assert uncertainty(world.held(), model, recipe("evaluate.uncertainty.cases=0")) is None
+    assert uncertainty(world.test_set(), model, recipe("evaluate.uncertainty.cases=0")) is None

@@ -1,13 +1,10 @@
 """KID and FID against explicit loops and scipy's matrix square root."""
 
-import sys
-
 import numpy as np
 import pytest
 from scipy import linalg
 
-from ctmr.errors import EnvironmentFault
-from ctmr.metrics.distribution import features, fid, kid, load_extractor, measure_distribution, polynomial_mmd2
+from ctmr.metrics.distribution import fid, kid, measure_distribution, polynomial_mmd2
 
 
 def sets(n=40, m=50, width=6, shift=0.0):
@@ -64,26 +61,3 @@ def test_the_variant_names_extractor_and_counts():
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="at least 2 images"):
         fid(np.zeros((1, 3)), np.zeros((5, 3)))
-
-
-def test_a_missing_extractor_is_a_fault_of_the_environment(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(EnvironmentFault, match="install efficientnet-lite-pytorch"):
-        load_extractor()
-
-
-def test_features_tell_a_disc_from_noise_and_do_not_depend_on_the_batch():
-    pytest.importorskip("efficientnet_lite_pytorch")
-    extractor = load_extractor()
-    rng = np.random.default_rng(0)
-    grid = np.hypot(*np.mgrid[-32:32, -32:32])
-    images = np.stack([(grid < 20).astype(float), (grid < 21).astype(float), rng.random((64, 64))])
-    found = features(images, extractor)
-    assert found.shape == (3, 1280) and extractor.weights_sha256[:16] in extractor.variant
-    assert np.allclose(found, features(images, extractor, batch=1), atol=1e-5)
-    assert np.linalg.norm(found[0] - found[1]) < 0.5 * np.linalg.norm(found[0] - found[2])
-
-
-def test_images_outside_zero_to_one_are_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
-        features(np.full((2, 8, 8), 40.0))

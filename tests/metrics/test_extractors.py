@@ -1,6 +1,7 @@
 """Extractors: local weights by name and digest, pickles refused, Inception equal to its published port."""
 
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ctmr.errors import InputError
-from ctmr.metrics.distribution import features, load_extractor
+from ctmr.errors import EnvironmentFault, InputError
+from ctmr.metrics.extractors import Extractor, features, load_extractor
 from ctmr.metrics.inception import FEATURES, FidInception, load_inception
 from ctmr.system.digest import file_digest
 
@@ -176,3 +177,26 @@ def test_an_extractor_that_returns_images_is_refused():
 
     with pytest.raises(ValueError, match=r"not \[N, F\]"):
         features(np.zeros((2, 4, 4)), Bad())
+
+
+def test_a_missing_extractor_is_a_fault_of_the_environment(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(EnvironmentFault, match="install efficientnet-lite-pytorch"):
+        load_extractor()
+
+
+def test_features_tell_a_disc_from_noise_and_do_not_depend_on_the_batch():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    extractor = load_extractor()
+    rng = np.random.default_rng(0)
+    grid = np.hypot(*np.mgrid[-32:32, -32:32])
+    images = np.stack([(grid < 20).astype(float), (grid < 21).astype(float), rng.random((64, 64))])
+    found = features(images, extractor)
+    assert found.shape == (3, 1280) and extractor.weights_sha256[:16] in extractor.variant
+    assert np.allclose(found, features(images, extractor, batch=1), atol=1e-5)
+    assert np.linalg.norm(found[0] - found[1]) < 0.5 * np.linalg.norm(found[0] - found[2])
+
+
+def test_images_outside_zero_to_one_are_refused():
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        features(np.full((2, 8, 8), 40.0), Extractor("any", "", lambda x: x))

@@ -4,8 +4,12 @@ import math
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
+from ctmr.evaluation.robustness import Curve
+from ctmr.evaluation.uncertainty import Measure, UncertaintyMap, UncertaintyResult
+from ctmr.imaging.volume import Unit
 from ctmr.metrics.tissue import TissueClass, TissueRow
 from ctmr.reports.canvas import CSS_COLOURS, themed
 from ctmr.reports.charts import agreement_chart, loss_chart, robustness_chart, sparsification_chart, tissue_chart
@@ -14,7 +18,10 @@ TABLE = {
     TissueClass.FAT: TissueRow(100, -90, -40, -80, 10),
     TissueClass.BONE: TissueRow(100, 900, 700, 300, 1100),
 }
-CURVES = [("noise", "σ 60 HU", (0.0, 0.5, 1.0), (9.0, 10.0, 13.0), (8.0, 9.0, 11.0), (10.0, 12.0, 16.0))]
+CURVES = [Curve("noise", "σ 60 HU", (0.0, 0.5, 1.0), (9.0, 10.0, 13.0), (8.0, 9.0, 11.0), (10.0, 12.0, 16.0))]
+BOTH = Measure("both", 0.5, 0.4, 0.6, (9.0, 4.0), 0.3)
+SLICE = UncertaintyMap("a", *[np.zeros((2, 2), np.float32)] * 4)
+UNCERTAIN = UncertaintyResult(Unit.HU, 1, (BOTH,), (9.0, 2.0), 0.5, SLICE)
 
 
 def every_chart():
@@ -23,7 +30,7 @@ def every_chart():
         "tissues": tissue_chart(TABLE, phantom=True),
         "agreement": agreement_chart([(100, 120), (110, 115), (90, 99)], [TABLE, TABLE]),
         "robustness": robustness_chart(CURVES, label="MAE (HU)"),
-        "coverage": sparsification_chart((1.0, 0.5), {"both": (9.0, 4.0)}, (9.0, 2.0), label="MAE (HU)"),
+        "coverage": sparsification_chart((1.0, 0.5), UNCERTAIN, label="MAE (HU)"),
     }
 
 

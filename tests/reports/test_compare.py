@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from evaluated import direction_result, evaluation_result
 
 from ctmr.cli.app import main
 from ctmr.errors import InputError
@@ -18,7 +19,7 @@ from ctmr.metrics.protocol import UnlikeProtocolsError, protocol
 from ctmr.metrics.stats import summarise
 from ctmr.recipe.recipe import Recipe
 from ctmr.reports.compare import compare_runs, render_comparison
-from ctmr.reports.html import Report, render_report
+from ctmr.reports.html import render_report
 from ctmr.reports.numbers import metric_text, number_text, p_text
 from ctmr.reports.runs import read_run
 from ctmr.system.digest import content_digest
@@ -285,7 +286,7 @@ def test_the_report_of_one_model_puts_no_unlike_numbers_in_one_table_either():
     other = summarise(paired_cases(how=replace(HU, clip=(-1024.0, 2000.0), data_range=3024.0)))
     verdict = judge(own, Recipe().gate, has_pairs=True, baselines={"mean image": own})
     with pytest.raises(TypeError, match="different protocols cannot be compared"):
-        render_report(Report("demo", verdict, own, {"mean image": {HU.name: other}}))
+        render_report(evaluation_result(direction_result(own, {"mean image": {HU.name: other}}), verdict), "demo")
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import io
 
 import numpy as np
 import pytest
+from evaluated import lesion_test, lesion_view
 from PIL import Image
 
 from ctmr.evaluation.sections import compare
-from ctmr.imaging.volume import Unit
+from ctmr.evaluation.uncertainty import UncertaintyMap
+from ctmr.imaging.volume import Direction, Unit
 from ctmr.reports.figures import (
-    LesionPanel,
     comparison_figure,
     lesion_figure,
-    loss_curves,
     sample_evolution,
     uncertainty_figure,
     way_sheet,
@@ -111,28 +111,24 @@ def test_the_columns_of_a_group_share_one_grey_scale():
 
 @pytest.mark.parametrize("unit", [Unit.HU, Unit.ARBITRARY])
 def test_lesions_with_truth_have_one_column_more(unit):
-    def panel(truth):
-        image = RNG.normal(100, 20, (16, 14))
-        outline = np.zeros((16, 14), bool)
+    def drawn_with(truth):
+        image, outline = RNG.normal(100, 20, (16, 14)), np.zeros((16, 14), bool)
         outline[5:8, 5:8] = True
-        return LesionPanel(
-            "tumour, 5 mm: kept\nCNR 7", True, image, image, image + 9 * outline, image if truth else None, outline
-        )
+        test = lesion_test([True], views=[lesion_view(image, outline, truth)] * 2)
+        return size(lesion_figure(dataclasses.replace(test, unit=unit)))
 
-    options = {"source_unit": Unit.ARBITRARY, "unit": unit, "source_name": "MR", "target_name": "CT"}
-    with_truth = size(lesion_figure([panel(True)] * 2, **options))
-    without = size(lesion_figure([panel(False)] * 2, **options))
+    with_truth, without = drawn_with(True), drawn_with(False)
     assert with_truth[0] > without[0] and with_truth[1] == without[1]
 
 
 def test_uncertainty_is_drawn_with_and_without_the_true_error():
     image = RNG.normal(0, 1, (16, 14))
     spread = np.where(image > 0, np.abs(image), np.nan)
-    options = {"unit": Unit.HU, "source_name": "MR", "target_name": "CT"}
-    assert (
-        size(uncertainty_figure(image, image, spread, spread, **options))[0]
-        > size(uncertainty_figure(image, image, spread, None, **options))[0]
+    with_error, without = (
+        uncertainty_figure(UncertaintyMap("a", image, image, spread, error), Direction.MR2CT, Unit.HU)
+        for error in (spread, None)
     )
+    assert size(with_error)[0] > size(without)[0]
 
 
 def test_sheets_of_a_training_stand_side_by_side_in_order():
@@ -146,9 +142,7 @@ def test_sheets_of_a_training_stand_side_by_side_in_order():
     assert board.getpixel((20, board.height - 20)) == (170, 170, 170)
 
 
-def test_losses_and_previews_are_drawn():
-    steps = range(50)
-    size(loss_curves({"cycle": [10 / (1 + k) for k in steps], "generator": [0.5] * 50}, steps))
+def test_previews_are_drawn():
     ways = [("s1", [("as it is", RNG.random((20, 30)), (2.0, 1.0)), ("on the grid", RNG.random((16, 16)), (1.0, 1.0))])]
     assert (
         size(way_sheet([*ways, ("s2", ways[0][1][:1])], unit=Unit.ARBITRARY))[1]

@@ -33,7 +33,7 @@ import killed_training as drill
 import safetensors.torch
 if sys.argv[2] == "stage":
     import mlflow, onnx, onnxruntime, onnxscript, torch.onnx, torch._dynamo
-    import ctmr.pipeline.stages.train, ctmr.serving.export, ctmr.reports.figures, ctmr.tracking.mlflow
+    import ctmr.pipeline.stages.train, ctmr.serving.export, ctmr.reports.charts, ctmr.tracking.mlflow
 print("ready", flush=True)
 for line in sys.stdin:
     # A fork has everything imported, so that most of a kill's time goes into training.

@@ -9,7 +9,8 @@ from ctmr.data.shards import Shard, ShardVolume, write_shard
 from ctmr.errors import InputError
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
-from ctmr.metrics.distribution import features, polynomial_mmd2
+from ctmr.metrics.distribution import polynomial_mmd2
+from ctmr.metrics.extractors import features, load_extractor
 from ctmr.metrics.measurement import measure_structure
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
@@ -113,7 +114,7 @@ def test_without_pairs_in_a_unit_the_score_is_distance_structure_and_cycle(prepa
     low, high = made.description.sides[direction.target].target_range
 
     def seen(values):
-        return features(((values - low) / (high - low)).clip(0, 1).astype(np.float32))
+        return features(((values - low) / (high - low)).clip(0, 1).astype(np.float32), load_extractor())
 
     whole = made(SAME, SAME)
     # The identity keeps all structure of its input and closes its cycle; only the distance is left.

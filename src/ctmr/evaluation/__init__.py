@@ -1,1 +1,1 @@
-"""Evaluation: everything that is measured on the held-out test, and the report that shows it."""
+"""Evaluation: everything that is measured on the test set, and the report that shows it."""

@@ -63,7 +63,7 @@ class Model:
             Description.read(folder),
             direction,
             load_translator(folder, direction),
-            load_generator(folder, reverse(direction)),
+            load_generator(folder, direction.reverse),
         )
 
     def translate(self, array: NDArray[Any], slices: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -90,17 +90,12 @@ class Model:
         return Candidate(AS_TRAINED, translate, as_trained=True)
 
 
-def reverse(direction: Direction) -> Direction:
-    """Return the other direction."""
-    return Direction.CT2MR if direction is Direction.MR2CT else Direction.MR2CT
-
-
-def fit_all_baselines(held: TestSet) -> dict[str, Baseline]:
+def fit_all_baselines(test_set: TestSet) -> dict[str, Baseline]:
     """Fit every translator that sees no pairs, on the training shards."""
     from ctmr.metrics.baselines import fit_baselines
 
-    direction = held.direction
-    return fit_baselines(held.training(direction.source), held.training(direction.target), direction)
+    direction = test_set.direction
+    return fit_baselines(test_set.training(direction.source), test_set.training(direction.target), direction)
 
 
 def baseline_candidates(fitted: Mapping[str, Baseline]) -> list[Candidate]:

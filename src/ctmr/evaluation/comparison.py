@@ -1,4 +1,4 @@
-"""Comparison: every candidate on every held-out image, one image in memory at a time."""
+"""Comparison: every candidate on every image of the test set, one image in memory at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Tell = Callable[[str, float | None], None]
 
 @dataclass(frozen=True)
 class Golden:
-    """One held-out case with evaluate's own answer.
+    """One case of the test set with evaluate's own answer.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Golden:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ComparedCase:
     """Sections of one case for a figure.
 
     Attributes
@@ -70,7 +70,7 @@ class Exhibit:
 
 @dataclass
 class MeasuredDirection:
-    """What the candidates did on the held-out test.
+    """What the candidates did on the test set.
 
     Attributes
     ----------
@@ -94,8 +94,8 @@ class MeasuredDirection:
     heads: list[tuple[float, float]] = field(default_factory=list)
     coarsest_mm: float = 0.0
     golden: Golden | None = None
-    best: Exhibit | None = None
-    worst: Exhibit | None = None
+    best: ComparedCase | None = None
+    worst: ComparedCase | None = None
 
     @property
     def tissues(self) -> TissueTable:
@@ -104,23 +104,23 @@ class MeasuredDirection:
 
 
 def compare(
-    held: TestSet, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Tell
+    test_set: TestSet, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Tell
 ) -> MeasuredDirection:
-    """Translate held-out images with every candidate and measure them where truth exists.
+    """Translate images of the test set with every candidate and measure them where truth exists.
 
     Parameters
     ----------
     candidates
-        The model by the served path (`OWN`) makes the golden case, the tissue tables and the exhibits.
+        The model by the served path (`OWN`) makes the golden case, the tissue tables and the compared cases.
     indices
         Source volumes. Without pairs only a few are translated whole: the first is the golden case.
     """
     with ThreadPoolExecutor(recipe.evaluate.threads or os.cpu_count() or 1) as beside:
-        return _compare(held, recipe, candidates, indices, tell, beside)
+        return _compare(test_set, recipe, candidates, indices, tell, beside)
 
 
 def _compare(
-    held: TestSet,
+    test_set: TestSet,
     recipe: Recipe,
     candidates: Sequence[Candidate],
     indices: Sequence[int],
@@ -129,10 +129,10 @@ def _compare(
 ) -> MeasuredDirection:
     """Translate one after the other, and measure beside it: metrics run on one core each."""
     measured = MeasuredDirection({c.name: {} for c in candidates})
-    by_source = held.source.unit is Unit.HU and held.target_unit is Unit.ARBITRARY
-    chosen = list(indices) if held.has_pairs else list(indices)[: TISSUE_CASES if by_source else 1]
+    by_source = test_set.source.unit is Unit.HU and test_set.target_unit is Unit.ARBITRARY
+    chosen = list(indices) if test_set.has_pairs else list(indices)[: TISSUE_CASES if by_source else 1]
     for k, index in enumerate(chosen):
-        case = held.case(index)
+        case = test_set.case(index)
         waiting: list[tuple[Candidate, Volume, Future[list[CaseMetrics]]]] = []
         for candidate in candidates:
             made = candidate.translate(case)
@@ -144,14 +144,14 @@ def _compare(
                     truth.mask(protocol(name).mask)  # Found here, once, for all that are measured at the same time.
             waiting.append((candidate, native, beside.submit(_measure, case, native, truth, recipe)))
             if candidate.name == OWN and by_source:
-                measured.tables[case.name] = _by_source(held, index, case, made)
+                measured.tables[case.name] = _by_source(test_set, index, case, made)
         for candidate, native, found in waiting:
             rows = found.result()
             for row in rows:
                 measured.cases[candidate.name].setdefault(row.protocol.name, []).append(row)
             if candidate.name == OWN:
                 _keep(measured, case, native, rows)
-        tell(f"measured {k + 1} of {len(chosen)} held-out images", (k + 1) / len(chosen))
+        tell(f"measured {k + 1} of {len(chosen)} images of the test set", (k + 1) / len(chosen))
     return measured
 
 
@@ -204,15 +204,15 @@ def _keep(measured: MeasuredDirection, case: Case, native: Volume, rows: Sequenc
     is_best = best is None or (error is not None and best.error is not None and error < best.error)
     is_worst = worst is None or (error is not None and worst.error is not None and error > worst.error)
     if is_best or is_worst:
-        exhibit = Exhibit(case.name, case.subject, _sections(case, native), error)
-        measured.best = exhibit if is_best else best
-        measured.worst = exhibit if is_worst else worst
+        shown = ComparedCase(case.name, case.subject, _sections(case, native), error)
+        measured.best = shown if is_best else best
+        measured.worst = shown if is_worst else worst
 
 
-def _by_source(held: TestSet, index: int, case: Case, made: NDArray[Any]) -> TissueTable:
+def _by_source(test_set: TestSet, index: int, case: Case, made: NDArray[Any]) -> TissueTable:
     """Tissue table of a synthetic MR image in the tissues of its CT, beside the true MR image where there is one."""
     classes = classes_by_hu(case.array[0], head_mask_ct(case.array[0]))
-    truth = case.on_grid(held.truth(index)) if index in held.partners else None
+    truth = case.on_grid(test_set.truth(index)) if index in test_set.partners else None
     return table_of_classes(made, classes, truth)
 
 

@@ -17,7 +17,6 @@ REQUIRED_WITHOUT_PAIRS = ("cycle_slice", "structure", "unpaired_distribution")
 PROTOCOL_UNIT = {Unit.HU: "HU", Unit.GREY8: "grey levels"}
 """What paired protocols call the unit of the images they compare."""
 
-_SENTENCES = ("reasons", "not_applied", "information")
 _DECIDING = (MAE, PSNR, SSIM, MS_SSIM)
 
 
@@ -85,26 +84,11 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types without time or host; an infinite number is ``null`` beside ``"infinite": true``."""
-        tree = asdict(self)
-        for name in _SENTENCES:
-            tree[name] = list(tree[name])
-        tree["checks"] = [
+        checks = [
             asdict(c) | {"found": finite_or_none(c.found), "infinite": c.found is not None and math.isinf(c.found)}
             for c in self.checks
         ]
-        return tree
-
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> Verdict:
-        """Inverse of `to_dict`."""
-        checks = []
-        for row in tree["checks"]:
-            fields = dict(row)
-            if fields.pop("infinite"):
-                fields["found"] = math.inf
-            checks.append(Check(**fields))
-        fields = dict(tree) | {k: tuple(tree[k]) for k in _SENTENCES} | {"checks": tuple(checks)}
-        return cls(**fields)
+        return asdict(self) | {"checks": checks}
 
 
 def judge(
@@ -124,7 +108,7 @@ def judge(
     Parameters
     ----------
     summaries
-        Protocol name → summary of the model on the held-out test.
+        Protocol name → summary of the model on the test set.
     gate
         ``<protocol>.<metric>.min|max``, from the recipe.
     has_pairs

@@ -1,4 +1,4 @@
-"""Putting lesions into held-out inputs: of tissue where the head is a phantom, as balls of known contrast elsewhere."""
+"""Lesion insertion: of tissue where the head is a phantom, as balls of known contrast elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTRAST_HU = 100.0
 """What the recipe's contrast is a share of in a CT; in other images it is the head's median value."""
 OF_TISSUE = "of tissue in the phantom"
 SAME_PHANTOM = 0.9
-"""Share of voxels that a rescanned phantom must have in common with the held-out image; a lesion of its own differs."""
+"""Share of voxels that a rescanned phantom must have in common with the image; a lesion of its own differs."""
 SAME_SPACING_MM = 1e-3
 _UPRIGHT = Grid(plane=Plane.AXIAL, size=(8, 8), spacing_mm=(1.0, 1.0), steps=(ServeStep.REORIENT,))
 """Brings an image into the orientation in which phantoms are drawn, and does nothing else."""
@@ -77,7 +77,7 @@ class TwinCache:
         return self.twins
 
 
-def insert_by_twin(held: TestSet, case: Case, section: Lesions, cache: TwinCache, seed: int) -> PreparedCase | None:
+def insert_by_twin(test_set: TestSet, case: Case, section: Lesions, cache: TwinCache, seed: int) -> PreparedCase | None:
     """Scan the phantom of a case again, with lesions of tissue and without.
 
     Returns
@@ -96,15 +96,15 @@ def insert_by_twin(held: TestSet, case: Case, section: Lesions, cache: TwinCache
     twins = cache.get(of, (d, h, w), round(native.spacing_mm[0], 3), section, seed)
     if twins is None or not twins.inserted or not _same(twins.healthy, native):
         return None
-    target = held.target.volumes[0].sequences
-    sequence = target[0] or None if target and held.target.modality is Modality.MR else None
+    target = test_set.target.volumes[0].sequences
+    sequence = target[0] or None if target and test_set.target.modality is Modality.MR else None
 
     def source(head: PhantomHead) -> NDArray[np.generic]:
-        return prepare([v.with_array(_scan(head, v.modality, v.sequence)) for v in channels], held.grid)[0]
+        return prepare([v.with_array(_scan(head, v.modality, v.sequence)) for v in channels], test_set.grid)[0]
 
     def truth(head: PhantomHead) -> NDArray[np.generic]:
-        image = _scan(head, held.target.modality, sequence)
-        return case.prepared(Volume(image, native.affine, held.target.modality, held.target_unit))
+        image = _scan(head, test_set.target.modality, sequence)
+        return case.prepared(Volume(image, native.affine, test_set.target.modality, test_set.target_unit))
 
     sites = tuple(
         Site(

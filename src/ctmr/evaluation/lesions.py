@@ -1,4 +1,4 @@
-"""Hallucination test: held-out inputs with lesions and without, translated, and what became of the lesions."""
+"""Hallucination test: inputs of the test set with lesions and without, translated, and what became of the lesions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ctmr.metrics.detection import (
     wilson_interval,
 )
 from ctmr.metrics.registry import FALSE_FINDINGS, INVENTED, Metric
-from ctmr.metrics.stats import bootstrap_interval, finite_or_none
+from ctmr.metrics.stats import Summary, bootstrap_interval, finite_or_none, summarise
 from ctmr.recipe.evaluation import Lesions
 from ctmr.recipe.recipe import Recipe
 
@@ -40,7 +40,7 @@ _MOST_VIEWS = 4
 
 
 @dataclass(frozen=True)
-class View:
+class LesionView:
     """One lesion's slice, for a figure; every image is ``[H, W]``.
 
     Attributes
@@ -99,7 +99,7 @@ class LesionTest:
     unit: Unit
     cases: tuple[LesionCase, ...]
     measured: tuple[CaseMetrics, ...]
-    views: tuple[View, ...]
+    views: tuple[LesionView, ...]
 
     @property
     def responses(self) -> list[Response]:
@@ -115,6 +115,11 @@ class LesionTest:
     def unasked(self) -> int:
         """Lesions that the input or the truth hides, which no translator can be asked for."""
         return sum(c.unasked for c in self.cases)
+
+    @property
+    def summary(self) -> Summary:
+        """The numbers of protocol ``lesions`` over patients."""
+        return summarise(list(self.measured))
 
     def rate_interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the detection rate over lesions."""
@@ -181,7 +186,7 @@ class LesionTest:
 
 
 def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list[LesionTest]:
-    """Put lesions into held-out inputs and see what the translations make of them.
+    """Put lesions into inputs of the test set and see what the translations make of them.
 
     Heads that are phantoms are scanned again with lesions of tissue, so that the truth has them too. Every other image
     gets balls of a known contrast.
@@ -199,7 +204,7 @@ def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list
         In the order of `sides`; a direction without a case, or without room for a lesion, is left out.
     """
     section, cache = recipe.evaluate.lesions, TwinCache()
-    tests = [_Collected(held, model) for held, model in sides]
+    tests = [_Collected(test_set, model) for test_set, model in sides]
     for turn in range(section.cases):
         for test in tests:
             test.add(turn, section, recipe.evaluate.seed, cache)
@@ -209,21 +214,21 @@ def lesion_tests(sides: Sequence[tuple[TestSet, Model]], recipe: Recipe) -> list
 class _Collected:
     """One direction's cases so far."""
 
-    def __init__(self, held: TestSet, model: Model) -> None:
-        self.held, self.model = held, model
+    def __init__(self, test_set: TestSet, model: Model) -> None:
+        self.test_set, self.model = test_set, model
         self.cases: list[LesionCase] = []
         self.measured: list[CaseMetrics] = []
-        self.views: list[View] = []
+        self.views: list[LesionView] = []
         self.how = ""
 
     def add(self, turn: int, section: Lesions, seed: int, cache: TwinCache) -> None:
-        held = self.held
-        indices = spread(sorted(held.partners) or range(len(held.source.volumes)), section.cases)
+        test_set = self.test_set
+        indices = spread(sorted(test_set.partners) or range(len(test_set.source.volumes)), section.cases)
         if turn >= len(indices):
             return
         index = indices[turn]
-        case = held.case(index)
-        made = insert_by_twin(held, case, section, cache, seed) or insert(
+        case = test_set.case(index)
+        made = insert_by_twin(test_set, case, section, cache, seed) or insert(
             case, section, np.random.default_rng((seed, index))
         )
         # Numbers of lesions of tissue and of inserted ones are never put together.
@@ -245,19 +250,21 @@ class _Collected:
         self.views += views[: _MOST_VIEWS - len(self.views)]
 
     def result(self) -> LesionTest:
-        held = self.held
+        test_set = self.test_set
         return LesionTest(
-            held.direction,
+            test_set.direction,
             self.how,
-            held.source.unit,
-            held.target_unit,
+            test_set.source.unit,
+            test_set.target_unit,
             tuple(self.cases),
             tuple(self.measured),
             tuple(self.views),
         )
 
 
-def _examine(case: Case, model: Model, made: PreparedCase, contrast: float) -> tuple[Findings, int | None, list[View]]:
+def _examine(
+    case: Case, model: Model, made: PreparedCase, contrast: float
+) -> tuple[Findings, int | None, list[LesionView]]:
     """Translate both inputs, where they differ; the lesion-free one also where a truth says that a blob is false."""
     unit, spacing = case.target_unit, case.spacing_mm
     head = case.head_of(made.healthy)
@@ -328,7 +335,7 @@ def _views(
     before: NDArray[np.float32],
     ill: NDArray[np.float32],
     slices: Sequence[int],
-) -> list[View]:
+) -> list[LesionView]:
     """The slice through the middle of every lesion that was asked for."""
     views = []
     for response in found.responses:
@@ -337,7 +344,7 @@ def _views(
         at = slices.index(level)
         truth = None if made.truth_ill is None else np.array(made.truth_ill[level])
         shown = np.array(made.ill[0, level])
-        views.append(View(case.name, response, shown, before[at], ill[at], truth, site.mask[level]))
+        views.append(LesionView(case.name, response, shown, before[at], ill[at], truth, site.mask[level]))
     return views
 
 

@@ -96,8 +96,8 @@ class RobustnessResult:
         }
 
 
-def robustness_sweep(held: TestSet, model: Model, recipe: Recipe) -> RobustnessResult | None:
-    """Disturb held-out inputs and measure the translations.
+def robustness_sweep(test_set: TestSet, model: Model, recipe: Recipe) -> RobustnessResult | None:
+    """Disturb inputs of the test set and measure the translations.
 
     The mean absolute error inside the head on the model's grid, in a few slices of each image: against the truth where
     some protocol compares the target's unit, otherwise against the translation of the undisturbed input. Rotation
@@ -109,27 +109,27 @@ def robustness_sweep(held: TestSet, model: Model, recipe: Recipe) -> RobustnessR
         ``None`` when the recipe asks for no case.
     """
     section, seed = recipe.evaluate.robustness, recipe.evaluate.seed
-    indices = spread(held.indices(len(held.source.volumes)), section.cases)
+    indices = spread(test_set.indices(len(test_set.source.volumes)), section.cases)
     if not indices:
         return None
     strengths = (0.0, *sorted(set(section.strengths)))
-    hu = held.source.unit is Unit.HU
+    hu = test_set.source.unit is Unit.HU
     names = [name for name, said in STRONGEST.items() if said[hu]]
     errors = {name: np.zeros((len(indices), len(strengths))) for name in names}
     for row, index in enumerate(indices):
-        case = held.case(index)
+        case = test_set.case(index)
         levels = head_levels(case.head, section.slices)
         plain = model.translate(case.array, levels)
         truth = plain if case.truth is None else case.on_grid(case.truth)[levels].astype(np.float32)
         head = case.head[levels]
         for name in names:
-            errors[name][row, 0] = _error(plain, truth, head, held.target_unit)
+            errors[name][row, 0] = _error(plain, truth, head, test_set.target_unit)
             for column, strength in enumerate(strengths[1:], start=1):
                 rng = np.random.default_rng((seed, index, column))
                 made = model.translate(disturb(case, name, strength, rng), levels)
                 turn = _turned(strength) if name == "rotation" else _as_it_is
                 errors[name][row, column] = _error(
-                    made, turn(truth, OUTSIDE_VALUE[held.target_unit]), turn(head, 0) > 0.5, held.target_unit
+                    made, turn(truth, OUTSIDE_VALUE[test_set.target_unit]), turn(head, 0) > 0.5, test_set.target_unit
                 )
     curves = tuple(
         Curve(
@@ -137,8 +137,8 @@ def robustness_sweep(held: TestSet, model: Model, recipe: Recipe) -> RobustnessR
         )
         for name, e in errors.items()
     )
-    metric = "MAE against the truth" if held.has_pairs else "mean absolute change of the translation"
-    return RobustnessResult(metric, held.target_unit, len(indices), curves)
+    metric = "MAE against the truth" if test_set.has_pairs else "mean absolute change of the translation"
+    return RobustnessResult(metric, test_set.target_unit, len(indices), curves)
 
 
 def disturb(case: Case, name: str, strength: float, rng: np.random.Generator) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The held-out test: its images as a client would send them, their truth, and the way back onto native voxels."""
+"""The test set: its images as a client would send them, their truth, and the way back onto native voxels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READ_CACHE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class AsTrained:
-    """A held-out source image as preprocessing left it.
+    """A source image of the test set as preprocessing left it.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class AsTrained:
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out source image on the model's grid, by the served path.
+    """One source image of the test set on the model's grid, by the served path.
 
     Attributes
     ----------
@@ -210,13 +210,13 @@ class TestSet:
         shards = inputs["preprocessed"] / "shards"
         source, target = (read_shard(shards, Split.TEST, m, heads=False) for m in (direction.source, direction.target))
         rows = {str(r[Column.PATH]): r for r in images.rows(pd.read_parquet(inputs["manifest"]))}
-        return _held_out(Reader(inputs["raw"], rows), shards, source, target, grid, direction)
+        return _test_set(Reader(inputs["raw"], rows), shards, source, target, grid, direction)
 
     def turned(self, direction: Direction) -> TestSet:
         """Return the same test seen from a direction."""
         if direction is self.direction:
             return self
-        return _held_out(self.read, self.shards, self.target, self.source, self.grid, direction)
+        return _test_set(self.read, self.shards, self.target, self.source, self.grid, direction)
 
     @property
     def differs_as_trained(self) -> bool:
@@ -328,7 +328,7 @@ def _affine(matrix: NDArray[Any]) -> NDArray[np.float64]:
     return matrix.astype(np.float64)
 
 
-def _held_out(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> TestSet:
+def _test_set(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> TestSet:
     partners = dict(pairs(source, target))
     comparable = partners if target.unit in (Unit.HU, Unit.GREY8) else {}
     phantom = all(v.subject.startswith(PHANTOM_PREFIX) for v in source.volumes)

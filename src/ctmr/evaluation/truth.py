@@ -1,4 +1,4 @@
-"""Truth: the target image of a held-out subject, its masks, and where it lies in the frame of the source image."""
+"""Truth: the target image of a subject, its masks, and where it lies in the frame of the source image."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class UncertaintyMap:
 
 @dataclass(frozen=True)
 class UncertaintyResult:
-    """Uncertainty on the held-out test.
+    """Uncertainty on the test set.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class UncertaintyResult:
         }
 
 
-def uncertainty(held: TestSet, model: Model, recipe: Recipe) -> UncertaintyResult | None:
+def uncertainty(test_set: TestSet, model: Model, recipe: Recipe) -> UncertaintyResult | None:
     """Say where the model is uncertain, and whether that is where it errs.
 
     *Mirrored input*: half the difference between a translation and the mirrored translation of the mirrored input.
@@ -120,13 +120,13 @@ def uncertainty(held: TestSet, model: Model, recipe: Recipe) -> UncertaintyResul
         ``None`` when the recipe asks for no case.
     """
     section = recipe.evaluate.uncertainty
-    indices = spread(held.indices(len(held.source.volumes)), section.cases)
+    indices = spread(test_set.indices(len(test_set.source.volumes)), section.cases)
     ranks: dict[str, list[float]] = {FLIP: [], CYCLE: [], BOTH: []}
     curves: dict[str, list[NDArray[np.float64]]] = {FLIP: [], CYCLE: [], BOTH: []}
     perfect: list[NDArray[np.float64]] = []
     shown = None
     for index in indices:
-        case = held.case(index)
+        case = test_set.case(index)
         levels = head_levels(case.head, section.slices)
         head = case.head[levels]
         made = model.translate(case.array, levels)
@@ -134,7 +134,7 @@ def uncertainty(held: TestSet, model: Model, recipe: Recipe) -> UncertaintyResul
         error = None
         if case.truth is not None:
             truth = case.on_grid(case.truth)[levels].astype(np.float32)
-            limits = CLIP_HU if held.target_unit is Unit.HU else (-np.inf, np.inf)
+            limits = CLIP_HU if test_set.target_unit is Unit.HU else (-np.inf, np.inf)
             error = np.abs(np.clip(made, *limits) - np.clip(truth, *limits))
             some = _sample(head, np.random.default_rng((recipe.evaluate.seed, index)))
             errors = error[head][some].astype(np.float64)
@@ -156,7 +156,7 @@ def uncertainty(held: TestSet, model: Model, recipe: Recipe) -> UncertaintyResul
     best = np.mean(perfect, axis=0) if perfect else np.array([])
     measures = tuple(_measure(n, ranks[n], curves[n], best) for n in ranks if ranks[n])
     nothing = _area(np.full_like(best, best[0]), best) if len(best) else float("nan")
-    return UncertaintyResult(held.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
+    return UncertaintyResult(test_set.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
 
 
 def sparsification(values: NDArray[Any], errors: NDArray[np.float64]) -> NDArray[np.float64]:

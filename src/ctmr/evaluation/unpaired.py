@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model
 from ctmr.evaluation.comparison import Cases
 from ctmr.evaluation.testset import TestSet, spread
-from ctmr.metrics.distribution import unit_interval
+from ctmr.metrics.extractors import unit_interval
 from ctmr.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Input = tuple[NDArray[Any], NDArray[np.bool_], float]
 
 
 def measure_unpaired(
-    held: TestSet,
+    test_set: TestSet,
     model: Model,
     recipe: Recipe,
     indices: Sequence[int],
@@ -39,7 +39,7 @@ def measure_unpaired(
 
     Parameters
     ----------
-    held, model
+    test_set, model
         Of one direction.
     indices
         Source volumes.
@@ -57,13 +57,13 @@ def measure_unpaired(
         made: NDArray[np.float32] = model.translate(volume, [k])[0]
         return made
 
-    translators: dict[str, Slice] = {OWN: own} | ({AS_TRAINED: own} if held.differs_as_trained else {})
+    translators: dict[str, Slice] = {OWN: own} | ({AS_TRAINED: own} if test_set.differs_as_trained else {})
     translators |= {name: _one_slice(t) for name, t in (baselines or {}).items()}
     out: dict[str, Cases] = {name: {} for name in translators}
     made: dict[str, list[NDArray[np.float32]]] = {name: [] for name in translators}
     for index in indices:
-        entry, served = held.source.volumes[index], _served(held, index)
-        inputs = {AS_TRAINED: _as_trained(held, index) if held.differs_as_trained else served}
+        entry, served = test_set.source.volumes[index], _served(test_set, index)
+        inputs = {AS_TRAINED: _as_trained(test_set, index) if test_set.differs_as_trained else served}
         for name, translate in translators.items():
             volume, head, level = inputs.get(name, served)
             middle = volume.shape[1] // 2
@@ -78,35 +78,36 @@ def measure_unpaired(
                 out[name].setdefault("cycle_slice", []).append(
                     measure_cycle(trained[0], again[0], case=entry.image, subject=entry.subject)
                 )
-    for name, cases in _distribution(held, model, recipe, made).items():
+    for name, cases in _distribution(test_set, model, recipe, made).items():
         out[name]["unpaired_distribution"] = cases
     return out
 
 
-def _as_trained(held: TestSet, index: int) -> Input:
-    volume = held.source.volume(index)
-    return volume, held.head_slice(index, volume.shape[1] // 2), held.source.volumes[index].level
+def _as_trained(test_set: TestSet, index: int) -> Input:
+    volume = test_set.source.volume(index)
+    return volume, test_set.head_slice(index, volume.shape[1] // 2), test_set.source.volumes[index].level
 
 
-def _served(held: TestSet, index: int) -> Input:
+def _served(test_set: TestSet, index: int) -> Input:
     """The shard holds what a client sends, unless training images went through more steps."""
-    if not held.differs_as_trained:
-        return _as_trained(held, index)
-    case = held.case(index)
+    if not test_set.differs_as_trained:
+        return _as_trained(test_set, index)
+    case = test_set.case(index)
     return case.array, case.head[case.array.shape[1] // 2], case.level
 
 
 def _distribution(
-    held: TestSet, model: Model, recipe: Recipe, made: Mapping[str, Sequence[NDArray[np.float32]]]
+    test_set: TestSet, model: Model, recipe: Recipe, made: Mapping[str, Sequence[NDArray[np.float32]]]
 ) -> Cases:
-    from ctmr.metrics.distribution import features, load_extractor, measure_distribution
+    from ctmr.metrics.distribution import measure_distribution
+    from ctmr.metrics.extractors import features, load_extractor
 
     section = recipe.evaluate
-    chosen = spread(range(len(held.target.volumes)), section.max_unpaired_images)
+    chosen = spread(range(len(test_set.target.volumes)), section.max_unpaired_images)
     if min(len(chosen), *(len(slices) for slices in made.values())) < MIN_IMAGES:
         return {}
-    real = [held.target.volume(i)[0, held.target.volumes[i].count // 2] for i in chosen]
-    side = model.description.sides[held.direction.target].target_range or (0.0, 1.0)
+    real = [test_set.target.volume(i)[0, test_set.target.volumes[i].count // 2] for i in chosen]
+    side = model.description.sides[test_set.direction.target].target_range or (0.0, 1.0)
     extractor = load_extractor(section.feature_weights)
     seen = features(unit_interval(np.stack(real), *side), extractor)
     return {
@@ -118,7 +119,7 @@ def _distribution(
                 subset_size=section.kid_subset_size,
                 seed=section.seed,
                 variant=extractor.variant,
-                case=f"test {held.direction}",
+                case=f"test {test_set.direction}",
             )
         ]
         for name, slices in made.items()

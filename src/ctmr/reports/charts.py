@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from ctmr.reports.canvas import (
     plain_axes,
     running_median,
 )
+
+if TYPE_CHECKING:
+    from ctmr.evaluation.robustness import Curve
+    from ctmr.evaluation.uncertainty import UncertaintyResult
 
 LIMITS_OF_AGREEMENT = 1.96
 """Standard deviations; Bland and Altman 1986."""
@@ -129,19 +134,13 @@ def agreement_chart(
     return drawing.chart
 
 
-def robustness_chart(
-    curves: Sequence[tuple[str, str, Sequence[float], Sequence[float], Sequence[float], Sequence[float]]],
-    *,
-    label: str,
-    title: str = "",
-    phantom: bool = False,
-) -> Chart:
+def robustness_chart(curves: Sequence[Curve], *, label: str, title: str = "", phantom: bool = False) -> Chart:
     """Draw one panel a disturbance: the error over its strength, with the best and the worst image.
 
     Parameters
     ----------
     curves
-        (name, what strength 1 is, strengths, means, lows, highs) each.
+        One a disturbance.
     label
         What the curves are of, with the unit.
     title, phantom
@@ -149,25 +148,19 @@ def robustness_chart(
     """
     count = max(1, len(curves))
     with chart((1.9 * count + 0.9, 2.9), 1, count, title=marked(title, phantom), sharey=True) as drawing:
-        for k, (ax, (name, strongest, x, means, lows, highs)) in enumerate(zip(drawing.axes[0], curves, strict=False)):
-            ax.fill_between(x, lows, highs, color=BLUE, alpha=0.16, linewidth=0)
-            ax.plot(x, means, color=BLUE, linewidth=2, marker="o", markersize=4)
-            ax.axhline(means[0], color=GREY, linewidth=0.9, linestyle=":")
-            plain_axes(ax, f"1 = {strongest}", label if k == 0 else "")
-            ax.set_title(name, fontsize=9.5, color=INK)
+        for k, (ax, curve) in enumerate(zip(drawing.axes[0], curves, strict=False)):
+            ax.fill_between(curve.strengths, curve.lows, curve.highs, color=BLUE, alpha=0.16, linewidth=0)
+            ax.plot(curve.strengths, curve.means, color=BLUE, linewidth=2, marker="o", markersize=4)
+            ax.axhline(curve.means[0], color=GREY, linewidth=0.9, linestyle=":")
+            plain_axes(ax, f"1 = {curve.strongest}", label if k == 0 else "")
+            ax.set_title(curve.name, fontsize=9.5, color=INK)
             ax.set_xlim(-0.05, 1.05)
         drawing.axes[0, 0].margins(y=0.15)
     return drawing.chart
 
 
 def sparsification_chart(
-    coverages: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
-    perfect: Sequence[float],
-    *,
-    label: str,
-    title: str = "",
-    phantom: bool = False,
+    coverages: Sequence[float], found: UncertaintyResult, *, label: str, title: str = "", phantom: bool = False
 ) -> Chart:
     """Draw the error that remains when the least certain voxels are left out, beside the best possible order.
 
@@ -175,10 +168,8 @@ def sparsification_chart(
     ----------
     coverages
         Shares of voxels that remain, falling from 1.
-    curves
-        Kind of uncertainty → error at each coverage.
-    perfect
-        The same when voxels are left out by their true error.
+    found
+        Kinds of uncertainty, and the true error itself.
     label
         Of the error, with its unit.
     title, phantom
@@ -187,10 +178,10 @@ def sparsification_chart(
     x = [100 * c for c in coverages]
     with chart((7.2, 3.6), title=marked(title, phantom)) as drawing:
         ax = drawing.axes[0, 0]
-        ax.axhline(perfect[0], color=GREY, linewidth=1.1, linestyle=":", label="uncertainty says nothing")
-        for colour, (name, values) in zip(colours(len(curves)), curves.items(), strict=True):
-            ax.plot(x, values, color=colour, linewidth=2, marker="o", markersize=3.5, label=name)
-        ax.plot(x, perfect, color=INK, linewidth=1.3, linestyle="--", label="the true error itself")
+        ax.axhline(found.perfect[0], color=GREY, linewidth=1.1, linestyle=":", label="uncertainty says nothing")
+        for colour, kind in zip(colours(len(found.measures)), found.measures, strict=True):
+            ax.plot(x, kind.curve, color=colour, linewidth=2, marker="o", markersize=3.5, label=kind.name)
+        ax.plot(x, found.perfect, color=INK, linewidth=1.3, linestyle="--", label="the true error itself")
         ax.invert_xaxis()
         ax.set_ylim(0, None)
         plain_axes(ax, "voxels that remain, most certain first (%)", label)

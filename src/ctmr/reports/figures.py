@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,16 +19,16 @@ from ctmr.evaluation.sections import (
     difference_limit,
     own_window,
 )
-from ctmr.imaging.volume import Unit
+from ctmr.imaging.volume import Direction, Unit
 from ctmr.reports.canvas import BOX, BOX_INK, BOX_MUTED, bare, colour_bar, light_box, marked
-from ctmr.reports.charts import loss_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ctmr.evaluation.lesions import LesionTest
+    from ctmr.evaluation.uncertainty import UncertaintyMap
+
 _SHEET_WIDTH_PX = 760
-
-
 LESION_LIMIT_HU = 60.0
 _OUTLINE = "#ffd166"
 _KEPT, _LOST = "#7ddba3", "#ff8f87"
@@ -62,76 +61,45 @@ def comparison_figure(compared: Compared, *, title: str = "", phantom: bool = Fa
     return drawing.png
 
 
-@dataclass(frozen=True)
-class LesionPanel:
-    """One lesion of a figure; images ``[H, W]``.
-
-    Attributes
-    ----------
-    says
-        Kind, size and outcome in a few words.
-    kept
-        The translation shows it.
-    source, healthy, ill, truth
-        Input with the lesion; translations without and with it; true target with it, where it exists.
-    outline
-        bool, the lesion.
-    """
-
-    says: str
-    kept: bool
-    source: NDArray[Any]
-    healthy: NDArray[Any]
-    ill: NDArray[Any]
-    truth: NDArray[Any] | None
-    outline: NDArray[np.bool_]
-
-
-def lesion_figure(
-    panels: Sequence[LesionPanel],
-    *,
-    source_unit: Unit,
-    unit: Unit,
-    source_name: str,
-    target_name: str,
-    title: str = "",
-    phantom: bool = False,
-) -> bytes:
+def lesion_figure(test: LesionTest, *, title: str = "", phantom: bool = False) -> bytes:
     """Draw lesions: input, translation without and with the lesion, their difference, and the truth where it exists."""
-    truth = all(p.truth is not None for p in panels)
+    source_name, target_name, unit, views = test.direction.source, test.direction.target, test.unit, test.views
+    truth = all(v.truth_ill is not None for v in views)
     names = [
         f"{source_name}\nwith lesion",
         f"synthetic {target_name}\nwithout",
         f"synthetic {target_name}\nwith",
         "difference\nwith - without",
     ] + [f"true {target_name}\nwith"] * truth
-    shown_target = np.stack([p.ill for p in panels] + [p.healthy for p in panels], dtype=np.float32)
+    shown_target = np.stack([v.answer_ill for v in views] + [v.answer_healthy for v in views], dtype=np.float32)
     window = BRAIN_WINDOW if unit is Unit.HU else own_window(shown_target, None)
-    changes = np.stack([p.ill.astype(np.float32) - p.healthy.astype(np.float32) for p in panels])
+    changes = np.stack([v.answer_ill.astype(np.float32) - v.answer_healthy.astype(np.float32) for v in views])
     limit = LESION_LIMIT_HU if unit is Unit.HU else difference_limit(changes)
     side = 1.9
-    size = (side * len(names) + 1.0, (side + 0.32) * len(panels) + 1.35)
-    with light_box(size, len(panels), len(names), title=marked(title, phantom)) as drawing:
+    size = (side * len(names) + 1.0, (side + 0.32) * len(views) + 1.35)
+    with light_box(size, len(views), len(names), title=marked(title, phantom)) as drawing:
         bars: dict[int, Any] = {}
-        for r, (panel, change) in enumerate(zip(panels, changes, strict=True)):
-            source = BRAIN_WINDOW if source_unit is Unit.HU else own_window(panel.source, None)
-            images = [(panel.source, source), (panel.healthy, window), (panel.ill, window), (change, None)]
-            if truth and panel.truth is not None:
-                images.append((panel.truth, window if unit is Unit.HU else own_window(panel.truth, None)))
+        for r, (view, change) in enumerate(zip(views, changes, strict=True)):
+            source = BRAIN_WINDOW if test.source_unit is Unit.HU else own_window(view.ill, None)
+            images = [(view.ill, source), (view.answer_healthy, window), (view.answer_ill, window), (change, None)]
+            if truth and view.truth_ill is not None:
+                images.append((view.truth_ill, window if unit is Unit.HU else own_window(view.truth_ill, None)))
             for c, (image, levels) in enumerate(images):
                 ax = drawing.axes[r, c]
                 bars[c] = _show(ax, image, levels, limit, 1.0)
-                if panel.outline.any() and not panel.outline.all():
-                    ax.contour(panel.outline, levels=[0.5], colors=[_OUTLINE], linewidths=0.8)
+                if view.outline.any() and not view.outline.all():
+                    ax.contour(view.outline, levels=[0.5], colors=[_OUTLINE], linewidths=0.8)
                 if r == 0:
                     ax.set_title(names[c], fontsize=9, color=BOX_INK)
-            drawing.axes[r, 0].set_ylabel(panel.says, fontsize=8, color=_KEPT if panel.kept else _LOST)
-        for c, label in ((1, UNIT_WORDS[unit]), (2, UNIT_WORDS[unit]), (3, UNIT_WORDS[unit])):
+            found = view.response
+            said = f"{found.kind}, {found.radius_mm:g} mm: {'kept' if found.kept else 'lost'}\nCNR {found.cnr:.1f}"
+            drawing.axes[r, 0].set_ylabel(said, fontsize=8, color=_KEPT if found.kept else _LOST)
+        for c in (1, 2, 3):
             colour_bar(
                 drawing.figure,
                 bars[c],
                 drawing.axes[:, c],
-                label,
+                UNIT_WORDS[unit],
                 location="bottom",
                 fraction=0.04,
                 pad=0.015,
@@ -141,39 +109,25 @@ def lesion_figure(
 
 
 def uncertainty_figure(
-    source: NDArray[Any],
-    made: NDArray[Any],
-    spread: NDArray[Any],
-    error: NDArray[Any] | None,
-    *,
-    unit: Unit,
-    source_name: str,
-    target_name: str,
-    title: str = "",
-    phantom: bool = False,
+    shown: UncertaintyMap, direction: Direction, unit: Unit, *, title: str = "", phantom: bool = False
 ) -> bytes:
-    """Draw one slice: input, translation, uncertainty, and the true error where it is known; all ``[H, W]``."""
+    """Draw one slice: input, translation, uncertainty, and the true error where it is known."""
     words = UNIT_WORDS[unit]
-    window = BONE_WINDOW if unit is Unit.HU else own_window(made, None)
+    window = BONE_WINDOW if unit is Unit.HU else own_window(shown.made, None)
     panels: list[tuple[str, NDArray[Any], GreyWindow, str, str]] = [
-        (source_name, source, own_window(source, None), "gray", "own range"),
-        (f"synthetic {target_name}", made, window, "gray", words),
-        ("uncertainty", spread, _from_zero(spread), "magma", "times the head's mean"),
+        (direction.source, shown.source, own_window(shown.source, None), "gray", "own range"),
+        (f"synthetic {direction.target}", shown.made, window, "gray", words),
+        ("uncertainty", shown.uncertainty, _from_zero(shown.uncertainty), "magma", "times the head's mean"),
     ]
-    if error is not None:
-        panels.append(("true error", error, _from_zero(error), "magma", words))
+    if shown.error is not None:
+        panels.append(("true error", shown.error, _from_zero(shown.error), "magma", words))
     with light_box((2.5 * len(panels) + 0.2, 3.5), 1, len(panels), title=marked(title, phantom)) as drawing:
         for ax, (name, image, levels, colours, label) in zip(drawing.axes[0], panels, strict=True):
             bare(ax)
-            shown = ax.imshow(image, cmap=colours, vmin=levels.low, vmax=levels.high, interpolation="nearest")
+            picture = ax.imshow(image, cmap=colours, vmin=levels.low, vmax=levels.high, interpolation="nearest")
             ax.set_title(name, fontsize=9, color=BOX_INK)
-            colour_bar(drawing.figure, shown, ax, label, location="bottom", fraction=0.05, pad=0.02, aspect=18)
+            colour_bar(drawing.figure, picture, ax, label, location="bottom", fraction=0.05, pad=0.02, aspect=18)
     return drawing.png
-
-
-def loss_curves(history: Mapping[str, Sequence[float]], steps: Sequence[int], *, title: str = "Losses") -> bytes:
-    """Draw losses over steps as PNG; see `ctmr.reports.charts.loss_chart`."""
-    return loss_chart(history, steps, title=title).png
 
 
 def sample_evolution(sheets: Sequence[bytes]) -> bytes:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from ctmr.evaluation.gate import Verdict
-from ctmr.imaging.volume import Direction, Unit
+from ctmr.evaluation.sections import UNIT_WORDS
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.protocol import Pairing, Protocol, require_same_protocol
-from ctmr.metrics.registry import SSIM, Metric, Shown, shown_metrics
+from ctmr.metrics.registry import FALSE_FINDINGS, INVENTED, SSIM, Metric, Shown, shown_metrics
 from ctmr.metrics.stats import Summary
-from ctmr.metrics.tissue import TissueClass, TissueRow
+from ctmr.metrics.tissue import TissueClass
 from ctmr.reports.numbers import interval_text, metric_text, number_text
+
+if TYPE_CHECKING:
+    from ctmr.evaluation.result import EvaluationResult
+    from ctmr.reports.canvas import Chart
 
 MOST_CASES = 200
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -54,138 +58,10 @@ class ReportFigure:
     svg: str = ""
     place: ReportSection = ReportSection.IMAGES
 
-
-@dataclass(frozen=True)
-class LesionRow:
-    """One lesion of the hallucination test; numbers in the target's unit."""
-
-    case: str
-    kind: str
-    radius_mm: float
-    signal: float
-    expected: float | None
-    cnr: float
-    kept: bool
-
-    @property
-    def recovered(self) -> float | None:
-        """Share of the true contrast that the translation shows."""
-        return None if not self.expected else self.signal / self.expected
-
-
-@dataclass(frozen=True)
-class LesionTable:
-    """The hallucination test of one direction.
-
-    Attributes
-    ----------
-    how
-        Where the lesions come from, in a few words.
-    unit
-        Of signals.
-    rows
-        Lesions that were asked for.
-    low, high
-        95 % interval of the share that was kept.
-    invented, false_findings
-        An image; ``None`` where not measured.
-    summary
-        Under protocol ``lesions``.
-    """
-
-    direction: Direction
-    how: str
-    unit: Unit
-    rows: Sequence[LesionRow]
-    low: float
-    high: float
-    invented: float | None
-    false_findings: float | None
-    summary: Summary
-
-    @property
-    def kept(self) -> int:
-        """Lesions that the translations show."""
-        return sum(r.kept for r in self.rows)
-
-
-@dataclass(frozen=True)
-class UncertaintyRow:
-    """One kind of uncertainty against the true error."""
-
-    name: str
-    spearman: float
-    low: float
-    high: float
-    area: float
-
-
-@dataclass(frozen=True)
-class OtherDirection:
-    """The direction that is not gated; `note` says why it was not measured, where it was not."""
-
-    direction: str
-    note: str = ""
-    summaries: Mapping[str, Summary] = field(default_factory=dict)
-    others: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
-    tissues: Mapping[TissueClass, TissueRow] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything the page shows.
-
-    Attributes
-    ----------
-    title
-        Recipe, direction and data in a few words.
-    verdict
-        From `ctmr.evaluation.gate.judge`.
-    summaries
-        Protocol name → the model's summary.
-    others
-        Name → protocol name → summary of what stands beside the model: baselines, champion.
-    cases
-        Protocol name → the model's cases.
-    words
-        The result in plain words, a sentence each.
-    tissues
-        Pooled tissue table; empty without HU.
-    tissue_unit
-        Of its medians.
-    warnings
-        Sentences that fail nothing.
-    lesions
-        One a direction.
-    uncertainty, random_area
-        Kinds of uncertainty, and the area of one that says nothing.
-    other
-        The direction that is not gated.
-    figures
-        In order.
-    lineage
-        Name → value: dataset revision and md5, recipe digest, seeds, versions.
-    phantom
-        The data are phantoms; the page says so on top.
-    """
-
-    title: str
-    verdict: Verdict
-    summaries: Mapping[str, Summary]
-    others: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
-    cases: Mapping[str, Sequence[CaseMetrics]] = field(default_factory=dict)
-    words: Sequence[str] = ()
-    tissues: Mapping[TissueClass, TissueRow] = field(default_factory=dict)
-    tissue_unit: str = "HU"
-    warnings: Sequence[str] = ()
-    lesions: Sequence[LesionTable] = ()
-    uncertainty: Sequence[UncertaintyRow] = ()
-    random_area: float = math.nan
-    other: OtherDirection | None = None
-    figures: Sequence[ReportFigure] = ()
-    lineage: Mapping[str, str] = field(default_factory=dict)
-    phantom: bool = False
+    @classmethod
+    def of_chart(cls, chart: Chart, caption: str, place: ReportSection) -> ReportFigure:
+        """Return a chart in a section, as SVG."""
+        return cls(chart.png, caption, chart.svg, place)
 
 
 @dataclass(frozen=True)
@@ -214,8 +90,22 @@ class _Tile:
     protocol: str
 
 
-def render_report(report: Report) -> str:
-    """Return the page as HTML; text is escaped, images are embedded, nothing is loaded."""
+def render_report(
+    result: EvaluationResult, title: str, *, words: Sequence[str] = (), figures: Sequence[ReportFigure] = ()
+) -> str:
+    """Return the page as HTML; text is escaped, images are embedded, nothing is loaded.
+
+    Parameters
+    ----------
+    result
+        What was measured.
+    title
+        Recipe, direction and data in a few words.
+    words
+        The result in plain words, a sentence each.
+    figures
+        In order.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -238,14 +128,18 @@ def render_report(report: Report) -> str:
         "interval": interval_text,
         "tissue_rows": lambda table: [(t.value, table[t]) for t in TissueClass if t in table],
     }
-    of_images = {k: v for k, v in report.cases.items() if report.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
-    shown = {place.value: [f for f in report.figures if f.place is place] for place in ReportSection}
+    cases = result.gated.cases
+    of_images = {k: v for k, v in cases.items() if result.summaries[k].protocol.pairing not in _NO_CASE_TABLE}
     return environment.get_template("report.html.j2").render(
-        report=report,
-        verdict=report.verdict,
-        tiles=_tiles(report),
+        title=title,
+        words=words,
+        result=result,
+        gated=result.gated,
+        verdict=result.verdict,
+        unit=UNIT_WORDS[result.gated.unit],
+        tiles=_tiles(result),
         case_tables=[_case_table(rows) for _, rows in sorted(of_images.items()) if rows],
-        figures=shown,
+        figures={place.value: [f for f in figures if f.place is place] for place in ReportSection},
     )
 
 
@@ -294,7 +188,7 @@ def _case_table(cases: Sequence[CaseMetrics]) -> _CaseTable:
     return _CaseTable(cases[0].protocol, by, metrics, ordered[:MOST_CASES], max(0, len(ordered) - MOST_CASES))
 
 
-def _tiles(report: Report) -> list[_Tile]:
+def _tiles(report: EvaluationResult) -> list[_Tile]:
     """The numbers that people look for first, each with its protocol and the best of what stands beside the model."""
     tiles: list[_Tile] = []
     for name in sorted(report.summaries):
@@ -313,10 +207,14 @@ def _tiles(report: Report) -> list[_Tile]:
             interval = interval_text(m, own.protocol, found.low, found.high)
             tiles.append(_Tile(m, metric_text(m, own.protocol, found.mean, unit=True), interval, beside, name))
     tiles = tiles[:5]
-    if report.lesions and report.lesions[0].rows:
-        test = report.lesions[0]
-        counts = ((test.invented, "invented an image"), (test.false_findings, "false findings"))
-        said = ", ".join(f"{count_text(count)} {what}" for count, what in counts if count is not None)
-        interval = f"{100 * test.low:.0f} to {100 * test.high:.0f} %"
-        tiles.append(_Tile("lesions kept", f"{test.kept} of {len(test.rows)}", interval, said, "lesions"))
+    test = report.lesions[0] if report.lesions else None
+    if test and test.responses:
+        counts = (
+            (test.counts(INVENTED), "invented an image"),
+            (test.counts(FALSE_FINDINGS), "false findings"),
+        )
+        said = ", ".join(f"{count_text(count[0])} {what}" for count, what in counts if count is not None)
+        low, high = test.rate_interval()
+        interval = f"{100 * low:.0f} to {100 * high:.0f} %"
+        tiles.append(_Tile("lesions kept", f"{test.kept} of {len(test.responses)}", interval, said, "lesions"))
     return tiles

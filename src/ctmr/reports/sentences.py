@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ctmr.imaging.volume import Direction
-from ctmr.metrics.registry import MAE
+from ctmr.metrics.registry import FALSE_FINDINGS, INVENTED, MAE
 from ctmr.metrics.stats import FEW_PATIENTS, MetricSummary, Summary
-from ctmr.reports.html import LesionTable, count_text
+from ctmr.reports.html import count_text
 from ctmr.reports.numbers import interval_text, metric_text
+
+if TYPE_CHECKING:
+    from ctmr.evaluation.lesions import LesionTest
+    from ctmr.evaluation.robustness import RobustnessResult
+    from ctmr.evaluation.uncertainty import Measure
 
 STRONG_CORRELATION, WEAK_CORRELATION = 0.5, 0.3
 
@@ -63,44 +69,44 @@ def fidelity_words(
     return said
 
 
-def lesion_words(table: LesionTable) -> str:
+def lesion_words(test: LesionTest) -> str:
     """Say what became of the lesions of one direction."""
-    target, total = table.direction.target, len(table.rows)
+    target, total = test.direction.target, len(test.responses)
     if not total:
         return f"No lesion could be asked of the synthetic {target}."
-    share = f"{percent(table.kept / total)}, 95 % interval {percent(table.low)} to {percent(table.high)}"
-    said = f"Of {total} lesions put into the inputs the synthetic {target} shows {table.kept} ({share})"
-    if table.invented is not None:
-        said += " and invents none" if table.invented == 0 else f" and invents {count_text(table.invented)} an image"
-    if table.false_findings is not None:
-        said += f"; without lesions it shows {count_text(table.false_findings)} blobs an image that the truth does not"
+    low, high = test.rate_interval()
+    share = f"{percent(test.kept / total)}, 95 % interval {percent(low)} to {percent(high)}"
+    said = f"Of {total} lesions put into the inputs the synthetic {target} shows {test.kept} ({share})"
+    invented, false = test.counts(INVENTED), test.counts(FALSE_FINDINGS)
+    if invented is not None:
+        said += " and invents none" if invented[0] == 0 else f" and invents {count_text(invented[0])} an image"
+    if false is not None:
+        said += f"; without lesions it shows {count_text(false[0])} blobs an image that the truth does not"
     return f"{said} (lesions)."
 
 
-def robustness_words(curves: Sequence[tuple[str, Sequence[float]]], metric: str) -> str:
-    """Say which disturbance hurts most, from (name, means from strength 0 on)."""
-    growth = {name: means[-1] - means[0] for name, means in curves}
-    worst = max(sorted(growth), key=lambda name: growth[name])
-    start = next(means[0] for name, means in curves if name == worst)
-    if growth[worst] <= 0:
+def robustness_words(sweep: RobustnessResult) -> str:
+    """Say which disturbance hurts most."""
+    worst = max(sorted(sweep.curves, key=lambda c: c.name), key=lambda c: c.means[-1] - c.means[0])
+    start, growth = worst.means[0], worst.means[-1] - worst.means[0]
+    if growth <= 0:
         return "No disturbance of the inputs makes the translations worse."
     if start > 0:
-        grown = percent(growth[worst] / start)
-        return f"Of the disturbances {worst} hurts most: at its strongest the {metric} grows by {grown}."
-    return f"Of the disturbances {worst} changes the translations most."
+        grown = percent(growth / start)
+        return f"Of the disturbances {worst.name} hurts most: at its strongest the {sweep.metric} grows by {grown}."
+    return f"Of the disturbances {worst.name} changes the translations most."
 
 
-def uncertainty_words(correlations: Mapping[str, float]) -> str:
-    """Say whether uncertainty tells where the errors are, from kind → rank correlation."""
-    best = max(sorted(correlations), key=lambda name: correlations[name])
-    value = correlations[best]
-    if value >= STRONG_CORRELATION:
+def uncertainty_words(measures: Sequence[Measure]) -> str:
+    """Say whether uncertainty tells where the errors are."""
+    best = max(sorted(measures, key=lambda m: m.name), key=lambda m: m.spearman)
+    if best.spearman >= STRONG_CORRELATION:
         verb = "tells well"
-    elif value >= WEAK_CORRELATION:
+    elif best.spearman >= WEAK_CORRELATION:
         verb = "tells in part"
     else:
         verb = "hardly tells"
-    return f"Uncertainty ({best}) {verb} where the errors are: rank correlation {value:.2f}."
+    return f"Uncertainty ({best.name}) {verb} where the errors are: rank correlation {best.spearman:.2f}."
 
 
 def percent(share: float) -> str:

@@ -22,7 +22,7 @@ from ctmr.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from ctmr.metrics.distribution import Extractor
+    from ctmr.metrics.extractors import Extractor
     from ctmr.networks.translator import Translator
 
 MIN_IMAGES = 2
@@ -143,7 +143,7 @@ class Scorer:
         """Return the middle slices of a few validation images, their translations, and what they are compared with."""
         import torch
 
-        from ctmr.metrics.distribution import unit_interval
+        from ctmr.metrics.extractors import unit_interval
         from ctmr.networks.normaliser import normaliser_for
 
         translator = self._translator(forward)
@@ -174,7 +174,8 @@ class Scorer:
 
     def unpaired(self, forward: nn.Module, backward: nn.Module, cases: int = 0) -> Terms:
         """Return the terms of the unpaired score, which exist where there are pairs as well."""
-        from ctmr.metrics.distribution import features, kid, load_extractor, unit_interval
+        from ctmr.metrics.distribution import kid
+        from ctmr.metrics.extractors import features, load_extractor, unit_interval
         from ctmr.metrics.measurement import measure_cycle, measure_structure
 
         translator = self._translator(forward)

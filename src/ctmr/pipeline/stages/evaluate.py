@@ -1,4 +1,4 @@
-"""evaluate: held-out measurements under named protocols beside baselines, and the gate's verdict."""
+"""evaluate: measurements of the test set under named protocols beside baselines, and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ctmr.system.home import Home
 
 if TYPE_CHECKING:
     from ctmr.evaluation.candidates import Model
-    from ctmr.evaluation.comparison import Cases
+    from ctmr.evaluation.comparison import Cases, Tell
     from ctmr.evaluation.direction import DirectionResult
-    from ctmr.evaluation.lesions import LesionTest
+    from ctmr.evaluation.gate import Verdict
+    from ctmr.evaluation.result import EvaluationResult
     from ctmr.evaluation.testset import TestSet
     from ctmr.metrics.stats import Summary
     from ctmr.recipe.recipe import Recipe
-    from ctmr.reports.evaluation import EvaluationEvidence
 
 GOLDEN = "golden.npz"
-"""One held-out case with evaluate's own answer; deploy compares the served model with it."""
+"""One case of the test set with evaluate's own answer; deploy compares the served model with it."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -39,7 +39,13 @@ def run(context: Context) -> dict[str, Any]:
     Ends without an error once it measured: a failed gate is data.
     """
     with _threads(context.recipe.evaluate.threads):
-        return _evaluate(context)
+        result = _measure(context)
+    _write(context.out, result)
+    context.report("figures and report", 0.9)
+    return _summary(result) | {
+        "champion": context.options.get("champion", ""),
+        "mlflow_run": _report(context, result),
+    }
 
 
 @contextmanager
@@ -55,96 +61,64 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _evaluate(context: Context) -> dict[str, Any]:
-    from ctmr.evaluation.candidates import Model
-    from ctmr.evaluation.direction import CHAMPION, measure_side
-    from ctmr.evaluation.gate import judge
+def _measure(context: Context) -> EvaluationResult:
+    """Measure the gated direction beside baselines and champion, then the rest, and judge."""
+    from ctmr.evaluation.direction import measure_direction
     from ctmr.evaluation.lesions import lesion_tests
+    from ctmr.evaluation.result import EvaluationResult
     from ctmr.evaluation.robustness import robustness_sweep
-    from ctmr.evaluation.testset import TestSet
     from ctmr.evaluation.uncertainty import uncertainty
-    from ctmr.reports.evaluation import EvaluationEvidence
 
     recipe = context.recipe
-    folder = context.inputs["model"]
+    test_set, model = _open(context)
+    context.report("translating the test set", 0.02)
+    champion_name, champion = _champion(context, test_set)
+    gated = measure_direction(test_set, model, recipe, tell=_part(context, 0.05, 0.6), champion=champion)
+    reverse = _reverse(test_set, model, recipe)
+    other: DirectionResult | str = (
+        reverse
+        if isinstance(reverse, str)
+        else measure_direction(*reverse, recipe, tell=_part(context, 0.65, 0.07), most=recipe.evaluate.other_direction)
+    )
+    context.report("lesions: kept, lost, invented", 0.72)
+    sides = [(test_set, model)] if isinstance(reverse, str) else [(test_set, model), reverse]
+    lesions = lesion_tests(sides, recipe)
+    gated = gated.with_lesions(lesions, recipe)
+    context.report("corrupted inputs", 0.82)
+    robustness = robustness_sweep(test_set, model, recipe)
+    context.report("uncertainty", 0.87)
+    certainty = uncertainty(test_set, model, recipe)
+    information = [t.sentence() for t in lesions] + ([other] if isinstance(other, str) else [])
+    return EvaluationResult(
+        gated=gated,
+        verdict=_judge(gated, recipe, champion_name, information),
+        other=other,
+        lesions=tuple(lesions),
+        robustness=robustness,
+        uncertainty=certainty,
+        champion=champion_name,
+        lineage=_lineage(context),
+    )
+
+
+def _open(context: Context) -> tuple[TestSet, Model]:
+    """Open test set and model in the gated direction."""
+    from ctmr.evaluation.candidates import Model
+    from ctmr.evaluation.testset import TestSet
+
+    folder, direction = context.inputs["model"], context.recipe.directions[0]
     description = Description.read(folder)
-    direction = recipe.directions[0]
     if direction not in description.directions:
         raise InputError(f"the model was trained for {[d.value for d in description.directions]}, not {direction}")
-    held = TestSet.open(context.inputs, description.grid, direction)
-    model = Model.load(folder, direction)
-    context.report("translating the held-out test", 0.02)
-    champion_name, champion = _champion(context, held)
-    side = measure_side(held, model, recipe, tell=_part(context, 0.05, 0.6), champion=champion)
-    other = _other_direction(context, held, model)
-    context.report("lesions: kept, lost, invented", 0.72)
-    sides = [(held, model)] if isinstance(other, str) else [(held, model), (other.held, other.model)]
-    lesions = lesion_tests(sides, recipe)
-    context.report("corrupted inputs", 0.82)
-    sweep = robustness_sweep(held, model, recipe)
-    context.report("uncertainty", 0.87)
-    certainty = uncertainty(held, model, recipe)
-    own, cases = _with_lesions(side, lesions, recipe.evaluate.bootstrap, recipe.evaluate.seed)
-    baselines = {name: side.summaries[name] for name in sorted(side.baselines) if side.summaries.get(name)}
-    verdict = judge(
-        own,
-        recipe.gate,
-        has_pairs=held.has_pairs,
-        unit=held.target_unit,
-        baselines=baselines,
-        alarms=[side.alarm] if side.alarm else [],
-        champion=side.summaries.get(CHAMPION),
-        champion_name=champion_name,
-        information=[t.sentence() for t in lesions] + ([other] if isinstance(other, str) else []),
-    )
-    means = {n: _means(s) for n, s in sorted(own.items())}
-    flat = {"passed": verdict.passed, **means}
-    (context.out / "metrics.json").write_text(json.dumps(flat, indent=1, sort_keys=True) + "\n")
-    evidence = EvaluationEvidence(
-        side, verdict, own, other, tuple(lesions), sweep, certainty, champion_name, _lineage(context)
-    )
-    _write_cases(context.out / "cases.csv", cases)
-    (context.out / "verdict.json").write_text(json.dumps(_tree(evidence, baselines), indent=1, sort_keys=True) + "\n")
-    # What register reads: a changed limit that the model still passes must not register it again.
-    decision = {"passed": verdict.passed, "replaces_champion": verdict.replaces_champion, "direction": direction.value}
-    (context.out / "decision.json").write_text(json.dumps(decision, indent=1, sort_keys=True) + "\n")
-    golden = side.measured.golden
-    assert golden is not None
-    np.savez_compressed(
-        context.out / GOLDEN,
-        answer=golden.answer,
-        paths=np.array(golden.paths),
-        formats=np.array(golden.formats),
-        uneven_limits=np.array(golden.uneven_limits),
-        modality=np.array(direction.source.value),
-        subject=np.array(golden.subject),
-        case=np.array(golden.case),
-    )
-    context.report("figures and report", 0.9)
-    run_id = _report(context, evidence, baselines)
-    return {
-        "verdict": "pass" if verdict.passed else "fail",
-        "reason": "; ".join(verdict.reasons),
-        "statement": verdict.statement,
-        "fidelity_measured": verdict.fidelity_measured,
-        "protocols": {n: s.protocol.describe() for n, s in sorted(own.items())},
-        "metrics": means,
-        "baselines": _all_means(baselines),
-        "tissues": _tissues(side),
-        "warnings": list(side.warnings),
-        "information": list(verdict.information),
-        "golden": {"case": golden.case, "subject": golden.subject, "paths": list(golden.paths)},
-        "champion": context.options.get("champion", ""),
-        "mlflow_run": run_id,
-    }
+    return TestSet.open(context.inputs, description.grid, direction), Model.load(folder, direction)
 
 
-def _part(context: Context, start: float, length: float) -> Any:
+def _part(context: Context, start: float, length: float) -> Tell:
     """Progress of one part of the stage."""
     return lambda message, fraction: context.report(message, start + length * (fraction or 0.0))
 
 
-def _champion(context: Context, held: TestSet) -> tuple[str, Model | None]:
+def _champion(context: Context, test_set: TestSet) -> tuple[str, Model | None]:
     """Return the champion's name, and its generators unless there is none or it cannot translate these images."""
     from ctmr.evaluation.candidates import Model
     from ctmr.tracking.mlflow import Tracking
@@ -156,103 +130,61 @@ def _champion(context: Context, held: TestSet) -> tuple[str, Model | None]:
     name = f"version {champion['version']}"
     folder = Tracking(context.home).download(champion["run_id"], "model", context.work)
     description = Description.read(folder)
-    if description.grid != held.grid or held.direction not in description.directions:
+    if description.grid != test_set.grid or test_set.direction not in description.directions:
         return f"{name} (made for another grid or direction, not compared)", None
-    return name, Model.load(folder, held.direction)
+    return name, Model.load(folder, test_set.direction)
 
 
-def _other_direction(context: Context, held: TestSet, model: Model) -> DirectionResult | str:
-    """Measure the direction that is not gated, or return a sentence why not."""
-    from ctmr.evaluation.candidates import reverse
-    from ctmr.evaluation.direction import measure_side, open_side
+def _reverse(test_set: TestSet, model: Model, recipe: Recipe) -> tuple[TestSet, Model] | str:
+    """Return test set and model in the direction that is not gated, or a sentence why it is not measured."""
+    from ctmr.evaluation.direction import turn
 
-    direction, most = reverse(held.direction), context.recipe.evaluate.other_direction
-    if not most:
-        return f"{direction} was not measured: the recipe sets evaluate.other_direction to 0"
-    opened = open_side(held, model, direction)
-    if isinstance(opened, str):
-        return opened
-    return measure_side(*opened, context.recipe, tell=_part(context, 0.65, 0.07), most=most)
+    if not recipe.evaluate.other_direction:
+        return f"{test_set.direction.reverse} was not measured: the recipe sets evaluate.other_direction to 0"
+    return turn(test_set, model)
 
 
-def _with_lesions(
-    side: DirectionResult, lesions: Sequence[LesionTest], resamples: int, seed: int
-) -> tuple[dict[str, Summary], Cases]:
-    """Return the gated direction's summaries and cases, its hallucination test among them."""
-    from ctmr.metrics.stats import summarise
+def _judge(gated: DirectionResult, recipe: Recipe, champion_name: str, information: Sequence[str]) -> Verdict:
+    """Hold the gated direction against the recipe's gate, the baselines, the alarm and the champion."""
+    from ctmr.evaluation.direction import CHAMPION
+    from ctmr.evaluation.gate import judge
 
-    own, cases = dict(side.own), dict(side.cases)
-    for test in lesions:
-        if test.direction is side.held.direction:
-            rows = list(test.measured)
-            name = rows[0].protocol.name
-            own[name], cases[name] = summarise(rows, resamples=resamples, seed=seed), rows
-    return own, cases
-
-
-def _tree(evidence: EvaluationEvidence, baselines: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-    """What ``verdict.json`` holds: the verdict, and every number behind it."""
-    side, other = evidence.side, evidence.other
-    tree = evidence.verdict.to_dict() | {
-        "direction": side.held.direction.value,
-        "has_pairs": side.held.has_pairs,
-        "tissues": _tissues(side),
-        "warnings": list(side.warnings),
-        "summaries": _dicts(evidence.summaries),
-        "baselines": {k: _dicts(v) for k, v in sorted(baselines.items())},
-        "lesions": {t.direction.value: t.to_dict() for t in evidence.lesions},
-        "robustness": evidence.robustness.to_dict() if evidence.robustness else None,
-        "uncertainty": evidence.uncertainty.to_dict() if evidence.uncertainty else None,
-        "as_trained": None if side.as_trained is None else _dicts(side.as_trained),
-    }
-    if isinstance(other, str):
-        return tree | {"other_direction": {"note": other}}
-    return tree | {
-        "other_direction": {
-            "direction": other.held.direction.value,
-            "summaries": _dicts(other.own),
-            "baselines": {t: _dicts(other.summaries[t]) for t in sorted(other.baselines) if other.summaries.get(t)},
-            "tissues": _tissues(other),
-            "alarm": other.alarm,
-            "warnings": list(other.warnings),
-        }
-    }
+    return judge(
+        gated.own,
+        recipe.gate,
+        has_pairs=gated.has_pairs,
+        unit=gated.unit,
+        baselines=gated.baselines,
+        alarms=[gated.alarm] if gated.alarm else [],
+        champion=gated.summaries.get(CHAMPION),
+        champion_name=champion_name,
+        information=information,
+    )
 
 
-def _dicts(summaries: Mapping[str, Summary]) -> dict[str, Any]:
-    return {n: s.to_dict() for n, s in sorted(summaries.items())}
+def _write(out: Path, result: EvaluationResult) -> None:
+    gated, verdict = result.gated, result.verdict
+    _write_json(out / "metrics.json", {"passed": verdict.passed, **_means(gated.own)})
+    _write_json(out / "verdict.json", result.to_dict())
+    # What register reads: a changed limit that the model still passes must not register it again.
+    decision = {"passed": verdict.passed, "replaces_champion": verdict.replaces_champion}
+    _write_json(out / "decision.json", decision | {"direction": gated.direction.value})
+    _write_cases(out / "cases.csv", gated.cases)
+    golden = gated.golden
+    np.savez_compressed(
+        out / GOLDEN,
+        answer=golden.answer,
+        paths=np.array(golden.paths),
+        formats=np.array(golden.formats),
+        uneven_limits=np.array(golden.uneven_limits),
+        modality=np.array(gated.direction.source.value),
+        subject=np.array(golden.subject),
+        case=np.array(golden.case),
+    )
 
 
-def _tissues(side: DirectionResult) -> dict[str, Any]:
-    from ctmr.metrics.tissue import table_to_dict
-
-    return table_to_dict(side.measured.tissues)
-
-
-def _means(summary: Summary) -> dict[str, float | None]:
-    from ctmr.metrics.stats import finite_or_none
-
-    return {m: finite_or_none(v.mean) for m, v in summary.metrics.items()}
-
-
-def _all_means(named: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-    return {k: {n: _means(s) for n, s in sorted(v.items())} for k, v in sorted(named.items())}
-
-
-def _lineage(context: Context) -> dict[str, str]:
-    from importlib.metadata import version
-
-    from ctmr.recipe.recipe import section_digest
-    from ctmr.system.digest import content_digest
-
-    return {
-        "recipe": context.recipe.name,
-        "evaluate and gate settings": section_digest(context.recipe, STAGE.sections),
-        "model (content digest)": content_digest(context.inputs["model"]),
-        "manifest (content digest)": content_digest(context.inputs["manifest"]),
-        "seed": str(context.recipe.evaluate.seed),
-        "versions": ", ".join(f"{p} {version(p)}" for p in ("ctmr", "torch", "numpy", "scipy")),
-    }
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
 
 
 def _write_cases(path: Path, cases: Cases) -> None:
@@ -265,25 +197,66 @@ def _write_cases(path: Path, cases: Cases) -> None:
                     writer.writerow([name, case.case, case.subject, metric, f"{value:.8g}"])
 
 
-def _report(context: Context, evidence: EvaluationEvidence, baselines: Mapping[str, Mapping[str, Summary]]) -> str:
+def _summary(result: EvaluationResult) -> dict[str, Any]:
+    from ctmr.metrics.tissue import table_to_dict
+
+    gated, verdict, golden = result.gated, result.verdict, result.gated.golden
+    return {
+        "verdict": "pass" if verdict.passed else "fail",
+        "reason": "; ".join(verdict.reasons),
+        "statement": verdict.statement,
+        "fidelity_measured": verdict.fidelity_measured,
+        "protocols": {n: s.protocol.describe() for n, s in sorted(gated.own.items())},
+        "metrics": _means(gated.own),
+        "baselines": {name: _means(summaries) for name, summaries in gated.baselines.items()},
+        "tissues": table_to_dict(gated.measured.tissues),
+        "warnings": list(gated.warnings),
+        "information": list(verdict.information),
+        "golden": {"case": golden.case, "subject": golden.subject, "paths": list(golden.paths)},
+    }
+
+
+def _means(summaries: Mapping[str, Summary]) -> dict[str, dict[str, float | None]]:
+    from ctmr.metrics.stats import finite_or_none
+
+    return {n: {m: finite_or_none(v.mean) for m, v in s.metrics.items()} for n, s in sorted(summaries.items())}
+
+
+def _lineage(context: Context) -> dict[str, str]:
+    from importlib.metadata import version
+
+    from ctmr.recipe.recipe import section_digest
+
+    return {
+        "recipe": context.recipe.name,
+        "evaluate and gate settings": section_digest(context.recipe, STAGE.sections),
+        "model (content digest)": content_digest(context.inputs["model"]),
+        "manifest (content digest)": content_digest(context.inputs["manifest"]),
+        "seed": str(context.recipe.evaluate.seed),
+        "versions": ", ".join(f"{p} {version(p)}" for p in ("ctmr", "torch", "numpy", "scipy")),
+    }
+
+
+def _report(context: Context, result: EvaluationResult) -> str:
     """Write the HTML report and figures, and log everything to the model's MLflow run."""
+    from ctmr.reports.evaluation import write_report
     from ctmr.tracking.mlflow import Tracking, held_out_metrics
 
-    side, verdict = evidence.side, evidence.verdict
+    gated, verdict = result.gated, result.verdict
     folder = context.out / "provenance"
     folder.mkdir(exist_ok=True)
-    source, target = side.held.direction.source, side.held.direction.target
-    files = evidence.write(folder, f"{context.recipe.name}: synthetic {target} from {source}")
+    title = f"{context.recipe.name}: synthetic {gated.direction.target} from {gated.direction.source}"
+    files = write_report(result, folder, title, context.inputs["model"])
     run_id = model_run(context.inputs["model"], context.home, context.recipe.name)
     tracking = Tracking(context.home)
-    tracking.metrics(run_id, held_out_metrics({n: _means(s) for n, s in evidence.summaries.items()}))
-    beside = {f"baselines.{who.replace(' ', '_')}": protocols for who, protocols in baselines.items()}
-    if side.as_trained is not None:
-        beside["as_trained"] = side.as_trained
-    if not isinstance(evidence.other, str):
-        beside[evidence.other.held.direction.value] = evidence.other.own
-    for label, protocols in beside.items():
-        for name, summary in protocols.items():
+    tracking.metrics(run_id, held_out_metrics(_means(gated.own)))
+    beside = {f"baselines.{who.replace(' ', '_')}": summaries for who, summaries in gated.baselines.items()}
+    if gated.as_trained is not None:
+        beside["as_trained"] = gated.as_trained
+    if not isinstance(result.other, str):
+        beside[result.other.direction.value] = result.other.own
+    for label, summaries in beside.items():
+        for name, summary in summaries.items():
             tracking.metrics(run_id, {f"{label}.{name}.{m}": v.mean for m, v in summary.metrics.items()})
     tracking.tag(
         run_id,
@@ -291,7 +264,7 @@ def _report(context: Context, evidence: EvaluationEvidence, baselines: Mapping[s
             "verdict": "pass" if verdict.passed else "fail",
             "verdict_reason": "; ".join(verdict.reasons)[:4000],
             "fidelity_measured": str(verdict.fidelity_measured).lower(),
-            "protocols": "; ".join(s.protocol.describe() for s in evidence.summaries.values())[:4000],
+            "protocols": "; ".join(s.protocol.describe() for s in gated.own.values())[:4000],
         },
     )
     for file in (context.out / "verdict.json", context.out / "cases.csv", *files):

@@ -35,7 +35,7 @@ def run(context: Context) -> dict[str, Any]:
     if processes > 1:
         return torchrun.run(context, processes)
 
-    from ctmr.reports.figures import loss_curves
+    from ctmr.reports.charts import loss_chart
     from ctmr.tracking.mlflow import Tracking
     from ctmr.training.hardware.distributed import team
     from ctmr.training.setup import describe
@@ -56,7 +56,8 @@ def run(context: Context) -> dict[str, Any]:
     differences = export(context, description, {d: trainer.generator(d) for d in recipe.directions})
     write_tables(context.out, trainer.reports, trainer.readings)
     shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
-    (provenance / "losses.png").write_bytes(loss_curves(history(trainer.reports), [r.step for r in trainer.reports]))
+    losses = loss_chart(history(trainer.reports), [r.step for r in trainer.reports])
+    (provenance / "losses.png").write_bytes(losses.png)
     (provenance / "run.json").write_text(json.dumps({"run_id": run_id}) + "\n")
     for path, folder in (
         (provenance / "samples", "samples"),

@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctmr.errors import InputError
+from ctmr.metrics.protocol import SsimWindow
+from ctmr.metrics.ssim import GAUSSIAN_RADIUS_PX, ssim
 from ctmr.recipe.training import Adversarial, CycleTerms
 
 REAL, FAKE = 1.0, 0.0
 DATA_RANGE = 2.0
 """Of normalised images, [-1, 1]."""
 
-_SSIM_SIGMA_PX = 1.5
-_SSIM_RADIUS_PX = 5
-_SSIM_K1, _SSIM_K2 = 0.01, 0.03
 _TINY = 1e-12
 
 
@@ -113,49 +112,28 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return functional.l1_loss(a, b)
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean structural similarity of images in [-1, 1].
-
-    Gaussian window of 11 pixels, standard deviation 1.5, variances of the population; windows that reach over the
-    border do not count (Wang et al. 2004, eq. 13). Equals scikit-image with the same settings.
-
-    Parameters
-    ----------
-    a, b
-        ``[N, C, H, W]``.
+def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - SSIM of images in [-1, 1], ``[N, C, H, W]``: `ctmr.metrics.ssim.ssim` with the Gaussian window.
 
     Raises
     ------
     InputError
         When the images are smaller than the window.
     """
-    side = 2 * _SSIM_RADIUS_PX + 1
+    side = 2 * GAUSSIAN_RADIUS_PX + 1
     height, width = a.shape[-2:]
     if min(height, width) < side:
         raise InputError(
             f"the SSIM cycle loss needs slices of at least {side} pixels, found {height}×{width}; "
             "enlarge preprocess.size or set loss.cycle_terms.ssim to 0"
         )
-    offsets = torch.arange(-_SSIM_RADIUS_PX, _SSIM_RADIUS_PX + 1, dtype=a.dtype, device=a.device)
-    weights = torch.exp(-0.5 * (offsets / _SSIM_SIGMA_PX).square())
-    weights = weights / weights.sum()
-
-    def smooth(x: Tensor) -> Tensor:
-        rows = functional.conv2d(x.reshape(-1, 1, height, width), weights.view(1, 1, side, 1))
-        return functional.conv2d(rows, weights.view(1, 1, 1, side))
-
-    mean_a, mean_b = smooth(a), smooth(b)
-    variance = smooth(a * a) + smooth(b * b) - mean_a.square() - mean_b.square()
-    covariance = smooth(a * b) - mean_a * mean_b
-    c1, c2 = (_SSIM_K1 * DATA_RANGE) ** 2, (_SSIM_K2 * DATA_RANGE) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
-    return (luminance * (2 * covariance + c2) / (variance + c2)).mean()
+    return 1.0 - ssim(a, b, data_range=DATA_RANGE, window=SsimWindow.GAUSSIAN_11_2D)
 
 
 _CYCLE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": l1,
     "mse": functional.mse_loss,
-    "ssim": lambda a, b: 1.0 - ssim(a, b),
+    "ssim": dissimilarity,
 }
 
 
