@@ -15,7 +15,8 @@ from ctmr.data import images
 from ctmr.data.manifest import PHANTOM_PREFIX, Column, Split
 from ctmr.data.shards import Shard, pairs, read_head, read_shard
 from ctmr.evaluation.truth import SAME_PLACE_MM, Truth, no_mask, place
-from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, Registration
+from ctmr.imaging.grid import Grid, Registration
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.inference_path import ServedPlacement, finish, prepare
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to

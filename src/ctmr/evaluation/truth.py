@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Registration, Transform
+from ctmr.imaging.grid import Registration, Transform
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to
 from ctmr.imaging.volume import Unit, Volume

@@ -8,10 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit
-
-OUTSIDE_VALUE: dict[Unit, float] = {Unit.HU: HOUNSFIELD_FLOOR_HU, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
-"""What stands outside the field of view, in each unit."""
+from ctmr.imaging.hounsfield import SKIN_HU
+from ctmr.imaging.volume import Modality
 
 
 class Plane(StrEnum):
@@ -86,7 +84,7 @@ class TableRemoval(_ImageStep):
 
     kind: Literal["table_removal"] = "table_removal"
     modality: Modality = Modality.CT
-    threshold_hu: float = -500.0
+    threshold_hu: float = SKIN_HU
     """What is below is air, foam or cloth."""
     radius_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
     """Of the erosion: plates up to twice as thick are parted from the head."""

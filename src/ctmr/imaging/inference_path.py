@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, ImageStep
+from ctmr.imaging.grid import Grid, ImageStep
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.resample import Placement, from_grid, to_grid
 from ctmr.imaging.steps.run import Reference, no_reference, run_steps
 from ctmr.imaging.storage_types import to_storage

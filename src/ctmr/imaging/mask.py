@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-HEAD_THRESHOLD_HU = -500.0
-"""Half-way between air and water: where a CT shows the skin."""
+from ctmr.imaging.hounsfield import SKIN_HU
+
 CLOSING_STEPS = 2
 """Voxels that a closing bridges from either side; a single picture, which may be large, gets a 64th of its side."""
 DIM_TISSUE_NOISE = 0.2
@@ -47,7 +47,7 @@ def head_mask_ct(hu: NDArray[Any]) -> Mask:
     numpy.ndarray
         bool, same shape; airways and sinuses inside the head are inside. Empty when nothing is above the threshold.
     """
-    return _solid(hu > HEAD_THRESHOLD_HU)
+    return _solid(hu > SKIN_HU)
 
 
 def head_mask_grey(array: NDArray[Any]) -> Mask:

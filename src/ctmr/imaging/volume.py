@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 
-HOUNSFIELD_AIR_HU = -1000.0
-HOUNSFIELD_FLOOR_HU = -1024.0
 UNEVEN_LIMIT = 0.25
 """Gaps between slices that differ from the usual one by at most this share of it are resampled to even ones; a missing
 slice is 1."""

@@ -12,8 +12,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
+from ctmr.imaging.hounsfield import HU_EVIDENCE
 from ctmr.imaging.volume import Modality, Unit, Volume
-from ctmr.io.values import HU_EVIDENCE, Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
+from ctmr.io.values import Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
 from ctmr.system.files import write_file
 
 SUFFIXES = (".nii", ".nii.gz")

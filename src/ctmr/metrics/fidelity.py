@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU
+from ctmr.imaging.hounsfield import AIR_BELOW_HU, BONE_ABOVE_HU, FLOOR_HU
 from ctmr.metrics.protocol import PROTOCOLS, CaseMetrics, Mask, Metric, Pairing, Protocol, SsimWindow
 from ctmr.metrics.ssim import masked_ssim, ms_ssim, ssim, ssim_map
 
@@ -28,9 +28,6 @@ __all__ = [
     "ssim_map",
     "through_plane_flicker",
 ]
-
-BONE_ABOVE_HU = 250.0
-AIR_BELOW_HU = -200.0
 
 
 def mae(x: NDArray[Any], y: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> float:
@@ -258,7 +255,7 @@ def _similarity(
 
     def prepare(a: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
         a = _clipped(a, protocol)
-        return np.where(where, a, HOUNSFIELD_FLOOR_HU) - HOUNSFIELD_FLOOR_HU if protocol.unit == "HU" else a
+        return np.where(where, a, FLOOR_HU) - FLOOR_HU if protocol.unit == "HU" else a
 
     border = protocol.ssim_border
     if window is SsimWindow.MS_SSIM_5:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ctmr.errors import InputError
+from ctmr.imaging.hounsfield import CLIP_HU, SCANNER_RANGE_HU
 
 _ROUNDING = 1e-9
 """Absolute rounding of float64 sums that a bound must forgive."""
@@ -175,7 +176,6 @@ class Protocol:
 
 
 _G11 = SsimWindow.GAUSSIAN_11_2D
-_CLIP_2023, _CLIP_2025 = (-1024.0, 3000.0), (-1024.0, 3071.0)
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
@@ -183,7 +183,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "paired_volume_hu",
             Pairing.PAIRED,
             Mask.HEAD_FROM_CT,
-            _CLIP_2023,
+            CLIP_HU,
             4024.0,
             "HU",
             SsimWindow.UNIFORM_7_3D,
@@ -193,7 +193,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "synthrad2023",
             Pairing.PAIRED,
             Mask.GIVEN,
-            _CLIP_2023,
+            CLIP_HU,
             4024.0,
             "HU",
             SsimWindow.UNIFORM_7_3D,
@@ -205,7 +205,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "synthrad2025",
             Pairing.PAIRED,
             Mask.GIVEN,
-            _CLIP_2025,
+            SCANNER_RANGE_HU,
             4095.0,
             "HU",
             SsimWindow.MS_SSIM_5,
@@ -218,7 +218,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "synthrad2025_metrics",
             Pairing.PAIRED,
             Mask.GIVEN,
-            _CLIP_2023,
+            CLIP_HU,
             4024.0,
             "HU",
             SsimWindow.MS_SSIM_5,

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Engine, Interpolation, Registration, Transform
+from ctmr.imaging.grid import Engine, Interpolation, Registration, Transform
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
 from ctmr.imaging.mask import Mask, head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import refuse_shear, resample_to
 from ctmr.imaging.steps import ants
 from ctmr.imaging.steps.itk import RAS_LPS, named, one_thread, simple_itk, to_itk
 from ctmr.imaging.volume import Unit, Volume
 
-CT_RANGE_HU = (-500.0, 400.0)
+CT_RANGE_HU = (SKIN_HU, 400.0)
 """Values beyond are clipped for the histogram: all air is one, all bone is one. Smoothing then keeps skin and skull at
 their places; with a wider or higher range the best affine transform of a head is several per cent too large."""
 BINS = 48

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctmr.imaging.grid import OUTSIDE_VALUE, BiasField, HeadMask, ImageStep, Interpolation, Registration, TableRemoval
+from ctmr.imaging.grid import BiasField, HeadMask, ImageStep, Interpolation, Registration, TableRemoval
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.volume import Unit, Volume
 

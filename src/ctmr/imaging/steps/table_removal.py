@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, TableRemoval
+from ctmr.imaging.grid import TableRemoval
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.mask import Mask, fill, largest
 from ctmr.imaging.resample import resample_to
 from ctmr.imaging.volume import Unit, Volume
