@@ -9,20 +9,19 @@ from pydantic import ValidationError
 
 from ctmr.imaging.grid import (
     ORIENTATION,
-    BiasField,
     Grid,
-    HeadMask,
-    Interpolation,
     Plane,
-    Registration,
     ServeStep,
-    TableRemoval,
-    Transform,
-    check_order,
     picture_grid,
     volume_grid,
 )
-from ctmr.imaging.volume import Modality
+from ctmr.imaging.steps.base import Transform
+from ctmr.imaging.steps.bias_field import BiasField
+from ctmr.imaging.steps.head_mask import HeadMask
+from ctmr.imaging.steps.registration import Registration
+from ctmr.imaging.steps.run import check_order
+from ctmr.imaging.steps.table_removal import TableRemoval
+from ctmr.imaging.volume import Interpolation, Modality
 
 PLANES = [p for p in Plane if p is not Plane.PICTURE]
 # Patient axis that runs through the slices of each plane, by the anatomical definition of the planes.

@@ -15,11 +15,12 @@ from ctmr.data import images
 from ctmr.data.manifest import PHANTOM_PREFIX, Column, Split
 from ctmr.data.shards import Shard, pairs, read_head, read_shard
 from ctmr.evaluation.truth import SAME_PLACE_MM, Truth, no_mask, place
-from ctmr.imaging.grid import Grid, Registration
+from ctmr.imaging.grid import Grid
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.inference_path import ServedPlacement, finish, prepare
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to
+from ctmr.imaging.steps.registration import Registration
 from ctmr.imaging.storage_types import to_storage
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import Grid, ImageStep
+from ctmr.imaging.grid import Grid
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.resample import Placement, from_grid, to_grid
-from ctmr.imaging.steps.run import Reference, no_reference, run_steps
+from ctmr.imaging.steps.base import Alignment, ImageStep, Reference
+from ctmr.imaging.steps.run import no_reference, run_steps
 from ctmr.imaging.storage_types import to_storage
 from ctmr.imaging.volume import Modality, Unit, Volume
-
-if TYPE_CHECKING:
-    from ctmr.imaging.steps.registration import Alignment
 
 StepObserver = Callable[[ImageStep, Volume], None]
 

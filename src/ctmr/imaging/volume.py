@@ -48,6 +48,19 @@ class Direction(StrEnum):
         return Modality.CT if self is Direction.MR2CT else Modality.MR
 
 
+class Interpolation(StrEnum):
+    """How values between voxels are found when an image is brought onto the grid."""
+
+    NEAREST = "nearest"
+    LINEAR = "linear"
+    SPLINE = "spline"
+
+    @property
+    def order(self) -> int:
+        """Degree of the spline: 0, 1 or 3."""
+        return {Interpolation.NEAREST: 0, Interpolation.LINEAR: 1, Interpolation.SPLINE: 3}[self]
+
+
 @dataclass(frozen=True)
 class Volume:
     """One image of one subject.

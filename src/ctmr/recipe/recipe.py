@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ctmr.imaging.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
+from ctmr.imaging.grid import Millimetres, Pixels, Plane
 from ctmr.imaging.hounsfield import PATIENT_RANGE_HU, WINDOW_HU
-from ctmr.imaging.volume import UNEVEN_LIMIT, Direction
+from ctmr.imaging.steps import AnyStep
+from ctmr.imaging.steps.base import ImageStep
+from ctmr.imaging.steps.run import check_order
+from ctmr.imaging.volume import UNEVEN_LIMIT, Direction, Interpolation
 from ctmr.metrics.protocol import PROTOCOLS, Metric
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
 from ctmr.recipe.evaluation import Lesions, Robustness, Uncertainty
@@ -64,7 +67,7 @@ class Validate(Section):
 class Preprocess(Section):
     """The grid of the model, and what is done to images before they go onto it."""
 
-    steps: tuple[ImageStep, ...] = ()
+    steps: tuple[AnyStep, ...] = ()
     """Steps on native voxels, in order; each is for one modality, and served with the model or for training only."""
     interpolation: Interpolation = Interpolation.LINEAR
     """Between voxels, where an image is brought onto the grid."""

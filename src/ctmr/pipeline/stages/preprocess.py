@@ -15,7 +15,9 @@ from ctmr.data.manifest import PHANTOM_PREFIX, Column, Outcome, Split
 from ctmr.data.preparation import Picture, PreparedImage, Preparer, Unusable, Work
 from ctmr.data.shards import ShardWriter
 from ctmr.errors import InputError
-from ctmr.imaging.grid import Grid, ImageStep, Registration, picture_grid, volume_grid
+from ctmr.imaging.grid import Grid, picture_grid, volume_grid
+from ctmr.imaging.steps.base import ImageStep
+from ctmr.imaging.steps.registration import Registration, resolve_engine
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Recipe
@@ -88,8 +90,6 @@ def _resolved(step: ImageStep) -> ImageStep:
     """Return the step as it will run: the grid records which engine registers."""
     if not isinstance(step, Registration):
         return step
-    from ctmr.imaging.steps.registration import resolve_engine
-
     return step.model_copy(update={"engine": resolve_engine(step.engine)})
 
 
