@@ -19,6 +19,7 @@ from ctmr.imaging.grid import Grid, picture_grid, volume_grid
 from ctmr.imaging.steps.base import ImageStep
 from ctmr.imaging.steps.registration import Registration, resolve_engine
 from ctmr.imaging.volume import Modality, Unit
+from ctmr.io import FORMATS, Holds
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.pool import in_order
@@ -70,9 +71,9 @@ def run(context: Context) -> dict[str, Any]:
 
 def grid_for(recipe: Recipe, rows: Sequence[Row]) -> Grid:
     """Return the grid: the recipe's volume grid, or its picture grid when the images have no geometry."""
-    pictures = {str(r[Column.FORMAT]) == "raster" for r in rows}
+    pictures = {FORMATS[str(r[Column.FORMAT])].holds is Holds.PICTURE for r in rows}
     if len(pictures) > 1:
-        raise InputError("the dataset mixes pictures with DICOM or NIfTI volumes; one model needs one kind")
+        raise InputError("the dataset mixes pictures with volumes; one model needs one kind")
     section = recipe.preprocess
     steps = tuple(_resolved(step) for step in section.steps)
     try:
