@@ -81,6 +81,16 @@ class Volume:
         Series instance UID or another identifier of the image; empty when there is none.
     notes
         Sentences on what the reader did to the image or doubts about it, e.g. that a gantry tilt was straightened.
+
+    Examples
+    --------
+    >>> axial = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [2.5, 0, 0, 0], [0, 0, 0, 1]])
+    >>> ct = Volume(np.full((4, 8, 8), -1000, np.int16), axial, Modality.CT, Unit.HU)
+    >>> ct.orientation, ct.spacing_mm
+    ('SPL', (2.5, 1.0, 1.0))
+    >>> Volume(ct.array, axial, Modality.MR, Unit.HU)
+    Traceback (most recent call last):
+    ctmr.errors.InputError: unit HU belongs to CT; this volume's modality is MR
     """
 
     array: NDArray[Any]

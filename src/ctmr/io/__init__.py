@@ -118,6 +118,15 @@ def read_image(path: Path, *, modality: Modality | None = None, unit: Unit | Non
     ------
     InputError
         A path that is not there or of no known format, a missing modality, or as the reader of the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ct = Volume(np.full((4, 8, 8), -1000, np.int16), np.eye(4), Modality.CT, Unit.HU)
+    >>> path = FORMATS["nifti"].reader.write(Path("head.nii.gz"), ct)
+    >>> head = read_image(path, modality=Modality.CT)
+    >>> head.array.shape, head.unit.value
+    ((4, 8, 8), 'HU')
     """
     if not path.exists():
         raise InputError(f"there is no file or folder {path}; check the path")

@@ -136,6 +136,15 @@ class Protocol:
         False: MAE is taken before clipping, so it may exceed RMSE, which is taken after.
     variant
         Distinguishes otherwise equal protocols (an extractor's name, a challenge's variant).
+
+    Examples
+    --------
+    >>> ours, challenge = PROTOCOLS["paired_volume_hu"], PROTOCOLS["synthrad2023"]
+    >>> ours.clip, ours.data_range, ours.measures_fidelity
+    ((-1024.0, 3000.0), 4024.0, True)
+    >>> require_same_protocol([ours, challenge])
+    Traceback (most recent call last):
+    ctmr.metrics.protocol.UnlikeProtocolsError: numbers of different protocols cannot be compared: ...
     """
 
     name: str
