@@ -18,8 +18,8 @@ from ctmr.imaging.grid import (
 from ctmr.imaging.steps.base import Transform
 from ctmr.imaging.steps.bias_field import BiasField
 from ctmr.imaging.steps.head_mask import HeadMask
+from ctmr.imaging.steps.order import check_order
 from ctmr.imaging.steps.registration import Registration
-from ctmr.imaging.steps.run import check_order
 from ctmr.imaging.steps.table_removal import TableRemoval
 from ctmr.imaging.volume import Interpolation, Modality
 

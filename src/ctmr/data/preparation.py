@@ -17,7 +17,7 @@ from ctmr.data.shards import ShardVolume, pack_head
 from ctmr.errors import InputError
 from ctmr.imaging.grid import ORIENTATION, Grid, Plane
 from ctmr.imaging.inference_path import prepare_as_trained
-from ctmr.imaging.mask import head_mask_ct, head_mask_grey
+from ctmr.imaging.mask import head_mask
 from ctmr.imaging.steps.base import ImageStep, Transform
 from ctmr.imaging.steps.registration import Engine, Registration
 from ctmr.imaging.steps.table_removal import TableRemoval
@@ -44,7 +44,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PreparedImage:
+class PreparedSlices:
     """What one image became.
 
     Attributes
@@ -124,14 +124,14 @@ class Preparer:
                         "engine to ants"
                     )
 
-    def __call__(self, work: Work) -> PreparedImage | Unusable:
+    def __call__(self, work: Work) -> PreparedSlices | Unusable:
         """Prepare one image; what is wrong with its file is an answer, not an error."""
         try:
             return self._prepare(work)
         except InputError as error:
             return Unusable(str(error))
 
-    def _prepare(self, work: Work) -> PreparedImage:
+    def _prepare(self, work: Work) -> PreparedSlices:
         volumes: list[Volume] = [images.read(self.raw, row) for row in work.channels]
         first, unit = work.channels[0], volumes[0].unit
         subject, split = str(first[Column.SUBJECT]), str(first[Column.SPLIT])
@@ -155,8 +155,7 @@ class Preparer:
         depth = array.shape[1]
         if work.shown:
             way.append(Picture("on the grid", np.array(array[0, depth // 2]), self.grid.spacing_mm or (1.0, 1.0)))
-        find_head = head_mask_ct if unit is Unit.HU else head_mask_grey
-        return PreparedImage(
+        return PreparedSlices(
             ShardVolume(
                 image=str(first[Column.IMAGE]),
                 subject=subject,
@@ -172,7 +171,7 @@ class Preparer:
             unit,
             np.moveaxis(array, 0, 1),
             # Pictures are slices of different heads: a mask in three dimensions needs a volume.
-            pack_head(find_head(array[0])),
+            pack_head(head_mask(array[0], unit)),
             left_alone=bool(to_other) and alignment is None,
             way=tuple(way),
         )

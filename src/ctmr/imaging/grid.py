@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from ctmr.imaging.steps import AnyStep
 from ctmr.imaging.steps.base import ImageStep
-from ctmr.imaging.steps.run import check_order
+from ctmr.imaging.steps.order import check_order
 from ctmr.imaging.volume import Interpolation
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctmr.imaging.hounsfield import SKIN_HU
+from ctmr.imaging.volume import Unit
 
 CLOSING_STEPS = 2
 """Voxels that a closing bridges from either side; a single picture, which may be large, gets a 64th of its side."""
@@ -32,6 +33,11 @@ _BINS = 256
 _SAMPLE_VOXELS = 250_000
 
 Mask = NDArray[np.bool_]
+
+
+def head_mask(array: NDArray[Any], unit: Unit) -> Mask:
+    """Return the head by Hounsfield units where the image has them, else by grey levels."""
+    return head_mask_ct(array) if unit is Unit.HU else head_mask_grey(array)
 
 
 def head_mask_ct(hu: NDArray[Any]) -> Mask:

@@ -11,7 +11,7 @@ from ctmr.imaging.grid import Millimetres, Pixels, Plane
 from ctmr.imaging.hounsfield import PATIENT_RANGE_HU, WINDOW_HU
 from ctmr.imaging.steps import AnyStep
 from ctmr.imaging.steps.base import ImageStep
-from ctmr.imaging.steps.run import check_order
+from ctmr.imaging.steps.order import check_order
 from ctmr.imaging.volume import UNEVEN_LIMIT, Direction, Interpolation
 from ctmr.metrics.protocol import PROTOCOLS, Metric
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section

@@ -16,6 +16,13 @@ from ctmr.imaging.volume import Interpolation, Modality, Volume
 Reference = Callable[[str | None, Volume], Volume | None]
 """Finds the image that a step refers to by name, for an image that is prepared; without a name: the same subject's
 image of the other modality. ``None``: there is none, and the image stays as it is."""
+StepResult = tuple[list[Volume], "Alignment | None"]
+"""The channels after a step, and what a registration found; ``None`` after another step, or without a reference."""
+
+
+def no_reference(name: str | None, volume: Volume) -> Volume | None:
+    """Find nothing: what a client has."""
+    return None
 
 
 class Transform(StrEnum):
@@ -40,25 +47,6 @@ class Alignment:
 
     matrix: NDArray[np.float64]
     displacement_mm: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A step that ran.
-
-    Attributes
-    ----------
-    step
-        What was asked for.
-    volumes
-        The channels after it.
-    alignment
-        What a registration found; ``None`` after another step, or when there was no reference.
-    """
-
-    step: ImageStep
-    volumes: list[Volume]
-    alignment: Alignment | None = None
 
 
 class ImageStep(BaseModel):
@@ -100,7 +88,7 @@ class ImageStep(BaseModel):
         """Return one channel after the step."""
         raise NotImplementedError
 
-    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> Ran:
+    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
         """Run on the channels of one subject, which lie on the same voxels.
 
         Parameters
@@ -112,7 +100,7 @@ class ImageStep(BaseModel):
         interpolation
             Of images that are moved.
         """
-        return Ran(self, [self.apply(volume) for volume in volumes])
+        return [self.apply(volume) for volume in volumes], None
 
     def require_modality(self, allowed: Modality) -> None:
         """Raise ValueError where the step is set for images that it is not for."""

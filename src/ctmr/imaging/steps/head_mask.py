@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE
-from ctmr.imaging.mask import head_mask_ct, head_mask_grey
+from ctmr.imaging.mask import head_mask
 from ctmr.imaging.steps.base import ImageStep
-from ctmr.imaging.volume import Unit, Volume
+from ctmr.imaging.volume import Volume
 
 
 class HeadMask(ImageStep):
@@ -20,5 +20,5 @@ class HeadMask(ImageStep):
 
     def apply(self, volume: Volume) -> Volume:
         """Return the head alone; values and dtype inside it stay."""
-        head = head_mask_ct(volume.array) if volume.unit is Unit.HU else head_mask_grey(volume.array)
+        head = head_mask(volume.array, volume.unit)
         return volume.with_array(np.where(head, volume.array, volume.array.dtype.type(OUTSIDE_VALUE[volume.unit])))

@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
-from ctmr.imaging.mask import Mask, head_mask_ct, head_mask_grey
+from ctmr.imaging.mask import Mask, head_mask
 from ctmr.imaging.resample import refuse_shear, resample_to
 from ctmr.imaging.steps import ants
-from ctmr.imaging.steps.base import Alignment, ImageStep, Ran, Reference, Transform
+from ctmr.imaging.steps.base import Alignment, ImageStep, Reference, StepResult, Transform
 from ctmr.imaging.steps.itk import RAS_LPS, named, one_thread, simple_itk, to_itk
 from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
@@ -83,13 +83,13 @@ class Registration(ImageStep):
             )
         return self
 
-    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> Ran:
+    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
         """Register the first channel and move all: they share their voxels, so what is found for one holds for all."""
         fixed = reference(self.reference, volumes[0])
         if fixed is None:
-            return Ran(self, list(volumes))
+            return list(volumes), None
         alignment = register(volumes[0], fixed, self)
-        return Ran(self, [move(v, alignment, fixed, interpolation=interpolation) for v in volumes], alignment)
+        return [move(v, alignment, fixed, interpolation=interpolation) for v in volumes], alignment
 
 
 def align(moving: Volume, fixed: Volume, *, transform: Transform, engine: Engine = Engine.AUTO) -> Alignment:
@@ -297,7 +297,7 @@ def _clipped(volume: Volume) -> Volume:
 
 
 def _head(volume: Volume) -> Mask:
-    head = head_mask_ct(volume.array) if volume.unit is Unit.HU else head_mask_grey(volume.array)
+    head = head_mask(volume.array, volume.unit)
     if not head.any():
         raise InputError(f"image {volume.uid or volume.subject!r} shows no head, so it cannot be registered")
     return head

@@ -14,7 +14,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
 from ctmr.imaging.mask import Mask, fill, largest
 from ctmr.imaging.resample import resample_to
-from ctmr.imaging.steps.base import ImageStep, Ran, Reference
+from ctmr.imaging.steps.base import ImageStep, Reference, StepResult
 from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
 COARSE_MM = 2.0
@@ -48,10 +48,10 @@ class TableRemoval(ImageStep):
             )
         return self
 
-    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> Ran:
+    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
         """Run with the mask of the reference, where one is named."""
         fixed = reference(self.reference, volumes[0]) if self.reference is not None else None
-        return Ran(self, [remove_table(v, self, fixed) for v in volumes])
+        return [remove_table(v, self, fixed) for v in volumes], None
 
 
 def remove_table(volume: Volume, step: TableRemoval, reference: Volume | None = None) -> Volume:

@@ -153,17 +153,13 @@ def _no_image(file: Path) -> str:
 def _mask_of(raw: Path, place: Path) -> str:
     """Return the mask beside an image: ``<image>_mask``, else ``mask``, which belongs to every image of its folder."""
     folder = raw / place.parent
-    masks = [p for p in sorted(folder.iterdir()) if _holds_volume(p) and naming.is_mask(Path(p.name))]
+    suffixes = tuple(s for form in FORMATS.values() if form.holds is Holds.VOLUME for s in form.suffixes)
+    masks = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
     for name in (place.name.partition(".")[0].lower(), ""):
         found = [p for p in masks if re.sub(r"[_-]?mask", "", p.name.partition(".")[0].lower()) == name]
         if len(found) == 1 and visible(found[0].name) == found[0].name:
             return found[0].relative_to(raw).as_posix()
     return ""
-
-
-def _holds_volume(file: Path) -> bool:
-    kind = format_named(file.name)
-    return kind is not None and FORMATS[kind].holds is Holds.VOLUME
 
 
 def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:

@@ -1,40 +1,11 @@
-"""Image steps: which orders are possible, and their run on the native voxels of one subject's channels."""
+"""Image steps in an order that is possible, and orders that are not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from ctmr.imaging.steps.base import ImageStep, Ran, Reference
-from ctmr.imaging.volume import Interpolation, Modality, Volume
-
-
-def no_reference(name: str | None, volume: Volume) -> Volume | None:
-    """Find nothing: what a client has."""
-    return None
-
-
-def run_steps(
-    volumes: Sequence[Volume], steps: Sequence[ImageStep], reference: Reference, interpolation: Interpolation
-) -> Iterator[Ran]:
-    """Yield every step that is for these images, and the images after it.
-
-    Parameters
-    ----------
-    volumes
-        Channels of one subject, on the same voxels.
-    steps
-        Those for another modality are passed over.
-    reference
-        Finds references.
-    interpolation
-        Of registered images.
-    """
-    now = list(volumes)
-    for step in steps:
-        if step.modality is now[0].modality:
-            ran = step.run(now, reference, interpolation)
-            now = ran.volumes
-            yield ran
+from ctmr.imaging.steps.base import ImageStep
+from ctmr.imaging.volume import Modality
 
 
 def check_order(steps: Sequence[ImageStep]) -> None:
