@@ -25,7 +25,8 @@ import pandas as pd
 
 from ctmr.data.manifest import Split
 from ctmr.data.shards import Shard, ShardVolume, write_shard
-from ctmr.imaging.grid import OUTSIDE_VALUE, volume_grid
+from ctmr.imaging.grid import volume_grid
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.phantom import make_head
 from ctmr.phantom.cohort import affine_of

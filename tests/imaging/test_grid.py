@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,21 +9,19 @@ from pydantic import ValidationError
 
 from ctmr.imaging.grid import (
     ORIENTATION,
-    OUTSIDE_VALUE,
-    BiasField,
     Grid,
-    HeadMask,
-    Interpolation,
     Plane,
-    Registration,
     ServeStep,
-    TableRemoval,
-    Transform,
-    check_order,
     picture_grid,
     volume_grid,
 )
-from ctmr.imaging.volume import Modality, Unit
+from ctmr.imaging.steps.base import Transform
+from ctmr.imaging.steps.bias_field import BiasField
+from ctmr.imaging.steps.head_mask import HeadMask
+from ctmr.imaging.steps.order import check_order
+from ctmr.imaging.steps.registration import Registration
+from ctmr.imaging.steps.table_removal import TableRemoval
+from ctmr.imaging.volume import Interpolation, Modality
 
 PLANES = [p for p in Plane if p is not Plane.PICTURE]
 # Patient axis that runs through the slices of each plane, by the anatomical definition of the planes.
@@ -160,8 +157,3 @@ def test_an_impossible_grid_is_refused(changes, words):
 def test_a_grid_cannot_be_changed():
     with pytest.raises(ValidationError):
         picture_grid((64, 64)).size = (32, 32)
-
-
-def test_outside_the_field_of_view_is_air_in_hounsfield_units_and_black_elsewhere():
-    assert OUTSIDE_VALUE == {Unit.HU: -1024.0, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
-    assert np.int16(OUTSIDE_VALUE[Unit.HU]) == -1024

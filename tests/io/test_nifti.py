@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit, Volume
-from ctmr.io import nifti
+from ctmr.io import FORMATS, nifti
 
 Build = Callable[..., Volume]
 CT = {"modality": Modality.CT, "unit": Unit.HU}
 MR = {"modality": Modality.MR, "unit": Unit.ARBITRARY}
+SUFFIXES = FORMATS["nifti"].suffixes
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -29,7 +30,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), modality=st.sampled_from(Modality), suffix=st.sampled_from(nifti.SUFFIXES))
+@given(seed=st.integers(0, 10**6), modality=st.sampled_from(Modality), suffix=st.sampled_from(SUFFIXES))
 def test_a_volume_comes_back_with_its_values_and_places(
     random_volume: Build, seed: int, modality: Modality, suffix: str
 ) -> None:
@@ -57,7 +58,7 @@ def test_every_voxel_stands_where_nibabel_says(tmp_path: Path) -> None:
 
 def test_nibabel_reads_what_is_written(tmp_path: Path, random_volume: Build) -> None:
     volume = random_volume(3)
-    image = nibabel.load(nifti.write(tmp_path / "a.nii.gz", volume, description="synthetic CT"))
+    image = nibabel.load(nifti.write(tmp_path / "a.nii.gz", volume, text={"Description": "synthetic CT"}))
     assert image.get_data_dtype() == np.int16 and image.header["descrip"].item() == b"synthetic CT"
     assert image.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_array_equal(np.asarray(image.dataobj), volume.array.transpose(2, 1, 0))
@@ -123,7 +124,7 @@ def test_every_real_voxel_type_keeps_its_values(tmp_path: Path, dtype: type) -> 
     assert found.dtype in (np.uint8, np.int16, np.uint16, np.float32)
 
 
-@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_nifti_2_is_read(tmp_path: Path, suffix: str) -> None:
     truth = np.random.default_rng(0).integers(-1000, 100, (2, 3, 4)).astype(np.int16)
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -239,7 +240,7 @@ def test_colour_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 100, 360, 400])
-@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str, keep: int) -> None:
     path = save(tmp_path / f"a{suffix}", np.random.default_rng(0).normal(size=(6, 6, 6)))
     path.write_bytes(path.read_bytes()[:keep])
@@ -289,7 +290,7 @@ def test_writing_is_deterministic_and_never_overwrites(tmp_path: Path, random_vo
 
 @pytest.mark.shared_data
 def test_real_templates_are_read(shared_data: Path) -> None:
-    head = nifti.read(shared_data / "nifti" / "MNI152_T1_2mm.nii.gz", sequence="T1", **MR)
+    head = nifti.read(shared_data / "nifti" / "MNI152_T1_2mm.nii.gz", **MR)
     assert head.array.shape == (91, 109, 91) and head.orientation == "SAL" and head.spacing_mm == (2, 2, 2)
     assert nifti.read(shared_data / "nifti" / "scct.nii.gz", modality=Modality.CT).unit is Unit.ARBITRARY
     ct = nifti.read(shared_data / "nifti" / "scct_unsmooth_SS_0.01.nii.gz", **CT)

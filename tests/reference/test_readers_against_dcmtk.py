@@ -13,7 +13,8 @@ import pytest
 from dicom_files import image, save
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
+from ctmr.imaging.hounsfield import FLOOR_HU
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.dicom import group_series, is_dicom, read_series, write_series
 
 Run = Callable[..., str]
@@ -55,7 +56,7 @@ def assert_agrees(dcmtk: Run, path: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels = stored(dcmtk, path, about)
     truth = pixels * float(about.get("RescaleSlope", 1)) + float(about.get("RescaleIntercept", 0))
     if "PixelPaddingValue" in about:
-        truth = np.where(pixels == int(about["PixelPaddingValue"]), HOUNSFIELD_FLOOR_HU, truth)
+        truth = np.where(pixels == int(about["PixelPaddingValue"]), FLOOR_HU, truth)
     np.testing.assert_array_equal(volume.array[0], truth)
     assert (volume.modality, volume.subject) == (about["Modality"], about["PatientID"])
     return origin, pixels

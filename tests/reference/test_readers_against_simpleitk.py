@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU, Modality, Unit, Volume
+from ctmr.imaging.hounsfield import FLOOR_HU
+from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import nifti
 from ctmr.io.dicom import read_series, write_series
 
@@ -59,7 +60,7 @@ def test_every_slice_of_the_real_ct_is_one_image_to_both(shared_data: Path) -> N
         found = read_series([path])
         # ITK knows neither padding nor the extent of a lone slice.
         padded = sitk.GetArrayFromImage(itk) == -1500
-        assert (found.array[padded] == HOUNSFIELD_FLOOR_HU).all() and padded.any()
+        assert (found.array[padded] == FLOOR_HU).all() and padded.any()
         np.testing.assert_array_equal(found.array[~padded], sitk.GetArrayFromImage(itk)[~padded])
         np.testing.assert_allclose(found.affine[:3, 1:], affine_of(itk)[:3, 1:], atol=1e-4)
 

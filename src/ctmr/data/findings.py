@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ctmr.data.manifest import RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.imaging.volume import Modality, Unit
+from ctmr.io import FORMATS, Holds
 from ctmr.recipe.recipe import Validate
 
 KEEP_ORDER = (Split.TEST.value, Split.VAL.value, Split.TRAIN.value, "")
@@ -205,7 +206,7 @@ def _identity(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found, named, attributes = [], [], set[str]()
     for row in table[table[Column.IDENTITY] != ""].to_dict("records"):
         image, names = row[Column.IMAGE], set(row[Column.IDENTITY].split(";")) - {RECOGNIZABLE_FACES}
-        if names and row[Column.FORMAT] == "raster":
+        if names and FORMATS[row[Column.FORMAT]].holds is Holds.PICTURE:
             words = f"{image} carries text that may identify a person ({', '.join(sorted(names))})"
             found.append(_drop("identity", [image], f"{words}; dropped; `ctmr dataset add` removes it"))
         elif names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,15 @@ if TYPE_CHECKING:
 
 def read(raw: Path, row: Mapping[str, Any]) -> Volume:
     """Return the volume of an inventory row: its path, format, modality and subject say how to read it."""
-    from ctmr.io import dicom, nifti, raster
+    from ctmr.io import FORMATS, Holds, dicom
 
-    path, kind = str(row[Column.PATH]), row[Column.FORMAT]
-    if kind == "dicom":
+    path, form = str(row[Column.PATH]), FORMATS[row[Column.FORMAT]]
+    if form.holds is Holds.SERIES:
         folder, mark, series = path.rpartition("#")
         files = _series_in(raw / folder, raw.stat().st_ino, raw.stat().st_mtime_ns)[series] if mark else raw / path
         return dicom.read_series(files, uneven_limit=float(row[Column.UNEVEN_LIMIT]))
-    modality, subject = Modality(row[Column.MODALITY]), str(row[Column.SUBJECT])
-    if kind == "raster":
-        return raster.read(raw / path, modality=modality, subject=subject)
-    return nifti.read(raw / path, modality=modality, subject=subject, sequence=row[Column.SEQUENCE] or None)
+    volume = form.reader.read(raw / path, modality=Modality(row[Column.MODALITY]), subject=str(row[Column.SUBJECT]))
+    return volume if form.holds is Holds.PICTURE else replace(volume, sequence=row[Column.SEQUENCE] or None)
 
 
 def read_mask(raw: Path, row: Mapping[str, Any], like: Volume) -> NDArray[np.bool_] | None:
@@ -54,12 +53,12 @@ def read_mask(raw: Path, row: Mapping[str, Any], like: Volume) -> NDArray[np.boo
         A mask that cannot be read, or is empty there.
     """
     from ctmr.imaging.resample import resample_to
-    from ctmr.io import nifti
+    from ctmr.io import read_image
 
     path = row[Column.MASK]
     if not isinstance(path, str) or not path:
         return None
-    mask = nifti.read(raw / path, modality=Modality.MR, unit=Unit.ARBITRARY)
+    mask = read_image(raw / path, modality=Modality.MR, unit=Unit.ARBITRARY)
     inside = mask.with_array((mask.array > 0).astype(np.uint8))
     found: NDArray[np.bool_] = resample_to(inside, like.require_affine(), like.array.shape, order=0, outside=0) > 0
     if not found.any():

@@ -19,7 +19,7 @@ class Split(StrEnum):
 class Column(StrEnum):
     """Columns of ``inventory.parquet``; ``manifest.parquet`` has them all and adds `Column.SPLIT`.
 
-    One row is one image: a series, a NIfTI file or a picture.
+    One row is one image: a series, a volume or a picture.
     """
 
     IMAGE = "image"
@@ -32,7 +32,7 @@ class Column(StrEnum):
     """Relative to ``raw/``: a file, or the folder of a DICOM series, with ``#`` and the key of
     `ctmr.io.dicom.group_series` when it holds more than that series."""
     FORMAT = "format"
-    """``dicom``, ``nifti`` or ``raster``."""
+    """A key of `ctmr.io.FORMATS`."""
     SHA256 = "sha256"
     """Of the file, or over the sorted files of a series."""
     PERCEPTUAL_HASH = "perceptual_hash"

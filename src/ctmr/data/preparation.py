@@ -15,9 +15,12 @@ from ctmr.data import images
 from ctmr.data.manifest import Column, Split
 from ctmr.data.shards import ShardVolume, pack_head
 from ctmr.errors import InputError
-from ctmr.imaging.grid import ORIENTATION, Engine, Grid, ImageStep, Plane, Registration, TableRemoval, Transform
+from ctmr.imaging.grid import ORIENTATION, Grid, Plane
 from ctmr.imaging.inference_path import prepare_as_trained
-from ctmr.imaging.mask import head_mask_ct, head_mask_grey
+from ctmr.imaging.mask import head_mask
+from ctmr.imaging.steps.base import ImageStep, Transform
+from ctmr.imaging.steps.registration import Engine, Registration
+from ctmr.imaging.steps.table_removal import TableRemoval
 from ctmr.imaging.volume import Modality, Unit, Volume
 
 Row = Mapping[str, Any]
@@ -41,7 +44,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PreparedImage:
+class PreparedSlices:
     """What one image became.
 
     Attributes
@@ -101,15 +104,14 @@ class Preparer:
     def check(self) -> None:
         """Raise InputError when a step refers to an image that the dataset lacks, or that must not be used."""
         for step in self.grid.image_steps:
-            if isinstance(step, Registration | TableRemoval) and step.reference is not None:
-                row = self._named(step.reference)
+            name = step.named_reference
+            if name is not None:
+                row = self._named(name)
                 if Split(row[Column.SPLIT]) is Split.TEST:
-                    raise InputError(
-                        f"the reference {step.reference} of {step.kind} is a test image; name one of training"
-                    )
+                    raise InputError(f"the reference {name} of {step.kind} is a test image; name one of training")
                 modality = Modality(row[Column.MODALITY])
                 if isinstance(step, TableRemoval) and modality is not Modality.CT:
-                    raise InputError(f"the reference {step.reference} of table_removal is an MR; name a CT")
+                    raise InputError(f"the reference {name} of table_removal is an MR; name a CT")
                 if (
                     isinstance(step, Registration)
                     and step.transform is Transform.DEFORMABLE
@@ -117,27 +119,27 @@ class Preparer:
                     and modality is not step.modality
                 ):
                     raise InputError(
-                        f"the reference {step.reference} of the deformable registration of {step.modality} images is "
+                        f"the reference {name} of the deformable registration of {step.modality} images is "
                         f"a {modality}, which SimpleITK's B-splines do not follow; name a {step.modality}, or set "
                         "engine to ants"
                     )
 
-    def __call__(self, work: Work) -> PreparedImage | Unusable:
+    def __call__(self, work: Work) -> PreparedSlices | Unusable:
         """Prepare one image; what is wrong with its file is an answer, not an error."""
         try:
             return self._prepare(work)
         except InputError as error:
             return Unusable(str(error))
 
-    def _prepare(self, work: Work) -> PreparedImage:
+    def _prepare(self, work: Work) -> PreparedSlices:
         volumes: list[Volume] = [images.read(self.raw, row) for row in work.channels]
         first, unit = work.channels[0], volumes[0].unit
         subject, split = str(first[Column.SUBJECT]), str(first[Column.SPLIT])
         way = [_picture("as it is", volumes[0], self.grid.plane)] if work.shown else []
 
-        def reference(step: Registration | TableRemoval, volume: Volume) -> Volume | None:
-            if step.reference is not None:
-                return _read(self.raw, tuple(self._named(step.reference).items()))
+        def reference(name: str | None, volume: Volume) -> Volume | None:
+            if name is not None:
+                return _read(self.raw, tuple(self._named(name).items()))
             other = Modality.MR if volume.modality is Modality.CT else Modality.CT
             row = self._partners.get((split, subject, other.value))
             return None if row is None else images.read(self.raw, row)
@@ -149,12 +151,11 @@ class Preparer:
         prepared = prepare_as_trained(volumes, self.grid, reference, watch)
         array, affine = prepared.array, prepared.placement.grid_affine
         alignment = prepared.alignment
-        to_other = [s for s in prepared.ran if isinstance(s, Registration) and s.reference is None]
+        to_other = [s for s in prepared.ran if s.moves and s.named_reference is None]
         depth = array.shape[1]
         if work.shown:
             way.append(Picture("on the grid", np.array(array[0, depth // 2]), self.grid.spacing_mm or (1.0, 1.0)))
-        find_head = head_mask_ct if unit is Unit.HU else head_mask_grey
-        return PreparedImage(
+        return PreparedSlices(
             ShardVolume(
                 image=str(first[Column.IMAGE]),
                 subject=subject,
@@ -170,7 +171,7 @@ class Preparer:
             unit,
             np.moveaxis(array, 0, 1),
             # Pictures are slices of different heads: a mask in three dimensions needs a volume.
-            pack_head(find_head(array[0])),
+            pack_head(head_mask(array[0], unit)),
             left_alone=bool(to_other) and alignment is None,
             way=tuple(way),
         )

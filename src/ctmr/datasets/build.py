@@ -13,14 +13,15 @@ import pydicom
 
 from ctmr.datasets import naming
 from ctmr.datasets.deid import dicom
-from ctmr.datasets.deid import files as cleaning
 from ctmr.datasets.deid.dicom import METHOD, Cleaner
+from ctmr.datasets.deid.files import clean
 from ctmr.datasets.deid.pseudonyms import Key, Originals
 from ctmr.datasets.dvc import pack
 from ctmr.datasets.importers import FoundImage, ImportPlan
 from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
+from ctmr.io import Holds
 from ctmr.system.pool import in_order
 
 PICTURES_PER_ARCHIVE = 1000
@@ -162,17 +163,13 @@ def make(job: Job) -> Made:
     target = job.folder / job.name
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if item.kind == "dicom":
+        if item.holds is Holds.SERIES:
             return _make_series(job, target.with_name(target.name + ".zip"))
-        if item.kind == "nifti":
-            target.with_name(target.name + ".nii.gz").write_bytes(cleaning.clean_nifti(item.files[0]))
-            # A head in NIfTI may have a face as well, but no header to say so.
-            return Made(faces=NOT_STATED if job.found.modality else "")
-        else:
-            cleaning.clean_picture(item.files[0], target.with_name(target.name + ".png"))
+        clean(item.kind, item.files[0], target)
     except InputError as error:
         return Made(refused=f"{item.relative} {error}")
-    return Made()
+    # A head in NIfTI may have a face as well, but no header to say so.
+    return Made(faces=NOT_STATED if item.holds is Holds.VOLUME and job.found.modality else "")
 
 
 def _make_series(job: Job, archive: Path) -> Made:

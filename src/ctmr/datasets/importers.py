@@ -14,6 +14,7 @@ from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
+from ctmr.io import Holds, known_suffixes
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None) -> 
         Several layouts, a layout that the source does not have, an image whose modality nothing tells, or no image.
     """
     if not scan.items:
-        raise InputError("the source holds no image; DICOM, NIfTI and MetaImage files, PNG and JPEG are taken in")
+        raise InputError(f"the source holds no image; files ending in {known_suffixes(imported=True)} are taken in")
     chosen = _guess(scan) if layout is FolderLayout.AUTO else layout
     place = _paired(first) if chosen is FolderLayout.PAIRED else _PLACES[chosen]
     made = ImportPlan(chosen)
@@ -112,7 +113,7 @@ def _guess(scan: Scan) -> FolderLayout:
         FolderLayout.ADNI: any(_in_folders(_ADNI, p) for p in paths),
         FolderLayout.IXI: any(_IXI.fullmatch(p.name) for p in paths),
         FolderLayout.SYNTHRAD: any(_is_synthrad(p) for p in paths),
-        FolderLayout.KAGGLE: {k[1] for i in scan.items if i.kind == "raster" and (k := _kaggle(i))} == set(Modality),
+        FolderLayout.KAGGLE: {k[1] for i in scan.items if (k := _kaggle(i))} == set(Modality),
     }
     found = [layout for layout, there in kinds.items() if there]
     if len(found) > 1:
@@ -121,7 +122,7 @@ def _guess(scan: Scan) -> FolderLayout:
     for item in scan.items:
         parts = [p.lower() for p in item.relative.parent.parts]
         side = next((p for p in parts if p in sides), "")
-        if side and item.kind == "raster" and not any(p.startswith(naming.SUBJECT_PREFIX) for p in parts):
+        if side and item.holds is Holds.PICTURE and not any(p.startswith(naming.SUBJECT_PREFIX) for p in parts):
             sides[side].add(item.relative.stem)
     shared = sides["ct"] & sides["mr"]
     if not found and shared:
@@ -143,13 +144,13 @@ def _dicom(item: Item, subject: str, split: str = "") -> FoundImage:
 
 def _plain(item: Item) -> FoundImage | str:
     split = naming.split_of(item.relative)
-    if item.kind == "dicom":
+    if item.holds is Holds.SERIES:
         patient = str(item.header.get("PatientID", "") or "").strip()
         subject = f"patient {patient}" if patient else f"study {item.header.get('StudyInstanceUID', '')}"
         return _dicom(item, subject, split)
-    who = naming.subject_of(item.relative, picture=item.kind == "raster")
+    who = naming.subject_of(item.relative, picture=item.holds is Holds.PICTURE)
     subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
-    if item.kind == "nifti" and naming.is_mask(item.relative):
+    if item.holds is Holds.VOLUME and naming.is_mask(item.relative):
         return FoundImage(item, subject, None, split=split)
     modality = naming.modality_of(item.relative)
     sequence = naming.sequence_of(item.relative) if modality is Modality.MR else None
@@ -158,6 +159,8 @@ def _plain(item: Item) -> FoundImage | str:
 
 def _kaggle(item: Item) -> tuple[str, Modality] | None:
     """Return split and modality of a Kaggle picture."""
+    if item.holds is not Holds.PICTURE:
+        return None
     parts = item.relative.parent.parts
     for part in parts:
         if match := _KAGGLE_AB.fullmatch(part):
@@ -168,7 +171,7 @@ def _kaggle(item: Item) -> tuple[str, Modality] | None:
 
 
 def _place_kaggle(item: Item) -> FoundImage | str:
-    where = _kaggle(item) if item.kind == "raster" else None
+    where = _kaggle(item)
     if where is None:
         return "not in train or test, CT or MRI"
     return FoundImage(item, f"kaggle {item.relative}", where[1], split=where[0])
@@ -176,7 +179,7 @@ def _place_kaggle(item: Item) -> FoundImage | str:
 
 def _place_cq500(item: Item) -> FoundImage | str:
     match = _in_folders(_CQ500, item.relative)
-    if match is None or item.kind != "dicom":
+    if match is None or item.holds is not Holds.SERIES:
         return "not below a CQ500CT folder"
     return _dicom(item, f"cq500 {int(match[1])}")
 
@@ -210,10 +213,10 @@ def _place_adni(item: Item) -> FoundImage | str:
     subject, parts = f"adni {match[0]}", item.relative.parts
     name = parts[parts.index(match[0]) + 1]
     named = "T1" if _ADNI_T1.search(name) else naming.sequence_of(PurePosixPath(name)) or ""
-    if item.kind == "dicom":
+    if item.holds is Holds.SERIES:
         found = _dicom(item, subject)
         return replace(found, sequence=found.sequence or named)
-    if item.kind != "nifti" or naming.is_mask(item.relative):
+    if item.holds is not Holds.VOLUME or naming.is_mask(item.relative):
         return "not a volume"
     return FoundImage(item, subject, Modality.MR, named)
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from ctmr.datasets.deid.dicom import quiet_pydicom
 from ctmr.errors import EnvironmentFault, InputError
-
-VOLUMES = (".nii", ".nii.gz", ".mha")
-PICTURES = (".png", ".jpg", ".jpeg")
+from ctmr.io import FORMATS, Holds, format_named
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Item:
     relative
         Path in the source, of a series its first file; archives count as folders.
     kind
-        ``dicom``, ``nifti`` or ``raster``.
+        Its format, a key of `ctmr.io.FORMATS`.
     header
         First header of a DICOM series, without pixels.
     uid
@@ -38,6 +36,11 @@ class Item:
     files: tuple[Path, ...]
     header: Any = None
     uid: str = ""
+
+    @property
+    def holds(self) -> Holds:
+        """Whether it is a series, a volume or a picture."""
+        return FORMATS[self.kind].holds
 
 
 @dataclass
@@ -114,9 +117,9 @@ def _scan_root(root: Path, scan: Scan) -> None:
     from ctmr.io import dicom
 
     for file in sorted(p for p in root.rglob("*") if p.is_file()):
-        for kind, suffixes in (("nifti", VOLUMES), ("raster", PICTURES)):
-            if file.name.lower().endswith(suffixes):
-                scan.items.append(Item(PurePosixPath(file.relative_to(root)), kind, (file,)))
+        kind = format_named(file.name, imported=True)
+        if kind is not None and FORMATS[kind].holds is not Holds.SERIES:
+            scan.items.append(Item(PurePosixPath(file.relative_to(root)), kind, (file,)))
     with quiet_pydicom():
         groups = dicom.group_series(root)
         for uid, files in sorted(groups.items()):

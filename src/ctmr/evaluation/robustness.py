@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.testset import Case, TestSet, spread
-from ctmr.imaging.grid import OUTSIDE_VALUE
+from ctmr.imaging.hounsfield import CLIP_HU, OUTSIDE_VALUE
 from ctmr.imaging.volume import Unit
 from ctmr.recipe.recipe import Recipe
 
@@ -23,7 +23,6 @@ BIAS_WAVELENGTH_MM = 120.0
 ROTATION_DEGREES = 15.0
 GAMMA, SHIFT_HU = 0.5, 50.0
 COARSER = 2.0
-CLIP_HU = (-1024.0, 3000.0)
 
 STRONGEST: dict[str, dict[bool, str]] = {
     "noise": {True: "σ 60 HU", False: "σ 10 % of the bright end"},

@@ -15,10 +15,12 @@ from ctmr.data import images
 from ctmr.data.manifest import PHANTOM_PREFIX, Column, Split
 from ctmr.data.shards import Shard, pairs, read_head, read_shard
 from ctmr.evaluation.truth import SAME_PLACE_MM, Truth, no_mask, place
-from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, Registration
+from ctmr.imaging.grid import Grid
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.inference_path import ServedPlacement, finish, prepare
-from ctmr.imaging.mask import head_mask_ct, head_mask_grey
+from ctmr.imaging.mask import head_mask
 from ctmr.imaging.resample import resample_to
+from ctmr.imaging.steps.registration import Registration
 from ctmr.imaging.storage_types import to_storage
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 
@@ -90,7 +92,7 @@ class Case:
 
     def head_of(self, array: NDArray[Any]) -> NDArray[np.bool_]:
         """Head mask of an image ``[C, D, H, W]`` in the unit of this case's source."""
-        return head_mask_ct(array[0]) if self.volumes[0].unit is Unit.HU else head_mask_grey(array[0])
+        return head_mask(array[0], self.volumes[0].unit)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Registration, Transform
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.mask import head_mask_ct, head_mask_grey
 from ctmr.imaging.resample import resample_to
+from ctmr.imaging.steps.base import Transform
+from ctmr.imaging.steps.registration import Registration, align
 from ctmr.imaging.volume import Unit, Volume
 from ctmr.metrics.protocol import Mask
 
@@ -100,8 +102,6 @@ def place(truth: Volume, source: Volume, step: Registration) -> NDArray[np.float
     Rigid whatever the step allows: a truth that is scaled or bent towards the source would no longer be the truth. No
     voxel is interpolated.
     """
-    from ctmr.imaging.steps.registration import align
-
     found = align(truth, source, transform=Transform.RIGID, engine=step.engine)
     affine: NDArray[np.float64] = np.linalg.inv(found.matrix) @ truth.require_affine()
     return affine

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.robustness import CLIP_HU, head_levels
+from ctmr.evaluation.robustness import head_levels
 from ctmr.evaluation.testset import TestSet, spread
+from ctmr.imaging.hounsfield import CLIP_HU
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
 from ctmr.recipe.recipe import Recipe

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, ImageStep
+from ctmr.imaging.grid import Grid
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.resample import Placement, from_grid, to_grid
-from ctmr.imaging.steps.run import Reference, no_reference, run_steps
+from ctmr.imaging.steps.base import Alignment, ImageStep, Reference, no_reference
 from ctmr.imaging.storage_types import to_storage
 from ctmr.imaging.volume import Modality, Unit, Volume
-
-if TYPE_CHECKING:
-    from ctmr.imaging.steps.registration import Alignment
 
 StepObserver = Callable[[ImageStep, Volume], None]
 
@@ -138,12 +136,12 @@ def _prepare(
                 f"image {volume.uid or volume.subject!r} holds values that are not finite; all must be numbers"
             )
     now, ran, alignment = list(volumes), [], None
-    for done in run_steps(volumes, steps, reference, grid.interpolation):
-        now = done.volumes
-        ran.append(done.step)
-        alignment = done.alignment or alignment
+    for step in (s for s in steps if s.modality is first.modality):
+        now, found = step.run(now, reference, grid.interpolation)
+        alignment = found or alignment
+        ran.append(step)
         if watch is not None:
-            watch(done.step, now[0])
+            watch(step, now[0])
     channels, placements = [], []
     for volume in now:
         on_grid, placement = to_grid(volume, grid)

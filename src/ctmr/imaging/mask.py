@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-HEAD_THRESHOLD_HU = -500.0
-"""Half-way between air and water: where a CT shows the skin."""
+from ctmr.imaging.hounsfield import SKIN_HU
+from ctmr.imaging.volume import Unit
+
 CLOSING_STEPS = 2
 """Voxels that a closing bridges from either side; a single picture, which may be large, gets a 64th of its side."""
 DIM_TISSUE_NOISE = 0.2
@@ -34,6 +35,11 @@ _SAMPLE_VOXELS = 250_000
 Mask = NDArray[np.bool_]
 
 
+def head_mask(array: NDArray[Any], unit: Unit) -> Mask:
+    """Return the head by Hounsfield units where the image has them, else by grey levels."""
+    return head_mask_ct(array) if unit is Unit.HU else head_mask_grey(array)
+
+
 def head_mask_ct(hu: NDArray[Any]) -> Mask:
     """Return the head in a CT: the largest component above -500 HU, closed, filled.
 
@@ -47,7 +53,7 @@ def head_mask_ct(hu: NDArray[Any]) -> Mask:
     numpy.ndarray
         bool, same shape; airways and sinuses inside the head are inside. Empty when nothing is above the threshold.
     """
-    return _solid(hu > HEAD_THRESHOLD_HU)
+    return _solid(hu > SKIN_HU)
 
 
 def head_mask_grey(array: NDArray[Any]) -> Mask:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Grid, ServeStep
+from ctmr.imaging.grid import Grid, ServeStep
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.volume import Volume, orientation_of
 
 SPACING_TOLERANCE_MM = 1e-3

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 
-HOUNSFIELD_AIR_HU = -1000.0
-HOUNSFIELD_FLOOR_HU = -1024.0
 UNEVEN_LIMIT = 0.25
 """Gaps between slices that differ from the usual one by at most this share of it are resampled to even ones; a missing
 slice is 1."""
@@ -55,6 +53,19 @@ class Direction(StrEnum):
         return Direction.CT2MR if self is Direction.MR2CT else Direction.MR2CT
 
 
+class Interpolation(StrEnum):
+    """How values between voxels are found when an image is brought onto the grid."""
+
+    NEAREST = "nearest"
+    LINEAR = "linear"
+    SPLINE = "spline"
+
+    @property
+    def order(self) -> int:
+        """Degree of the spline: 0, 1 or 3."""
+        return {Interpolation.NEAREST: 0, Interpolation.LINEAR: 1, Interpolation.SPLINE: 3}[self]
+
+
 @dataclass(frozen=True)
 class Volume:
     """One image of one subject.
@@ -75,6 +86,16 @@ class Volume:
         Series instance UID or another identifier of the image; empty when there is none.
     notes
         Sentences on what the reader did to the image or doubts about it, e.g. that a gantry tilt was straightened.
+
+    Examples
+    --------
+    >>> axial = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [2.5, 0, 0, 0], [0, 0, 0, 1]])
+    >>> ct = Volume(np.full((4, 8, 8), -1000, np.int16), axial, Modality.CT, Unit.HU)
+    >>> ct.orientation, ct.spacing_mm
+    ('SPL', (2.5, 1.0, 1.0))
+    >>> Volume(ct.array, axial, Modality.MR, Unit.HU)
+    Traceback (most recent call last):
+    ctmr.errors.InputError: unit HU belongs to CT; this volume's modality is MR
     """
 
     array: NDArray[Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
+from ctmr.imaging.hounsfield import HU_EVIDENCE
 from ctmr.imaging.volume import Modality, Unit, Volume
-from ctmr.io.values import HU_EVIDENCE, Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
+from ctmr.io import FORMATS
+from ctmr.io.values import Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
 from ctmr.system.files import write_file
 
-SUFFIXES = (".nii", ".nii.gz")
 MAXIMUM_VOXELS = 2**31
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _SCANNER = 1
@@ -27,16 +29,14 @@ AGREEMENT_MM = 0.1
 """Places of a voxel that lie closer than this are one."""
 
 
-def read(
-    path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "", sequence: str | None = None
-) -> Volume:
+def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "") -> Volume:
     """Read one 3-D NIfTI file.
 
     Parameters
     ----------
     path
         ``.nii`` or ``.nii.gz``, NIfTI-1 or NIfTI-2, any byte order.
-    modality, subject, sequence
+    modality, subject
         What the header cannot say.
     unit
         ``None``: HU for a CT that shows air in Hounsfield units (a voxel at `HU_EVIDENCE` or below), arbitrary for any
@@ -76,12 +76,12 @@ def read(
         array, padded = without_padding(array)
         notes += padded
     try:
-        return Volume(array, affine, modality, unit, subject, sequence, notes=notes)
+        return Volume(array, affine, modality, unit, subject, notes=notes)
     except InputError as error:
         raise InputError(f"{path} cannot be read as NIfTI: {error}; export it again") from error
 
 
-def write(path: Path, volume: Volume, *, description: str = "") -> Path:
+def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) -> Path:
     """Write a volume as NIfTI-1; equal input gives equal bytes.
 
     Parameters
@@ -90,22 +90,23 @@ def write(path: Path, volume: Volume, *, description: str = "") -> Path:
         New; ``.nii`` or ``.nii.gz``.
     volume
         HU is rounded to int16; other units keep int16, uint16, uint8 or float32.
-    description
-        Header field ``descrip``, at most 79 characters, e.g. "synthetic CT".
+    text
+        ``Description`` becomes the header field ``descrip``, at most 79 characters of it; there is no room for more.
 
     Raises
     ------
     InputError
         No geometry, values that are not finite, another suffix, or a path that exists.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path} ends in {''.join(path.suffixes)!r}; a NIfTI file ends in {' or '.join(SUFFIXES)}")
+    suffixes = FORMATS["nifti"].suffixes
+    if not path.name.endswith(suffixes):
+        raise InputError(f"{path} ends in {''.join(path.suffixes)!r}; a NIfTI file ends in {' or '.join(suffixes)}")
     require_finite(volume.array, f"the volume for {path}")
     array = hounsfield_int16(volume.array, str(path)) if volume.unit is Unit.HU else compact(volume.array)
     affine = volume.require_affine()[:, [2, 1, 0, 3]]
     image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    image.header["descrip"] = (text or {}).get("Description", "").encode("ascii", "replace")[:79]
     image.set_sform(affine, code=_SCANNER)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     straight = float(np.abs(directions.T @ directions - np.eye(3)).max()) < 1e-4

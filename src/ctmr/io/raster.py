@@ -16,7 +16,6 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.system.files import write_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 MAXIMUM_PIXELS = 64 * 2**20
 """More than any slice has; beyond it a file is a decompression bomb."""
 _WIDE_LEVELS = 65535
@@ -24,8 +23,8 @@ WIDE_MINIMUM = 4096
 """A 16-bit picture whose brightest pixel is below this would keep less than 16 of 256 grey levels."""
 
 
-def read(path: Path, *, modality: Modality, subject: str = "") -> Volume:
-    """Read a PNG or JPEG in any pixel mode.
+def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "") -> Volume:
+    """Read a PNG or JPEG in any pixel mode; `unit` changes nothing, since a picture is in grey8.
 
     Returns
     -------

@@ -8,13 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import HOUNSFIELD_FLOOR_HU
+from ctmr.imaging.hounsfield import FLOOR_HU, THINNEST_HU
 
-HU_EVIDENCE = -500.0
-"""A CT whose lowest value is above this shows no air in Hounsfield units (Cormack units, rescaled pictures)."""
-THINNEST_HU = -1500.0
-"""Air is at -1000 HU, and noise and sharp kernels reach a few hundred less. What scanners and converters write where
-they measured nothing (-1500, -2000, -3024, ...) is not above this."""
 _KEPT = tuple(np.dtype(t) for t in (np.int16, np.uint16, np.uint8))
 
 
@@ -72,7 +67,7 @@ def without_padding(array: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]
     padded = array <= THINNEST_HU
     if bool((array[padded] != low).any()):
         return array, ()
-    air = array.dtype.type(HOUNSFIELD_FLOOR_HU)
+    air = array.dtype.type(FLOOR_HU)
     note = f"{padded.mean():.0%} of its voxels hold {low:g} HU, which nothing has: padding, which became {air:g}"
     return np.where(padded, air, array), (note,)
 

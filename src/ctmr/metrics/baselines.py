@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import HOUNSFIELD_AIR_HU, Direction, Modality, Unit
+from ctmr.imaging.hounsfield import AIR_HU, DRAWN_OUTSIDE
+from ctmr.imaging.volume import Direction, Modality, Unit
 
 HISTOGRAM_MATCHING = "histogram matching"
 MATCHED_LINE = "quantile-matched line"
@@ -22,7 +23,6 @@ SOFT_TISSUE_HU = 35.0
 LINE_QUANTILES = (0.1, 0.9)
 _QUANTILES = np.linspace(0.0, 1.0, 1001)
 _MAX_SAMPLE = 2_000_000
-_OUTSIDE: dict[Unit, float] = {Unit.HU: HOUNSFIELD_AIR_HU, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
 
 
 class TrainingImages(Protocol):
@@ -87,7 +87,7 @@ class HistogramMatching:
     @classmethod
     def fit(cls, target: TrainingImages) -> HistogramMatching:
         """Learn the target's quantiles inside heads."""
-        return cls(np.quantile(_sample_heads(target), _QUANTILES), _OUTSIDE[target.unit])
+        return cls(np.quantile(_sample_heads(target), _QUANTILES), DRAWN_OUTSIDE[target.unit])
 
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
@@ -117,7 +117,7 @@ class MatchedLine:
     def fit(cls, target: TrainingImages) -> MatchedLine:
         """Learn the two percentiles of the target inside heads."""
         low, high = np.quantile(_sample_heads(target), LINE_QUANTILES)
-        return cls(float(low), float(high), _OUTSIDE[target.unit])
+        return cls(float(low), float(high), DRAWN_OUTSIDE[target.unit])
 
     def __call__(
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
@@ -184,7 +184,7 @@ class FilledHead:
         self, volume: NDArray[Any], head: NDArray[np.bool_], *, first_level: float | None = None
     ) -> NDArray[np.float32]:
         """See `Baseline`."""
-        return np.where(head, SOFT_TISSUE_HU, HOUNSFIELD_AIR_HU).astype(np.float32)
+        return np.where(head, SOFT_TISSUE_HU, AIR_HU).astype(np.float32)
 
 
 @dataclass(frozen=True)

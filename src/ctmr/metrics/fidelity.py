@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctmr.imaging.hounsfield import AIR_BELOW_HU, BONE_ABOVE_HU
 from ctmr.metrics.pair import ImagePair
-
-BONE_ABOVE_HU = 250.0
-AIR_BELOW_HU = -200.0
 
 
 def mae(pair: ImagePair) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ctmr.errors import InputError
+from ctmr.imaging.hounsfield import CLIP_HU, SCANNER_RANGE_HU
 
 
 class Pairing(StrEnum):
@@ -71,6 +72,15 @@ class Protocol:
         False: MAE is taken before clipping, so it may exceed RMSE, which is taken after.
     variant
         Distinguishes otherwise equal protocols (an extractor's name, a challenge's variant).
+
+    Examples
+    --------
+    >>> ours, challenge = PROTOCOLS["paired_volume_hu"], PROTOCOLS["synthrad2023"]
+    >>> ours.clip, ours.data_range, ours.measures_fidelity
+    ((-1024.0, 3000.0), 4024.0, True)
+    >>> require_same_protocol([ours, challenge])
+    Traceback (most recent call last):
+    ctmr.metrics.protocol.UnlikeProtocolsError: numbers of different protocols cannot be compared: ...
     """
 
     name: str
@@ -110,7 +120,7 @@ class Protocol:
         return ", ".join([*parts, self.variant] if self.variant else parts)
 
 
-_GREY_255, _CLIP_2023, _CLIP_2025 = (0.0, 255.0), (-1024.0, 3000.0), (-1024.0, 3071.0)
+_GREY_255 = (0.0, 255.0)
 _U7, _G11, _MS = SsimWindow.UNIFORM_7_3D, SsimWindow.GAUSSIAN_11_2D, SsimWindow.MS_SSIM_5
 _MODEL = GridKind.MODEL
 _SYNTHRAD = Protocol(
@@ -118,7 +128,7 @@ _SYNTHRAD = Protocol(
     Pairing.PAIRED,
     Mask.GIVEN,
     "HU",
-    _CLIP_2023,
+    CLIP_HU,
     4024.0,
     _U7,
     volume=True,
@@ -129,12 +139,12 @@ _GREY = Protocol("paired_slice_grey8", Pairing.PAIRED, Mask.HEAD_FROM_GREY, "gre
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
-        Protocol("paired_volume_hu", Pairing.PAIRED, Mask.HEAD_FROM_CT, "HU", _CLIP_2023, 4024.0, _U7, volume=True),
+        Protocol("paired_volume_hu", Pairing.PAIRED, Mask.HEAD_FROM_CT, "HU", CLIP_HU, 4024.0, _U7, volume=True),
         _SYNTHRAD,
         replace(
             _SYNTHRAD,
             name="synthrad2025",
-            clip=_CLIP_2025,
+            clip=SCANNER_RANGE_HU,
             data_range=4095.0,
             ssim_window=_MS,
             variant="evaluation code",

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctmr.imaging.hounsfield import AIR_INSIDE_BELOW_HU
+
 SMOOTHING_SIGMA_VOXELS = 0.8
 """CT noise of 3.5–6 HU would mix CSF and grey matter, 25 HU apart; this brings it to about 1.5 HU."""
 MIN_VOXELS = 20
@@ -38,7 +40,7 @@ class TissueClass(StrEnum):
 
 
 RANGE_HU: dict[TissueClass, tuple[float, float]] = {
-    TissueClass.INSIDE_AIR: (-np.inf, -400.0),
+    TissueClass.INSIDE_AIR: (-np.inf, AIR_INSIDE_BELOW_HU),
     TissueClass.FAT: (-150.0, -30.0),
     TissueClass.CSF: (0.0, 16.0),
     TissueClass.BRAIN: (20.0, 50.0),

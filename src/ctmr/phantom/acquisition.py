@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from ctmr.imaging.hounsfield import SCANNER_RANGE_HU
+
 from .canvas import Canvas
 from .geometry import Volume, wave_noise
 from .tissue import PROPERTIES, Tissue
-
-# Twelve-bit CT, as scanners store it.
-CT_LOWEST_HU = -1024
-CT_HIGHEST_HU = 3071
 
 # Point spread of both scanners, as a Gaussian sigma in voxels: a scan at other spacing has another kernel.
 CT_BLUR_VOXELS = 0.55
@@ -101,7 +99,7 @@ def _scan_ct(hu: Volume, rng: np.random.Generator) -> NDArray[np.int16]:
     noise -= np.float32(0.6) * gaussian_filter(noise, 1.5, truncate=3)
     noise *= np.float32(rng.uniform(3.5, 6.0) / noise.std())
     scanned = gaussian_filter(hu, CT_BLUR_VOXELS) + noise
-    stored: NDArray[np.int16] = np.rint(np.clip(scanned, CT_LOWEST_HU, CT_HIGHEST_HU)).astype(np.int16)
+    stored: NDArray[np.int16] = np.rint(np.clip(scanned, *SCANNER_RANGE_HU)).astype(np.int16)
     return stored
 
 

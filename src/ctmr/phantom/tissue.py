@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ctmr.imaging.hounsfield import AIR_HU
+
 
 class Tissue(IntEnum):
     """What a voxel is made of; the integers are the values of ``PhantomHead.labels``."""
@@ -72,8 +74,8 @@ class TissueProperties:
 
 PROPERTIES: dict[Tissue, TissueProperties] = {
     # Air gives no signal; its relaxation times only keep the equation finite.
-    Tissue.AIR: TissueProperties(-1000, 1000, 50, 0.0),
-    Tissue.AIRWAY: TissueProperties(-1000, 1000, 50, 0.0),
+    Tissue.AIR: TissueProperties(AIR_HU, 1000, 50, 0.0),
+    Tissue.AIRWAY: TissueProperties(AIR_HU, 1000, 50, 0.0),
     # ICRU 46 adipose tissue and skeletal muscle; skin's HU is lowered by hair and by the fat it rests on.
     Tissue.SKIN: TissueProperties(25, 420, 50, 0.72),
     Tissue.FAT: TissueProperties(-95, 280, 70, 0.92),

@@ -21,10 +21,6 @@ _UNION_TAGS = frozenset(
         "uniform",
         "int",
         "choice",
-        "head_mask",
-        "table_removal",
-        "bias_field",
-        "registration",
     }
 )
 """Values of ``kind`` that pydantic puts into the place of an error; a reader knows them from their own file."""

@@ -7,8 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ctmr.imaging.grid import ImageStep, Interpolation, Millimetres, Pixels, Plane, check_order
-from ctmr.imaging.volume import UNEVEN_LIMIT, Direction
+from ctmr.imaging.grid import Millimetres, Pixels, Plane
+from ctmr.imaging.hounsfield import PATIENT_RANGE_HU, WINDOW_HU
+from ctmr.imaging.steps import AnyStep
+from ctmr.imaging.steps.base import ImageStep
+from ctmr.imaging.steps.order import check_order
+from ctmr.imaging.volume import UNEVEN_LIMIT, Direction, Interpolation
 from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
@@ -53,7 +57,7 @@ class Validate(Section):
     """More findings of kind *drop* than this refuse the dataset."""
     min_images: Count = 2
     """Images each modality must keep in training, and in the test."""
-    hu_range: tuple[float, float] = (-2048.0, 4096.0)
+    hu_range: tuple[float, float] = PATIENT_RANGE_HU
     """Values outside can not be Hounsfield units of a patient."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=32)] = 4
     """Pictures whose perceptual hashes (64 bits) are this close are one image, which belongs in one split."""
@@ -64,7 +68,7 @@ class Validate(Section):
 class Preprocess(Section):
     """The grid of the model, and what is done to images before they go onto it."""
 
-    steps: tuple[ImageStep, ...] = ()
+    steps: tuple[AnyStep, ...] = ()
     """Steps on native voxels, in order; each is for one modality, and served with the model or for training only."""
     interpolation: Interpolation = Interpolation.LINEAR
     """Between voxels, where an image is brought onto the grid."""
@@ -135,7 +139,7 @@ class Percentile(Section):
 class Normalise(Section):
     """How each unit is brought to [-1, 1] and back; one implementation, `ctmr.networks.normaliser`."""
 
-    hu: Window = Window(low=-1024.0, high=2000.0)
+    hu: Window = Window(low=WINDOW_HU[0], high=WINDOW_HU[1])
     arbitrary: Annotated[Window | Percentile, Field(discriminator="kind")] = Percentile()
     grey8: Window = Window(low=0.0, high=255.0)
 

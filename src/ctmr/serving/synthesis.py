@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import Direction, Modality, Unit, Volume
+from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.system.home import Home
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
     source
         DICOM series folder, NIfTI file or picture.
     out
-        Folder for DICOM, file otherwise; must not exist. The kind follows its name: ``.nii``, ``.nii.gz``, ``.png``,
-        else a DICOM series, which needs a DICOM source.
+        Folder for DICOM, file otherwise; must not exist. The format follows its name; a name of none that is written
+        means a DICOM series, which needs a DICOM source.
     to
         ``CT`` or ``MR``.
     model
@@ -46,7 +46,7 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
     InputError
         The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
     """
-    from ctmr.io import format_of, read_image
+    from ctmr.io import read_image
     from ctmr.serving.client import TritonClient
     from ctmr.serving.model_repository import served_name
     from ctmr.serving.server import EmbeddedTriton
@@ -66,7 +66,7 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
     provenance = _provenance(answer, name.removesuffix(f"_{direction}"))
-    files, uid, instances = _write(out, answer.volume, source, format_of(source) or "", provenance)
+    files, uid, instances = write_translation(out, answer.volume, source, provenance)
     entry = {
         "series_uid": uid,
         "instance_uids": instances,
@@ -117,27 +117,21 @@ def _provenance(answer: Translated, name: str) -> SyntheticProvenance:
     )
 
 
-def _write(
-    out: Path, volume: Volume, source: Path, kind: str, provenance: SyntheticProvenance
+def write_translation(
+    out: Path, volume: Volume, source: Path, provenance: SyntheticProvenance
 ) -> tuple[int, str, list[str]]:
     """Write in the format that the name asks for; return files, series UID and instance UIDs."""
-    from ctmr.io import dicom, nifti, raster
+    from ctmr.io import FORMATS, dicom, format_named, format_of
 
-    name = out.name.lower()
     words = f"SYNTHETIC {volume.modality} by {provenance.model_name} version {provenance.model_version}"
     identity = dicom.seeded_uid(words, provenance.onnx_sha256, str(out.absolute()))
-    if name.endswith((".nii", ".nii.gz")):
-        nifti.write(out, volume)
+    asked = FORMATS.get(format_named(out.name) or "")
+    if asked is not None and asked.written:
+        asked.reader.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
         return 1, identity, []
-    if name.endswith(".png"):
-        if volume.unit is not Unit.GREY8:
-            raise InputError(f"{out.name} is a picture but the translation is in {volume.unit}; write .nii.gz or DICOM")
-        raster.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
-        return 1, identity, []
-    if kind != "dicom":
-        raise InputError(
-            f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT .nii.gz or .png"
-        )
+    if format_of(source) != "dicom":
+        suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
+        raise InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
     files = dicom.write_synthetic_series(out, volume, source, provenance)
     headers = [dicom.read_header(f) for f in files]
     return len(files), str(headers[0].SeriesInstanceUID), [str(h.SOPInstanceUID) for h in headers]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
-from ctmr.datasets.deid.files import clean_nifti, clean_picture
+from ctmr.datasets.deid.files import clean, clean_nifti
 from ctmr.datasets.deid.residual import remaining
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
@@ -163,7 +163,7 @@ def test_a_picture_keeps_what_ctmr_sees_of_it_and_no_text(tmp_path_factory, leak
     folder = tmp_path_factory.mktemp("pictures")
     for source in save_pictures(folder / "in", tokens):
         target = folder / "out" / f"{source.stem}.png"
-        clean_picture(source, target)
+        clean("raster", source, target.with_suffix(""))
         before = raster.read(source, modality=Modality.CT).array
         np.testing.assert_array_equal(raster.read(target, modality=Modality.CT).array, before)
         assert remaining("raster", [source]) and remaining("raster", [target]) == ()
@@ -174,5 +174,5 @@ def test_a_picture_keeps_what_ctmr_sees_of_it_and_no_text(tmp_path_factory, leak
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="cannot be decoded as PNG or JPEG"):
-        clean_picture(tmp_path / "a.png", tmp_path / "b.png")
+        clean("raster", tmp_path / "a.png", tmp_path / "b")
     assert not (tmp_path / "b.png").exists()

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import BiasField
-from ctmr.imaging.steps.bias_field import bias_field, correct_bias_field
+from ctmr.imaging.steps.bias_field import BiasField, bias_field, correct_bias_field
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.phantom import make_head
 from ctmr.phantom.cohort import affine_of

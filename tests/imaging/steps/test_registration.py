@@ -8,10 +8,10 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.imaging.grid import Engine, Interpolation, Registration, Transform
 from ctmr.imaging.steps import ants
-from ctmr.imaging.steps.registration import Alignment, align, move, register, resolve_engine
-from ctmr.imaging.volume import Modality, Unit, Volume
+from ctmr.imaging.steps.base import Alignment, Transform
+from ctmr.imaging.steps.registration import Engine, Registration, align, move, register, resolve_engine
+from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 from ctmr.phantom import make_head
 from ctmr.phantom.cohort import affine_of
 

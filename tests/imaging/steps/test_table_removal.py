@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import TableRemoval
-from ctmr.imaging.steps.table_removal import patient_mask, remove_table
+from ctmr.imaging.steps.table_removal import TableRemoval, patient_mask, remove_table
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.phantom import make_head
 from ctmr.phantom.cohort import affine_of

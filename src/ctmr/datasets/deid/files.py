@@ -1,4 +1,4 @@
-"""NIfTI files and pictures written anew: voxels and geometry stay, every text and every name goes."""
+"""Volumes and pictures written anew: voxels and geometry stay, every text and every name goes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ctmr.errors import InputError
+from ctmr.imaging.volume import Modality, Unit
+from ctmr.io import FORMATS, Holds
 
 _GEOMETRY = (
     "dim",
@@ -35,6 +37,34 @@ _GEOMETRY = (
 _NO_EXTENSION = bytes(4)
 _SPATIAL_AXES = 4
 """pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
+
+
+def clean(kind: str, source: Path, target: Path) -> None:
+    """Write a volume as ``.nii.gz`` or a picture as 8-bit grey PNG, exactly as ctmr reads it and without text.
+
+    Parameters
+    ----------
+    kind
+        The source's format, a key of `ctmr.io.FORMATS`. A NIfTI file keeps its version and the type of its voxels.
+    target
+        Path of the new file, without suffix.
+
+    Raises
+    ------
+    InputError
+        What is no such file; without its name.
+    """
+    form = FORMATS[kind]
+    writer = FORMATS["raster" if form.holds is Holds.PICTURE else "nifti"]
+    target = target.with_name(target.name + writer.written)
+    if kind == "nifti":
+        target.write_bytes(clean_nifti(source))
+        return
+    unit = Unit.GREY8 if form.holds is Holds.PICTURE else Unit.ARBITRARY
+    try:
+        writer.reader.write(target, form.reader.read(source, modality=Modality.MR, unit=unit))
+    except InputError:
+        raise InputError(f"cannot be decoded as {form.title}; export it again") from None
 
 
 def clean_nifti(source: Path) -> bytes:
@@ -78,23 +108,6 @@ def clean_nifti(source: Path) -> bytes:
         raise InputError(f"cannot be read as NIfTI ({reason}); export it again") from None
     # gzip gets no file name and no time.
     return gzip.compress(clean.binaryblock + _NO_EXTENSION + voxels, 6, mtime=0)
-
-
-def clean_picture(source: Path, target: Path) -> None:
-    """Write a picture as 8-bit grey PNG without text, exactly as ctmr reads it.
-
-    Raises
-    ------
-    InputError
-        What is no PNG or JPEG.
-    """
-    from ctmr.imaging.volume import Modality
-    from ctmr.io import raster
-
-    try:
-        raster.write(target, raster.read(source, modality=Modality.MR))
-    except InputError:
-        raise InputError("cannot be decoded as PNG or JPEG; export it again") from None
 
 
 def _clean_metaimage(source: Path) -> bytes:

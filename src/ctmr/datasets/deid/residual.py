@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ctmr.data.manifest import RECOGNIZABLE_FACES
+from ctmr.io import FORMATS
 
 IDENTIFYING = (
     "PatientName",
@@ -74,11 +75,13 @@ def remaining(kind: str, files: Iterable[Path]) -> tuple[str, ...]:
     Parameters
     ----------
     kind
-        ``dicom``, ``nifti`` or ``raster``.
+        A key of `ctmr.io.FORMATS`. Of a format that is not known here its module's ``identifying`` is asked.
     files
         All files of the series, or the file. What cannot be read has nothing to say.
     """
-    look = {"dicom": _in_dicom, "nifti": _in_nifti, "raster": _in_picture}[kind]
+    look: Callable[[Path], set[str]] | None = _LOOK.get(kind) or getattr(FORMATS[kind].reader, "identifying", None)
+    if look is None:
+        return ()
     found: set[str] = set()
     for file in files:
         try:
@@ -148,3 +151,6 @@ def _safe(keyword: str) -> str:
     """A PNG keyword is free text too: only the registered ones are repeated."""
     registered = ("Title", "Author", "Description", "Copyright", "Disclaimer", "Warning", "Source", "Comment")
     return keyword if keyword in registered else "text"
+
+
+_LOOK: dict[str, Callable[[Path], set[str]]] = {"dicom": _in_dicom, "nifti": _in_nifti, "raster": _in_picture}

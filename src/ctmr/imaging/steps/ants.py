@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import EnvironmentFault
-from ctmr.imaging.grid import Transform
+from ctmr.imaging.steps.base import Transform
 from ctmr.imaging.steps.itk import RAS_LPS, simple_itk, to_itk
 from ctmr.imaging.volume import Volume
 
@@ -35,7 +35,7 @@ def register(
     -------
     tuple
         4×4 matrix and displacement ``[D, H, W, 3]`` (``None`` when linear), as
-        `ctmr.imaging.steps.registration.Alignment` has them.
+        `ctmr.imaging.steps.base.Alignment` has them.
 
     Raises
     ------

@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import BiasField
 from ctmr.imaging.mask import head_mask_grey, tissue_grey
+from ctmr.imaging.steps.base import ImageStep
 from ctmr.imaging.steps.itk import named, one_thread, simple_itk, to_itk
 from ctmr.imaging.volume import Modality, Volume
 
 CONVERGED = 1e-4
 """A level ends early when the field changes by less, as a coefficient of variation."""
+
+
+class BiasField(ImageStep):
+    """The slow multiplicative shading of an MR is divided out by N4 (`ctmr.imaging.steps.bias_field`)."""
+
+    kind: Literal["bias_field"] = "bias_field"
+    modality: Modality = Modality.MR
+    shrink_mm: Annotated[float, Field(gt=0, le=20)] = 4.0
+    """The field is estimated on voxels about this large."""
+    control_points: Annotated[int, Field(ge=4, le=16)] = 4
+    """Of the coarsest B-spline, along each axis; doubled from level to level."""
+    iterations: Annotated[tuple[Annotated[int, Field(ge=1, le=500)], ...], Field(min_length=1, max_length=6)] = (
+        50,
+        50,
+        50,
+    )
+    """At most this many on each level."""
+    served: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.require_modality(Modality.MR)
+        return self
+
+    def apply(self, volume: Volume) -> Volume:
+        """Return the image without its bias field."""
+        return correct_bias_field(volume, self)
 
 
 def correct_bias_field(volume: Volume, step: BiasField) -> Volume:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 from scipy import ndimage
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, Engine, Interpolation, Registration, Transform
-from ctmr.imaging.mask import Mask, head_mask_ct, head_mask_grey
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
+from ctmr.imaging.mask import Mask, head_mask
 from ctmr.imaging.resample import refuse_shear, resample_to
 from ctmr.imaging.steps import ants
+from ctmr.imaging.steps.base import Alignment, ImageStep, Reference, StepResult, Transform
 from ctmr.imaging.steps.itk import RAS_LPS, named, one_thread, simple_itk, to_itk
-from ctmr.imaging.volume import Unit, Volume
+from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
-CT_RANGE_HU = (-500.0, 400.0)
+CT_RANGE_HU = (SKIN_HU, 400.0)
 """Values beyond are clipped for the histogram: all air is one, all bone is one. Smoothing then keeps skin and skull at
 their places; with a wider or higher range the best affine transform of a head is several per cent too large."""
 BINS = 48
@@ -45,20 +48,48 @@ PLAUSIBLE_TURN_DEG = 60.0
 _SEED = 1
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Where each point of a reference lies in the image that was registered to it.
+class Engine(StrEnum):
+    """Library that registers; ``auto`` is ANTs where it is installed, else SimpleITK."""
 
-    Attributes
-    ----------
-    matrix
-        4×4, RAS mm of the reference to RAS mm of the image.
-    displacement_mm
-        float32 ``[D, H, W, 3]`` on the reference's voxels, RAS mm, added after the matrix; ``None``: linear.
-    """
+    AUTO = "auto"
+    SIMPLEITK = "simpleitk"
+    ANTS = "ants"
 
-    matrix: NDArray[np.float64]
-    displacement_mm: NDArray[np.float32] | None = None
+
+class Registration(ImageStep):
+    """An image is moved onto the voxels of a reference by mutual information (`ctmr.imaging.steps.registration`)."""
+
+    needs_geometry: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
+
+    kind: Literal["registration"] = "registration"
+    modality: Modality
+    """The image that is moved."""
+    transform: Transform = Transform.RIGID
+    reference: str | None = None
+    """Image of the dataset; ``null``: the same subject's image of the other modality."""
+    engine: Engine = Engine.AUTO
+    """The grid records the one that ran."""
+    served: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.served:
+            raise ValueError("registration cannot be served, since a client has no reference; set served to false")
+        if self.reference is None and self.transform is not Transform.RIGID:
+            raise ValueError(
+                f"registration to the same subject's other image is rigid, not {self.transform}; one head has one "
+                "shape; name a reference image, or set transform to rigid"
+            )
+        return self
+
+    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
+        """Register the first channel and move all: they share their voxels, so what is found for one holds for all."""
+        fixed = reference(self.reference, volumes[0])
+        if fixed is None:
+            return list(volumes), None
+        alignment = register(volumes[0], fixed, self)
+        return [move(v, alignment, fixed, interpolation=interpolation) for v in volumes], alignment
 
 
 def align(moving: Volume, fixed: Volume, *, transform: Transform, engine: Engine = Engine.AUTO) -> Alignment:
@@ -266,7 +297,7 @@ def _clipped(volume: Volume) -> Volume:
 
 
 def _head(volume: Volume) -> Mask:
-    head = head_mask_ct(volume.array) if volume.unit is Unit.HU else head_mask_grey(volume.array)
+    head = head_mask(volume.array, volume.unit)
     if not head.any():
         raise InputError(f"image {volume.uid or volume.subject!r} shows no head, so it cannot be registered")
     return head

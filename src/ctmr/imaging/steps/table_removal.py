@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from scipy import ndimage
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE, TableRemoval
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
 from ctmr.imaging.mask import Mask, fill, largest
 from ctmr.imaging.resample import resample_to
-from ctmr.imaging.volume import Unit, Volume
+from ctmr.imaging.steps.base import ImageStep, Reference, StepResult
+from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
 COARSE_MM = 2.0
 """Erosion and dilation run on voxels of about this size."""
 SMALL_PART = 0.01
 """Thin parts that touch the head and are smaller than this share of it are ears and nose, and stay."""
+
+
+class TableRemoval(ImageStep):
+    """Table, headrest and plates of a CT become air (`ctmr.imaging.steps.table_removal`)."""
+
+    needs_geometry: ClassVar[bool] = True
+
+    kind: Literal["table_removal"] = "table_removal"
+    modality: Modality = Modality.CT
+    threshold_hu: float = SKIN_HU
+    """What is below is air, foam or cloth."""
+    radius_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
+    """Of the erosion: plates up to twice as thick are parted from the head."""
+    reference: str | None = None
+    """Image of the dataset whose one mask all images get, after registration to it; ``null``: each its own mask."""
+    served: bool = True
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.require_modality(Modality.CT)
+        if self.reference is not None and self.served:
+            raise ValueError(
+                "table_removal by the mask of a reference cannot be served, since a client has no reference; "
+                "set served to false, or leave reference out"
+            )
+        return self
+
+    def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
+        """Run with the mask of the reference, where one is named."""
+        fixed = reference(self.reference, volumes[0]) if self.reference is not None else None
+        return [remove_table(v, self, fixed) for v in volumes], None
 
 
 def remove_table(volume: Volume, step: TableRemoval, reference: Volume | None = None) -> Volume:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.grid import OUTSIDE_VALUE
+from ctmr.imaging.hounsfield import OUTSIDE_VALUE
 from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of

@@ -136,6 +136,18 @@ def write_synthetic_series(
     Patient, study and frame of reference are the source's; nothing of the acquisition is taken over or made up:
     attributes such as KVP or EchoTime that must be there are empty. UIDs follow from source, provenance and voxels, so
     sending a translation twice does not make two series.
+
+    Examples
+    --------
+    >>> from ctmr.imaging.volume import Modality, Unit
+    >>> from ctmr.io.dicom import read_series, write_series
+    >>> mr = Volume(np.full((4, 8, 8), 300, np.uint16), np.eye(4), Modality.MR, Unit.ARBITRARY, subject="S01")
+    >>> source = write_series(Path("mr"), mr)
+    >>> ct = Volume(np.full((4, 8, 8), 40, np.int16), mr.affine, Modality.CT, Unit.HU)
+    >>> model = SyntheticProvenance("head", "7", "ab" * 32, "run-1", "v1.0", "cd" * 16, "deadbeef", Direction.MR2CT)
+    >>> files = write_synthetic_series(Path("ct"), ct, Path("mr"), model)
+    >>> len(files), read_series(Path("ct")).subject, read_provenance(files[0]) == model
+    (4, 'S01', True)
     """
     headers = _headers(source)
     first = headers[0]

@@ -22,6 +22,7 @@ from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import DatasetSource, materialise
 from ctmr.errors import CtmrError, InputError, visible
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
+from ctmr.io import FORMATS, Holds, format_named, known_suffixes
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.system.digest import file_digest
 from ctmr.system.pool import in_order
@@ -44,9 +45,8 @@ def run(context: Context) -> dict[str, Any]:
     (context.out / "dataset.json").write_text(json.dumps(source.dataset.to_json(), indent=1, sort_keys=True) + "\n")
     entries = find_images(raw)
     if not entries:
-        raise InputError(
-            f"dataset {source.dataset.name} holds no image; DICOM series, NIfTI files and PNG or JPEG pictures are read"
-        )
+        known = f"DICOM series and files ending in {known_suffixes()} are read"
+        raise InputError(f"dataset {source.dataset.name} holds no image; {known}")
     rows = []
     look = partial(describe, raw, uneven_limit=context.recipe.fetch.uneven_limit)
     for k, row in enumerate(in_order(look, entries, worth=_WORTH), start=1):
@@ -80,14 +80,14 @@ class Entry:
 
 
 def find_images(raw: Path) -> list[Entry]:
-    """Return every image below `raw`; masks, and files that are neither DICOM, NIfTI nor picture, are left alone."""
-    from ctmr.io import FORMATS, dicom
+    """Return every image below `raw`; masks, and files of no known format, are left alone."""
+    from ctmr.io import dicom
 
     found = []
     for file in sorted(p for p in raw.rglob("*") if p.is_file()):
-        for kind in ("raster", "nifti"):
-            if file.name.lower().endswith(FORMATS[kind]) and not naming.is_mask(Path(file.name)):
-                found.append(_entry(raw, file, kind, [file]))
+        kind = format_named(file.name)
+        if kind is not None and FORMATS[kind].holds is not Holds.SERIES and not naming.is_mask(Path(file.name)):
+            found.append(_entry(raw, file, kind, [file]))
     series = dicom.group_series(raw)
     parents = {key: {f.parent for f in files} for key, files in series.items()}
     # A folder names its series only when nothing else in it is DICOM.
@@ -113,29 +113,29 @@ def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = ""
 
 def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dict[str, Any]:
     """Return the inventory row of one image; what is wrong with it stands in `Column.ERROR`."""
-    path, kind = entry.path, entry.format
+    path, kind, holds = entry.path, entry.format, FORMATS[entry.format].holds
     row: dict[str, Any] = dict.fromkeys(INVENTORY_COLUMNS, "")
     numbers = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM, Column.MINIMUM, Column.MAXIMUM)
     row.update(dict.fromkeys(numbers, float("nan")))
     row.update({Column.DEPTH: 0, Column.HEIGHT: 0, Column.WIDTH: 0})
     row.update({Column.IMAGE: path, Column.PATH: path, Column.FORMAT: kind, Column.UNEVEN_LIMIT: uneven_limit})
-    place = Path(path.rpartition("#")[0] if kind == "dicom" and "#" in path else path)
+    place = Path(path.rpartition("#")[0] if holds is Holds.SERIES and "#" in path else path)
     folders = place.parts if (raw / place).is_dir() else place.parent.parts
     row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in folders), "")
     try:
         row[Column.SHA256] = _digest(raw, entry.files)
         if entry.error:
             raise InputError(entry.error)
-        if kind != "dicom":
+        if holds is not Holds.SERIES:
             row[Column.MODALITY] = naming.modality_of(place).value
             row[Column.SEQUENCE] = naming.sequence_of(place) or ""
-            row[Column.SUBJECT] = naming.subject_of(place, picture=kind == "raster")
+            row[Column.SUBJECT] = naming.subject_of(place, picture=holds is Holds.PICTURE)
         elif reason := _no_image(raw / entry.files[0]):
             row[Column.NO_IMAGE] = reason
             return {str(k): v for k, v in row.items()}
-        row[Column.MASK] = _mask_of(raw, place) if kind != "raster" else ""
+        row[Column.MASK] = _mask_of(raw, place) if holds is not Holds.PICTURE else ""
         row[Column.IDENTITY] = ";".join(remaining(kind, [raw / f for f in entry.files]))
-        row.update(_measurements(images.read(raw, row), kind))
+        row.update(_measurements(images.read(raw, row), holds))
     except (CtmrError, OSError, MemoryError) as error:
         # One file that a disk or the memory fails on is as bad as a damaged one, and as little a reason to stop.
         reason = str(error) if isinstance(error, CtmrError) else f"{path} cannot be read ({error or 'no memory'})"
@@ -152,10 +152,8 @@ def _no_image(file: Path) -> str:
 
 def _mask_of(raw: Path, place: Path) -> str:
     """Return the mask beside an image: ``<image>_mask``, else ``mask``, which belongs to every image of its folder."""
-    from ctmr.io import FORMATS
-
     folder = raw / place.parent
-    suffixes = FORMATS["nifti"]
+    suffixes = tuple(s for form in FORMATS.values() if form.holds is Holds.VOLUME for s in form.suffixes)
     masks = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
     for name in (place.name.partition(".")[0].lower(), ""):
         found = [p for p in masks if re.sub(r"[_-]?mask", "", p.name.partition(".")[0].lower()) == name]
@@ -164,7 +162,7 @@ def _mask_of(raw: Path, place: Path) -> str:
     return ""
 
 
-def _measurements(volume: Volume, kind: str) -> dict[str, Any]:
+def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:
     out: dict[str, Any] = {
         Column.MODALITY: volume.modality.value,
         Column.UNIT: volume.unit.value,
@@ -177,7 +175,7 @@ def _measurements(volume: Volume, kind: str) -> dict[str, Any]:
         Column.PERCEPTUAL_HASH: perceptual_hash(volume),
         Column.NOTES: "; ".join(volume.notes),
     }
-    if kind == "dicom":
+    if holds is Holds.SERIES:
         out[Column.SUBJECT] = volume.subject
         out[Column.SEQUENCE] = volume.sequence or ""
     if volume.affine is not None:

@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from ctmr.data import images
 from ctmr.data.manifest import PHANTOM_PREFIX, Column, Outcome, Split
-from ctmr.data.preparation import Picture, PreparedImage, Preparer, Unusable, Work
+from ctmr.data.preparation import Picture, PreparedSlices, Preparer, Unusable, Work
 from ctmr.data.shards import ShardWriter
 from ctmr.errors import InputError
-from ctmr.imaging.grid import Grid, ImageStep, Registration, picture_grid, volume_grid
+from ctmr.imaging.grid import Grid, picture_grid, volume_grid
+from ctmr.imaging.steps.base import ImageStep
+from ctmr.imaging.steps.registration import Registration, resolve_engine
 from ctmr.imaging.volume import Modality, Unit
+from ctmr.io import FORMATS, Holds
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.pool import in_order
@@ -68,9 +71,9 @@ def run(context: Context) -> dict[str, Any]:
 
 def grid_for(recipe: Recipe, rows: Sequence[Row]) -> Grid:
     """Return the grid: the recipe's volume grid, or its picture grid when the images have no geometry."""
-    pictures = {str(r[Column.FORMAT]) == "raster" for r in rows}
+    pictures = {FORMATS[str(r[Column.FORMAT])].holds is Holds.PICTURE for r in rows}
     if len(pictures) > 1:
-        raise InputError("the dataset mixes pictures with DICOM or NIfTI volumes; one model needs one kind")
+        raise InputError("the dataset mixes pictures with volumes; one model needs one kind")
     section = recipe.preprocess
     steps = tuple(_resolved(step) for step in section.steps)
     try:
@@ -88,8 +91,6 @@ def _resolved(step: ImageStep) -> ImageStep:
     """Return the step as it will run: the grid records which engine registers."""
     if not isinstance(step, Registration):
         return step
-    from ctmr.imaging.steps.registration import resolve_engine
-
     return step.model_copy(update={"engine": resolve_engine(step.engine)})
 
 
@@ -137,7 +138,7 @@ class _Shards:
         room = SHOWN - len(self.shown.setdefault(modality, []))
         work = [Work(channels, shown=number < room) for number, channels in enumerate(members)]
         worth = 1 if preparer.grid.image_steps else IMAGES_A_PROCESS
-        first: PreparedImage | None = None
+        first: PreparedSlices | None = None
         with ExitStack() as stack:
             writer: ShardWriter | None = None
             for item, done in zip(work, in_order(preparer, work, worth=worth), strict=True):

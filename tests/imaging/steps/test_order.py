@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from ctmr.errors import InputError
 from ctmr.imaging.grid import (
-    BiasField,
     Grid,
-    HeadMask,
     Plane,
-    Registration,
     ServeStep,
-    TableRemoval,
     picture_grid,
     volume_grid,
 )
+from ctmr.imaging.steps import REGISTRY, step_class
+from ctmr.imaging.steps.bias_field import BiasField
+from ctmr.imaging.steps.head_mask import HeadMask
+from ctmr.imaging.steps.registration import Registration
+from ctmr.imaging.steps.table_removal import TableRemoval
 from ctmr.imaging.volume import Modality
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
@@ -62,7 +66,11 @@ def test_the_grid_records_every_step_and_names_those_that_are_not_served():
         ),
         ([{"kind": "bias_field", "modality": "CT"}], "for MR only"),
         ([{"kind": "table_removal", "modality": "MR"}], "for CT only"),
-        ([{"kind": "blur"}], "blur"),
+        ([{"kind": "blur"}], "one of head_mask, table_removal, bias_field, registration; found kind 'blur'"),
+        ([{"kind": ["head_mask"], "modality": "CT"}], "a step is a mapping with a kind"),
+        ([{"modality": "CT"}], "found kind None"),
+        (["reorient"], "a step is a mapping with a kind"),
+        ([{"kind": "bias_field", "iterations": [0]}], "preprocess.steps.0.iterations.0: .*greater than or equal to 1"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(steps, sentence):
@@ -83,3 +91,12 @@ def test_pictures_take_no_step_that_needs_millimetres():
     assert picture_grid((64, 64), (BiasField(), HeadMask(modality=CT))).image_steps
     with pytest.raises(ValidationError, match="pictures have no geometry"):
         picture_grid((64, 64), (TableRemoval(),))
+
+
+def test_the_page_on_preprocessing_names_every_kind_and_says_whether_it_is_served() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (yes|no|never) \|", page, re.MULTILINE)
+    assert [kind for kind, _, _ in rows] == list(REGISTRY)
+    for kind, modalities, served in rows:
+        step = step_class(kind)(modality=modalities.split()[0])
+        assert step.kind == kind and step.served == (served == "yes")
