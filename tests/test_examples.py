@@ -12,7 +12,7 @@ EXAMPLES = (
     "ctmr.imaging.volume:Volume",
     "ctmr.io:read_image",
     "ctmr.io.dicom.synthetic:write_synthetic_series",
-    "ctmr.metrics.fidelity:measure_paired",
+    "ctmr.metrics.measurement:measure_paired",
     "ctmr.metrics.protocol:Protocol",
 )
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from evaluated import direction_result, evaluation_result
 
 from ctmr.cli.app import main
 from ctmr.cli.console import Console
@@ -20,7 +21,7 @@ from ctmr.metrics.stats import summarise
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.reports.compare import compare_runs, render_comparison
-from ctmr.reports.html import Report, render_report
+from ctmr.reports.html import render_report
 from ctmr.reports.runs import read_run
 from ctmr.tracking.mlflow import held_out_metrics
 
@@ -103,7 +104,7 @@ def test_the_report_shows_it_in_the_table_and_case_by_case():
     rows = case_metrics(400.0)
     own = {HU.name: summarise(rows, resamples=200)}
     verdict = judge(own, Recipe().gate, has_pairs=True, baselines={"mean image": own})
-    page = render_report(Report("demo", verdict, own, cases={HU.name: rows}))
+    page = render_report(evaluation_result(direction_result(own, cases={HU.name: rows}), verdict), "demo")
     measurements, listed = page.split('id="cases"')
     assert "ncc&nbsp;↑</th>" in measurements and f"<td>{own[HU.name].mean('ncc'):.3f}<span>" in measurements
     assert f"<td>{rows[0].values['ncc']:.3f}</td>" in listed

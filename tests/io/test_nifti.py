@@ -300,7 +300,7 @@ def test_real_templates_are_read(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("offset", [0, 16, 348])
-@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS["nifti"].suffixes)
 def test_an_impossible_offset_makes_no_voxels_of_the_header(
     tmp_path: Path, kind: type, offset: int, suffix: str
 ) -> None:

@@ -55,6 +55,13 @@ def measure_paired(
     ValueError
         When the protocol is not paired, shapes differ, a value is not finite, the mask is missing or empty, or the
         SSIM window does not fit.
+
+    Examples
+    --------
+    >>> truth, head = np.zeros((8, 8, 8)), np.ones((8, 8, 8), bool)
+    >>> case = measure_paired(truth + 10, truth, head, PROTOCOLS["paired_volume_hu"], case="c1", subject="s1")
+    >>> case.values["mae"], round(case.values["psnr"], 2)
+    (10.0, 52.09)
     """
     if protocol.pairing is not Pairing.PAIRED or protocol.data_range is None:
         raise ValueError(f"case {case}: protocol {protocol.name} does not compare a prediction with its truth")
