@@ -329,7 +329,7 @@ def _adopted(context: Context, folder: Path) -> dict[str, Any]:
         generator.load_state_dict({k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)})
         generators[direction] = generator.eval().requires_grad_(False)
     model_folder.save(context.out, description, generators)
-    differences = train.export(context, description, {d: generators[d] for d in recipe.directions})
+    differences = train.export(context, description, {recipe.direction: generators[recipe.direction]})
     provenance = context.out / "provenance"
     provenance.mkdir(exist_ok=True)
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".csv", ".json")):

@@ -16,7 +16,7 @@ from ctmr.pipeline import stage as contract
 from ctmr.pipeline.stage import RECORD, Stage, run_stage
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
-from ctmr.system.digest import content_digest
+from ctmr.system.digest import content_digest, tree_digest
 
 
 class Toy:
@@ -111,6 +111,16 @@ def test_the_bytes_of_a_file_that_the_recipe_names_count_and_it_must_be_there(to
     assert toy().reused
     named.write_text("two")
     assert toy().because == "file train.weights changed"
+
+
+def test_an_output_made_when_a_recipe_listed_its_directions_is_reused(toy):
+    toy.stage = replace(toy.stage, sections=("direction", "train"))
+    toy()
+    record = json.loads((toy.out / RECORD).read_text())
+    assert record["parts"]["recipe.directions"] == tree_digest({"directions": ["mr2ct"]})
+    assert record["settings"]["directions"] == ["mr2ct"]
+    toy.recipe = override(toy.recipe, [("direction", "ct2mr")])
+    assert toy().because == "recipe.directions changed"
 
 
 def test_several_reasons_are_all_named(toy):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.recipe.recipe import Recipe, section_digest
+from ctmr.recipe.recipe import Recipe, section_tree
 from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_digest
 from ctmr.system.files import put_in_place, sweep_partial
 from ctmr.system.home import Code, Home
@@ -180,9 +180,10 @@ def locate(
     for key, path in files.items():
         if not path.is_file():
             raise InputError(f"{key} names {path}, and there is no such file; give the path of a file, or null")
+    sections = section_tree(recipe, stage.sections)
     parts = {
         "version": str(stage.version),
-        **{f"recipe.{section}": section_digest(recipe, (section,)) for section in stage.sections},
+        **{f"recipe.{name}": tree_digest({name: tree}) for name, tree in sections.items()},
         **{f"input {name}": content_digest(path) for name, path in sorted(inputs.items())},
         **{f"file {key}": file_digest(path) for key, path in files.items()},
         **{f"option {name}": value for name, value in sorted(options.items())},
@@ -245,7 +246,6 @@ def run_stage(
         summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
         digest = content_digest(temporary)
         seconds = time.monotonic() - started
-        settings = recipe.dump()
         record = {
             "stage": stage.name,
             "key": key,
@@ -257,7 +257,7 @@ def run_stage(
             "host": socket.gethostname(),
             "code_revision": Code().revision,
             "recipe": recipe.name,
-            "settings": {section: settings[section] for section in stage.sections},
+            "settings": section_tree(recipe, stage.sections),
         }
         (temporary / PROVENANCE).mkdir(exist_ok=True)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

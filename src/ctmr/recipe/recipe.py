@@ -215,13 +215,13 @@ _DEFAULT_GATE: dict[str, Any] = {
 class Recipe(Section):
     """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
 
-    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which one is
-    evaluated, gated, exported and served.
+    Both generators are always trained; `direction`, ``mr2ct`` or ``ct2mr``, says which one is tuned, evaluated, gated,
+    exported and served.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
     description: str = ""
-    directions: tuple[Direction, ...] = (Direction.MR2CT,)
+    direction: Direction = Direction.MR2CT
     fetch: Fetch = Fetch()
     data: Data = Data()
     validation: Validate = Validate()
@@ -238,13 +238,6 @@ class Recipe(Section):
     deploy: Deploy = Deploy()
 
     model_config = ConfigDict(populate_by_name=True)
-
-    @field_validator("directions")
-    @classmethod
-    def _some_direction(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
-        if len(directions) != 1:
-            raise ValueError("one direction is measured, gated and served a run; give [mr2ct] or [ct2mr]")
-        return directions
 
     @field_validator("gate")
     @classmethod
@@ -273,7 +266,18 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
+def section_tree(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
+    """Return sections as keys and records hold them: the direction as a list, ``directions``.
+
+    A recipe once had a list there, and what was made then shall be found again.
+    """
+    tree = recipe.dump()
+    wanted = {name: tree[name] for name in sections}
+    if "direction" in wanted:
+        wanted["directions"] = [wanted.pop("direction")]
+    return wanted
+
+
 def section_digest(recipe: Recipe, sections: Iterable[str]) -> str:
     """Return the sha256 over the named sections; other sections never change it."""
-    tree = recipe.dump()
-    return tree_digest({name: tree[name] for name in sections})
+    return tree_digest(section_tree(recipe, sections))

@@ -68,7 +68,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     folder = context.inputs["model"]
     description = Description.read(folder)
-    direction = recipe.directions[0]
+    direction = recipe.direction
     if direction not in description.directions:
         raise InputError(f"the model was trained for {[d.value for d in description.directions]}, not {direction}")
     held = TestSet.open(context.inputs, description.grid, direction)
@@ -330,7 +330,7 @@ STAGE = Stage(
         "manifest": "validate/manifest.parquet",
     },
     options=("champion",),
-    sections=("directions", "evaluate", "gate"),
+    sections=("direction", "evaluate", "gate"),
     run=run,
     version=6,
     files=_files,

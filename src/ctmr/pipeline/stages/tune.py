@@ -137,7 +137,7 @@ def _row(slot: Slot) -> dict[str, Any]:
 STAGE = Stage(
     "tune",
     takes={"preprocessed": "preprocess"},
-    sections=("directions", "preprocess", "normalise", "network", "loss", "train", "tune"),
+    sections=("direction", "preprocess", "normalise", "network", "loss", "train", "tune"),
     run=run,
     version=3,
 )
