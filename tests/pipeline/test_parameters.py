@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctmr.cli.app import app
-from ctmr.pipeline.inline import stage
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from ctmr.pipeline.parameters import OUT, OVERRIDES, PARAMETERS, RECIPE, assignments
 from ctmr.recipe.loading import load, render
+
+STAGE_NAMES = stages.names()
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILED = ROOT / "pipelines" / "ct_mr.yaml"
@@ -97,12 +98,12 @@ def test_mlprojects_environment_is_held_to_the_constraints() -> None:
 
 
 def test_dvc_has_the_stages_without_side_effects(dvc: dict[str, Any]) -> None:
-    assert list(dvc["stages"]) == [n for n in STAGE_NAMES if not stage(n).side_effects]
+    assert list(dvc["stages"]) == [n for n in STAGE_NAMES if not stages.load(n).side_effects]
 
 
 @pytest.mark.parametrize("name", [n for n in STAGE_NAMES if n not in ("register", "deploy")])
 def test_a_dvc_stage_reads_and_writes_what_the_stage_declares(dvc: dict[str, Any], name: str) -> None:
-    spec, found = stage(name), dvc["stages"][name]
+    spec, found = stages.load(name), dvc["stages"][name]
     assert sorted(found.get("deps", [])) == sorted(f"outputs/{where}" for where in spec.takes.values())
     plain = [p for p in found.get("params", []) if isinstance(p, str)]
     assert plain == list(spec.sections)
@@ -116,7 +117,7 @@ def test_dvc_fetches_what_dataset_yaml_says_and_reruns_when_that_changes(dvc: di
     values = read("dataset.yaml")
     given_ = [p for p in PARAMETERS if p.name in values]
     assert values == {p.name: p.default for p in PARAMETERS if p not in (RECIPE, OVERRIDES, OUT)}
-    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}, *stage("fetch").sections]
+    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}, *stages.load("fetch").sections]
     words = shlex.split(dvc["stages"]["fetch"]["cmd"])
     for parameter in given_:
         assert words[words.index(parameter.option) + 1] == f"${{{parameter.name}}}"
@@ -154,7 +155,7 @@ def test_the_kubeflow_pipeline_has_the_eight_stages_with_their_inputs(compiled: 
     components = {k.removeprefix("comp-"): v for k, v in compiled["components"].items()}
     assert set(STAGE_NAMES) | TUNE_ON_KFP <= set(components)
     for name in STAGE_NAMES:
-        upstream = {where.partition("/")[0] for where in stage(name).takes.values()}
+        upstream = {where.partition("/")[0] for where in stages.load(name).takes.values()}
         assert set(components[name].get("inputDefinitions", {}).get("artifacts", {})) == upstream, name
 
 

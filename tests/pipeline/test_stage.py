@@ -30,7 +30,9 @@ class Toy:
         self.data = root / "data"
         self.data.mkdir()
         (self.data / "x.txt").write_text("one")
-        self.stage = Stage("toy", takes={"data": "data"}, sections=("train",), run=self.work, options=("who",))
+        self.stage = Stage(
+            "toy", takes={"data": "data"}, sections=("train",), run=self.work, options={"who": "Who asks."}
+        )
         self.out = root / "run" / "toy"
 
     def work(self, context):

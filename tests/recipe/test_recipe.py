@@ -13,12 +13,14 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction
 from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from ctmr.recipe.loading import load, merge, override, parse, recipe_folder, recipe_names, render, set_key
 from ctmr.recipe.recipe import Recipe, section_digest, section_tree
 from ctmr.recipe.training import Train
 from ctmr.recipe.tuning import Uniform
 from ctmr.system.digest import tree_digest
+
+STAGE_NAMES = stages.names()
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = ["default", *sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml"))]
@@ -437,19 +439,15 @@ def test_a_section_changes_the_digests_that_name_it_and_no_other(changed, sectio
 @given(st.floats(-100, 100))
 @settings(max_examples=20)
 def test_no_gate_ever_invalidates_training(limit):
-    from ctmr.pipeline.inline import stage
-
     changed = override(Recipe(), [("gate.paired_volume_hu.psnr.min", limit), ("gate.structure.nmi.max", limit)])
     for name in ("fetch", "preprocess", "tune", "train"):
-        sections = stage(name).sections
+        sections = stages.load(name).sections
         assert section_digest(changed, sections) == section_digest(Recipe(), sections)
 
 
 @pytest.mark.parametrize("name", STAGE_NAMES)
 def test_every_stage_declares_sections_that_exist(name):
-    from ctmr.pipeline.inline import stage
-
-    spec = stage(name)
+    spec = stages.load(name)
     assert spec.name == name
     assert set(spec.sections) <= set(SECTIONS)
 

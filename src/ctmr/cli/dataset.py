@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctmr.cli.options import AsJson, Revision
 from ctmr.datasets.names import Dates, FolderLayout
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ class CheckedStore(StrEnum):
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
 Repo = Annotated[Path, typer.Option("--repo", help="The git + DVC repository.")]
-Revision = Annotated[str, typer.Option("--revision", help="Git revision; default: the current one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 
 @app.command()

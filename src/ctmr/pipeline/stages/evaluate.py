@@ -321,17 +321,26 @@ def _files(recipe: Recipe) -> dict[str, str]:
     return {} if weights is None else {"evaluate.feature_weights": weights}
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the verdict and its reason, in half a line."""
+    s = summary
+    measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
+    return f"{s['verdict']}{measured}{': ' if s['reason'] else ''}{s['reason']}"
+
+
 STAGE = Stage(
     "evaluate",
+    help="held-out measurements under named protocols, verdict of the gate.",
     takes={
         "model": "train",
         "preprocessed": "preprocess",
         "raw": "fetch/raw",
         "manifest": "validate/manifest.parquet",
     },
-    options=("champion",),
+    options={"champion": "Compare with the registered champion, which is the default, or with none."},
     sections=("direction", "evaluate", "gate"),
     run=run,
+    summary_line=summary_line,
     version=6,
     files=_files,
 )

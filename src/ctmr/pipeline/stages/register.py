@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,14 @@ def _card(name: str, lineage: dict[str, str], specs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the registered version, in half a line."""
+    return f"{summary['name']} version {summary['version']}"
+
+
 STAGE = Stage(
     "register",
+    help="a model that passed becomes an MLflow version with lineage.",
     takes={
         "model": "train",
         "decision": "evaluate/decision.json",
@@ -143,6 +150,7 @@ STAGE = Stage(
     },
     sections=("name", "register", "deploy"),
     run=run,
+    summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,11 +207,20 @@ def export(context: Context, description: model_folder.Description, generators: 
     return differences
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return steps, the export's precision and alarms, in half a line."""
+    s = summary
+    alarms = f", alarms: {', '.join(s['alarms'])}" if s.get("alarms") else ""
+    return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch{alarms}"
+
+
 STAGE = Stage(
     "train",
+    help="CycleGAN training, export to ONNX.",
     takes={"preprocessed": "preprocess", "best": "tune/best.yaml"},
     sections=("direction", "preprocess", "normalise", "network", "loss", "train"),
     run=run,
+    summary_line=summary_line,
     version=4,
     assist=assist,
 )

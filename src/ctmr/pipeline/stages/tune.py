@@ -134,10 +134,18 @@ def _row(slot: Slot) -> dict[str, Any]:
     }
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the best trial, in half a line."""
+    s = summary
+    return f"best of {s['trials']} trials ({s['pruned']} pruned): trial {s['best_trial']}, {s['best_score']:.4g}"
+
+
 STAGE = Stage(
     "tune",
+    help="Optuna study; every trial is an MLflow child run.",
     takes={"preprocessed": "preprocess"},
     sections=("direction", "preprocess", "normalise", "network", "loss", "train", "tune"),
     run=run,
+    summary_line=summary_line,
     version=3,
 )

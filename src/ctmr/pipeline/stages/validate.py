@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
@@ -169,10 +170,19 @@ def _reason(found: list[Finding], outcome: Outcome, total: int) -> str:
     return words
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the outcome, what is used and why not more, in half a line."""
+    s = summary
+    used = f"{s['used']} of {s['images']} used, expectations {s['expectations']}"
+    return f"{s['outcome'].replace('_', ' ')}: {used}{': ' if s['reason'] else ''}{s['reason']}"
+
+
 STAGE = Stage(
     "validate",
+    help="findings, Great Expectations, splits; decides what may be used.",
     takes={"inventory": "fetch/inventory.parquet"},
     sections=("data", "validation"),
     run=run,
+    summary_line=summary_line,
     version=2,
 )
