@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctmr.cli.app import app
+from ctmr.errors import EnvironmentFault
 from ctmr.pipeline import stages
+from ctmr.pipeline.doors import written
 from ctmr.pipeline.parameters import OUT, OVERRIDES, PARAMETERS, RECIPE, assignments
 from ctmr.recipe.loading import load, render
 
@@ -55,6 +58,25 @@ def options(command: str) -> dict[str, Any]:
     """Option → default, of a command of ours."""
     group: Any = typer.main.get_command(app)
     return {p.opts[0]: p.default for p in group.commands[command].params}
+
+
+def test_the_doors_that_are_files_are_those_of_the_stages() -> None:
+    for path, text in written(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, "run `make doors`"
+
+
+def test_what_stands_around_the_stages_is_kept(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "MLproject"):
+        whole = (ROOT / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r"(?m)^  (fetch|tune):\n(    .*\n)+", "", whole))
+    assert {p.name: text for p, text in written(tmp_path).items()} == {
+        name: (ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "MLproject")
+    }
+
+
+def test_doors_are_written_in_a_checkout_only(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"there is no dvc\.yaml in .*; write it in a checkout"):
+        written(tmp_path)
 
 
 # The command line

@@ -1,4 +1,4 @@
-"""`ctmr pipeline` and `ctmr submit`: the Kubeflow pipeline compiled, checked, and sent to a server."""
+"""`ctmr pipeline` and `ctmr submit`: the pipeline's doors written, compiled, checked, and sent to a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ import typer
 
 from ctmr.errors import CtmrError, InputError
 
-app = typer.Typer(help="The Kubeflow pipeline: compile it, check it.", no_args_is_help=True)
+app = typer.Typer(help="The pipeline: write its doors, compile it, check it.", no_args_is_help=True)
+
+
+@app.command("doors")
+def pipeline_doors() -> None:
+    """Write the doors that are files: dvc.yaml, MLproject and pipelines/ct_mr.yaml."""
+    from ctmr.kubeflow.compile import compile_pipeline
+    from ctmr.pipeline.doors import written
+    from ctmr.pipeline.kfp_local import shipped_pipeline
+
+    compiled = shipped_pipeline()
+    for path, text in {**written(compiled.parents[1]), compiled: compile_pipeline()}.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
 
 
 @app.command("compile")
