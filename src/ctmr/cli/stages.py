@@ -22,6 +22,7 @@ from ctmr.cli.options import (
 from ctmr.pipeline import stages
 from ctmr.pipeline.parameters import DATASET, PARAMETERS, PATH, RECIPE, REVISION
 from ctmr.pipeline.stages import Declaration
+from ctmr.tracking.names import run_name
 
 
 def run(
@@ -50,7 +51,7 @@ def run(
         source,
         recipe,
         settings or [],
-        folder=out or home.runs / f"{chosen.name}-{source.dataset.name}",
+        folder=out or home.runs / run_name(chosen.name, source.dataset.name),
         home=home,
         runner=how,
         report_for=console.report_for,
@@ -94,7 +95,7 @@ def _command_of(stage: Declaration) -> Callable[..., None]:
         source = None
         if "dataset" in stage.options:
             source = resolve_dataset(dataset, path, revision, home, console.report_for(stage.name))
-            folder = out or home.runs / f"{chosen.name}-{source.dataset.name}"
+            folder = out or home.runs / run_name(chosen.name, source.dataset.name)
         else:
             # The default says nothing about which run is meant; what was typed does.
             typed = getattr(context.get_parameter_source("dataset"), "name", "") != "DEFAULT"

@@ -16,6 +16,7 @@ from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home, quiet_libraries
+from ctmr.tracking.names import run_name
 
 START = "start"
 
@@ -64,7 +65,7 @@ def start(
         return Started(
             source.to_option(),
             json.dumps(champion, sort_keys=True) if champion else "",
-            _workspace(f"{chosen.name}-{source.dataset.name}"),
+            _workspace(run_name(chosen.name, source.dataset.name)),
             stage_settings(chosen),
         )
 

@@ -19,6 +19,7 @@ from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
 from ctmr.system.progress import Report, silent
 from ctmr.tracking.mlflow import whole_run
+from ctmr.tracking.names import model_name
 
 
 @dataclass
@@ -140,15 +141,11 @@ def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, s
     if scheme != "sqlite" or Path(unquote(rest.partition("?")[0])).exists():
         from ctmr.tracking.mlflow import Tracking
 
-        found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)
+        name = model_name(recipe.register_.name, recipe.name, dataset)
+        found = Tracking(home).champion(name, recipe.register_.alias)
         if found:
             return {"name": found.name, "version": found.version, "digest": found.digest, "run_id": found.run_id}
     return {}
-
-
-def model_name(recipe: Recipe, dataset: str) -> str:
-    """Return the registered model's name."""
-    return recipe.register_.name or f"{recipe.name}-{dataset}"
 
 
 def champion_option(champion: Mapping[str, str], candidate: Path, out: Path) -> str:

@@ -17,6 +17,7 @@ from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
 from ctmr.system.progress import Report
 from ctmr.tracking.mlflow import GIVEN, Tracking
+from ctmr.tracking.names import run_name
 
 
 class Champion(StrEnum):
@@ -93,7 +94,7 @@ def run_folder(recipe: Recipe, dataset: str, path: str, home: Home) -> Path:
     InputError
         There is none, or several.
     """
-    found = sorted(p for p in home.runs.glob(f"{recipe.name}-*") if p.is_dir()) if home.runs.is_dir() else []
+    found = sorted(p for p in home.runs.glob(run_name(recipe.name, "*")) if p.is_dir()) if home.runs.is_dir() else []
     of = ""
     if dataset:
         of = f" on dataset {dataset}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import TritonClient, probe
-from ctmr.serving.model_repository import Part, Release
+from ctmr.serving.model_repository import Release
+from ctmr.tracking.names import Part, candidate_name
 
 CANARY_DEADLINE_S = 30.0
 DRAIN_TIMEOUT_S = 600.0
@@ -49,11 +50,6 @@ class RolloutReport:
     live: str | None
     reason: str
     seconds: float
-
-    @property
-    def deployed(self) -> bool:
-        """True when the version is live and proven."""
-        return not self.reason and self.live == self.version
 
 
 class RolloutFailed(CtmrError):
@@ -167,7 +163,7 @@ def revive(client: TritonClient, repository: Path, model: str) -> str:
 
 def _prove_as_candidate(client: TritonClient, repository: Path, release: Release, prove: Prove) -> None:
     for left in repo.leftover_candidates(repository):
-        if left.startswith(repo.candidate_name(release.model)):
+        if left.startswith(candidate_name(release.model)):
             _forget(client, repository, left)
     candidate = release.as_candidate()
     try:

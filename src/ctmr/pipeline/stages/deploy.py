@@ -35,8 +35,9 @@ def run(context: Context) -> dict[str, Any]:
     """
     from ctmr.serving.client import TritonClient
     from ctmr.serving.export import ServedSpec
-    from ctmr.serving.model_repository import Release, served_name
+    from ctmr.serving.model_repository import Release
     from ctmr.serving.rollout import deploy
+    from ctmr.tracking.names import served_name
 
     version = read_version(context.inputs["registered"])
     url = endpoint(context.home, context.recipe)
