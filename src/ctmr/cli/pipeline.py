@@ -12,8 +12,8 @@ from ctmr.errors import CtmrError, InputError
 app = typer.Typer(help="The pipeline: write its doors, compile it, check it.", no_args_is_help=True)
 
 
-@app.command("doors")
-def pipeline_doors() -> None:
+@app.command()
+def doors() -> None:
     """Write the doors that are files: dvc.yaml, MLproject and pipelines/ct_mr.yaml."""
     from ctmr.kubeflow.compile import compile_pipeline
     from ctmr.pipeline.doors import written
@@ -26,7 +26,7 @@ def pipeline_doors() -> None:
 
 
 @app.command("compile")
-def pipeline_compile(
+def compile_(
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default pipelines/ct_mr.yaml.")] = None,
     image: Annotated[str, typer.Option("--image", help="Image of every task, with registry and digest.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail when the file is not current.")] = False,
@@ -48,8 +48,8 @@ def pipeline_compile(
     print(f"compiled to {path}")
 
 
-@app.command("lint")
-def pipeline_lint(
+@app.command()
+def lint(
     path: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: pipelines/ct_mr.yaml.")] = None,
 ) -> None:
     """Check a compiled pipeline: strict parsing, and what would silently not run on one machine."""

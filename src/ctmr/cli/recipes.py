@@ -12,7 +12,7 @@ app = typer.Typer(help="The recipes: one typed tree of settings each.", no_args_
 
 
 @app.command("list")
-def recipe_list() -> None:
+def list_() -> None:
     """The recipes by name."""
     from ctmr.recipe.loading import load, recipe_names
 
@@ -20,8 +20,8 @@ def recipe_list() -> None:
         print(f"{name:<16}{load(name).description or 'every field at its default'}")
 
 
-@app.command("resolve")
-def recipe_resolve(
+@app.command()
+def resolve(
     name: Annotated[str, typer.Argument(help="Recipe by name, or a YAML file.")], settings: Settings = None
 ) -> None:
     """Print a recipe in full, every default filled in."""
