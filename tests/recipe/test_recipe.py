@@ -403,10 +403,12 @@ def test_a_direction_given_as_a_list_is_read_with_one_notice(tmp_path):
     (tmp_path / "mine.yaml").write_text("directions: [ct2mr]\n")
     code = (
         "from ctmr.recipe.loading import load\n"
+        "from ctmr.recipe.recipe import Recipe\n"
+        "print(Recipe.model_validate({'directions': ['ct2mr']}).direction)\n"
         f"print(load({str(tmp_path / 'mine.yaml')!r}).direction, load('demo', ['directions=[ct2mr]']).direction)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ct2mr", "ct2mr"]
+    assert done.stdout.split() == ["ct2mr"] * 3
     assert done.stderr == "ctmr: the recipe key directions is now direction, one value: write direction: mr2ct\n"
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +114,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(tree: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
     """Return the recipe of a plain tree, or raise InputError with one sentence naming the key and what is allowed."""
-    now = dict(_as_it_is_now(key, value) for key, value in tree.items())
     try:
-        return Recipe.model_validate(merge(Recipe().dump(), now))
+        return Recipe.model_validate(merge(Recipe().dump(), tree))
     except ValidationError as error:
         raise InputError(f"{source}: {_sentence(error)}") from None
 
@@ -153,24 +150,11 @@ def override(recipe: Recipe, assignments: Iterable[tuple[str, Any]], *, source: 
     """Return a copy with dotted keys replaced; unknown keys and impossible values raise InputError."""
     tree = recipe.dump()
     for dotted, value in assignments:
-        set_key(tree, *_as_it_is_now(dotted, value))
+        set_key(tree, dotted, value)
     try:
         return type(recipe).model_validate(tree)
     except ValidationError as error:
         raise InputError(f"{source}: {_sentence(error)}") from None
-
-
-def _as_it_is_now(key: str, value: Any) -> tuple[str, Any]:
-    """Return a recipe key and value as they are written now: ``directions`` was a list of the one ``direction``."""
-    if key != "directions":
-        return key, value
-    _say_that_directions_is_old()
-    return "direction", value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-
-
-@cache
-def _say_that_directions_is_old() -> None:
-    print("ctmr: the recipe key directions is now direction, one value: write direction: mr2ct", file=sys.stderr)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

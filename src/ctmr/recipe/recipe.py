@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -239,6 +241,16 @@ class Recipe(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _directions_was_a_list_of_one(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "directions" not in tree:
+            return tree
+        _say_that_directions_is_old()
+        given = tree["directions"]
+        one = given[0] if isinstance(given, list | tuple) and len(given) == 1 else given
+        return {**{k: v for k, v in tree.items() if k != "directions"}, "direction": one}
+
     @field_validator("gate")
     @classmethod
     def _gate_can_be_measured(cls, gate: Gate) -> Gate:
@@ -264,6 +276,11 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """Return the whole tree as plain JSON types, with every default filled in."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+@cache
+def _say_that_directions_is_old() -> None:
+    print("ctmr: the recipe key directions is now direction, one value: write direction: mr2ct", file=sys.stderr)
 
 
 def section_tree(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:

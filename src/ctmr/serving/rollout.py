@@ -40,8 +40,6 @@ class RolloutReport:
         The version that is live now, if any.
     reason
         Why it did not go live; empty when it did.
-    seconds
-        Wall time.
     """
 
     model: str
@@ -49,7 +47,6 @@ class RolloutReport:
     previous: str | None
     live: str | None
     reason: str
-    seconds: float
 
 
 class RolloutFailed(CtmrError):
@@ -90,7 +87,6 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
     RolloutFailed
         The old version is live as before, and what was written has been removed.
     """
-    began = time.monotonic()
     # What cannot work ends here, before anything is written: other content, another geometry, no server.
     repo.check_version(repository, release)
     client.index()
@@ -116,16 +112,9 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
         if not isinstance(error, Exception):
             raise
         reason = str(error) if isinstance(error, CtmrError) else f"{type(error).__name__}: {error}"
-        report = RolloutReport(
-            release.model,
-            release.version,
-            previous,
-            _live(client, release.model),
-            reason,
-            time.monotonic() - began,
-        )
-        raise RolloutFailed(report) from error
-    return RolloutReport(release.model, release.version, previous, live, "", time.monotonic() - began)
+        live = _live(client, release.model)
+        raise RolloutFailed(RolloutReport(release.model, release.version, previous, live, reason)) from error
+    return RolloutReport(release.model, release.version, previous, live, "")
 
 
 def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADLINE_S) -> str:
