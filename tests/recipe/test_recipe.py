@@ -409,7 +409,7 @@ def test_a_direction_given_as_a_list_is_read_with_one_notice(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ct2mr"] * 3
-    assert done.stderr == "ctmr: the recipe key directions is now direction, one value: write direction: mr2ct\n"
+    assert done.stderr == "ctmr: the recipe key directions is now direction, one value: mr2ct or ct2mr\n"
 
 
 def test_the_last_set_of_a_key_wins():

@@ -280,7 +280,7 @@ class Recipe(Section):
 
 @cache
 def _say_that_directions_is_old() -> None:
-    print("ctmr: the recipe key directions is now direction, one value: write direction: mr2ct", file=sys.stderr)
+    print("ctmr: the recipe key directions is now direction, one value: mr2ct or ct2mr", file=sys.stderr)
 
 
 def section_tree(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
