@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check drill lint clean
+.PHONY: help install demo test check drill lint doors clean
 
 help: ## Print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint:
 
 drill: install ## The long fault drills, in full
 	@CTMR_DRILL=full $(BIN)/python -m pytest -q -m drill $(ARGS)
+
+doors: install ## Write dvc.yaml, MLproject and pipelines/ct_mr.yaml from the stages
+	@$(BIN)/ctmr pipeline doors
 
 clean: ## Stop the servers and remove .ctmr (runs, models, registry)
 	@test ! -x $(BIN)/ctmr || $(BIN)/ctmr down

@@ -52,7 +52,7 @@ def pack(recipe: Recipe, dataset: str, root: Path, out: Path) -> Path:
         A home; its run folder is named after the recipe, and `adopt` goes on in it.
     """
     from ctmr.datasets.dvc import resolve
-    from ctmr.pipeline.inline import inputs_below, stage
+    from ctmr.pipeline import stages
     from ctmr.pipeline.stage import run_stage
     from ctmr.system.home import Home, quiet_libraries
 
@@ -62,10 +62,8 @@ def pack(recipe: Recipe, dataset: str, root: Path, out: Path) -> Path:
     outputs = {name: folder / name for name in STAGES}
     for name in STAGES:
         options = {"dataset": resolve(dataset).to_option()} if name == "fetch" else {}
-        spec = stage(name)
-        run_stage(
-            spec, inputs=inputs_below(spec, outputs), recipe=recipe, out=outputs[name], home=home, options=options
-        )
+        spec = stages.load(name)
+        run_stage(spec, inputs=spec.inputs(outputs), recipe=recipe, out=outputs[name], home=home, options=options)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out.with_name(out.name + ".partial")
     with tarfile.open(partial_file, "w:xz") as archive:
@@ -280,7 +278,7 @@ def read_pieces(folder: Path) -> dict[str, torch.Tensor]:
 
 def adopt(archive: Path, folder: Path, root: Path) -> Path:
     """Make a trained model of the pieces, as the stage train would have left it, evaluate it and return its folder."""
-    from ctmr.pipeline.inline import inputs_below, stage
+    from ctmr.pipeline import stages
     from ctmr.pipeline.stage import run_stage
     from ctmr.system.home import Home, quiet_libraries
 
@@ -301,11 +299,9 @@ def adopt(archive: Path, folder: Path, root: Path) -> Path:
     outputs = {name: run / name for name in (*STAGES, "tune", "train", "evaluate")}
     # Other pieces for the same data and recipe are another model.
     shutil.rmtree(outputs["train"], ignore_errors=True)
-    trained = replace(stage("train"), run=partial(_adopted, folder=folder))
-    for spec, options in ((trained, {}), (stage("evaluate"), {"champion": ""})):
-        run_stage(
-            spec, inputs=inputs_below(spec, outputs), recipe=recipe, out=outputs[spec.name], home=home, options=options
-        )
+    trained = replace(stages.load("train"), run=partial(_adopted, folder=folder))
+    for spec, options in ((trained, {}), (stages.load("evaluate"), {"champion": ""})):
+        run_stage(spec, inputs=spec.inputs(outputs), recipe=recipe, out=outputs[spec.name], home=home, options=options)
     return run
 
 
@@ -329,7 +325,7 @@ def _adopted(context: Context, folder: Path) -> dict[str, Any]:
         generator.load_state_dict({k.removeprefix(first): v for k, v in tensors.items() if k.startswith(first)})
         generators[direction] = generator.eval().requires_grad_(False)
     model_folder.save(context.out, description, generators)
-    differences = train.export(context, description, {d: generators[d] for d in recipe.directions})
+    differences = train.export(context, description, {recipe.direction: generators[recipe.direction]})
     provenance = context.out / "provenance"
     provenance.mkdir(exist_ok=True)
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".csv", ".json")):

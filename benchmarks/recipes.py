@@ -28,7 +28,7 @@ from ctmr.imaging.volume import Modality
 from ctmr.metrics.significance import wilcoxon_p
 from ctmr.phantom import make_head
 from ctmr.phantom.cohort import CohortPlan, write_cohort
-from ctmr.pipeline.inline import inputs_below, stage
+from ctmr.pipeline import stages
 from ctmr.pipeline.stage import run_stage
 from ctmr.recipe.loading import load
 from ctmr.recipe.recipe import Recipe
@@ -330,11 +330,11 @@ def train_and_evaluate(variant: Variant, recipe: Recipe, address: Path, home: Ho
     outputs: dict[str, Path] = {}
     options = {"fetch": {"dataset": source.to_option()}, "evaluate": {"champion": ""}}
     for name in ("fetch", "validate", "preprocess", "tune", "train", "evaluate"):
-        spec = stage(name)
+        spec = stages.load(name)
         outputs[name] = (shared if name in ("fetch", "validate", "preprocess") else out) / name
         run_stage(
             spec,
-            inputs=inputs_below(spec, outputs),
+            inputs=spec.inputs(outputs),
             recipe=recipe,
             out=outputs[name],
             home=home,

@@ -9,7 +9,9 @@ import pytest
 
 from ctmr.cli.app import app, main
 from ctmr.errors import EnvironmentFault, GateFailed
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
+
+STAGE_NAMES = stages.names()
 
 HEAVY = (
     "torch",

@@ -37,7 +37,7 @@ except Enough:
 """
 TINY = [
     "name=tiny",
-    "directions=[mr2ct]",
+    "direction=mr2ct",
     "data={val_fraction: 0.3, test_fraction: 0.3}",
     "preprocess={size: [32, 32], min_head_fraction: 0}",
     "network.generator={kind: resnet, width: 4, blocks: 1}",

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from tests.doors.test_run_on_pictures import TINY
+
+STAGE_NAMES = stages.names()
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE_STAGES = [name for name in STAGE_NAMES if name not in ("register", "deploy")]

@@ -20,10 +20,9 @@ import pytest
 
 from ctmr.datasets.dvc import resolve
 from ctmr.errors import EnvironmentFault, GateFailed, InputError
-from ctmr.pipeline import inline, kfp_local
+from ctmr.pipeline import inline, kfp_local, stages
 from ctmr.pipeline.inline import Run
 from ctmr.pipeline.kfp_local import Runner
-from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.loading import load
 from ctmr.serving.client import TritonClient
@@ -32,6 +31,8 @@ from ctmr.system.digest import content_digest
 from ctmr.system.home import Home, quiet_libraries
 from ctmr.tracking.mlflow import Tracking
 from tests.doors.test_run_on_pictures import TINY, write_pictures
+
+STAGE_NAMES = stages.names()
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from ctmr.serving.server import EmbeddedTriton
 from ctmr.system.home import Home
 from ctmr.tracking.mlflow import Tracking
 from tests.doors.project import SETTINGS, Project, copy_project, digests
 
+STAGE_NAMES = stages.names()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROGRAM = """

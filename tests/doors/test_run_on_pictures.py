@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 TINY = [
     "name=tiny",
-    "directions=[ct2mr]",
+    "direction=ct2mr",
     "preprocess.picture_size=[32, 32]",
     "network.generator={kind: resnet, width: 4, blocks: 1}",
     "network.discriminator={kind: patchgan, width: 4, layers: 1}",

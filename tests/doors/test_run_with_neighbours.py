@@ -27,7 +27,7 @@ SHAPE, SPACING_MM = (24, 28, 24), 8.0
 SETTINGS = [
     "name=tiny",
     "validation.min_side=16",
-    "directions=[mr2ct]",
+    "direction=mr2ct",
     "preprocess={plane: axial, spacing_mm: [8, 8], slice_spacing_mm: 8, size: [28, 24], min_head_fraction: 0.1}",
     "network={neighbours: 1, generator: {kind: resnet, width: 4, blocks: 1}, "
     "discriminator: {kind: patchgan, width: 4, layers: 1, position: true}}",

@@ -38,7 +38,7 @@ SUBJECTS = {
 }
 SETTINGS = [
     "name=tiny",
-    "directions=[mr2ct]",
+    "direction=mr2ct",
     "preprocess={plane: axial, spacing_mm: [8, 8], size: [28, 24], picture_size: [32, 32]}",
     "network.generator={kind: resnet, width: 4, blocks: 1}",
     "evaluate.bootstrap=50",

@@ -216,7 +216,7 @@ def test_the_direction_without_a_unit_is_judged_without_pairs(world, home, tmp_p
     description = json.loads((model / "model.json").read_text()) | {"directions": ["ct2mr"]}
     (model / "model.json").write_text(json.dumps(description))
     turned = recipe(
-        "directions=[ct2mr]",
+        "direction=ct2mr",
         "gate={cycle_slice: {ssim: {min: -1}}, structure: {nmi: {min: 0}}, unpaired_distribution: {kid: {max: 100}}}",
     )
     inputs = world.inputs | {"model": model}

@@ -12,10 +12,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from ctmr.errors import CtmrError
 from ctmr.kubeflow.compile import compile_pipeline, read
 from ctmr.kubeflow.tasks import recipe_for, recipe_from, stage_settings
-from ctmr.pipeline.inline import stage
+from ctmr.pipeline import stages
 from ctmr.pipeline.kfp_local import shipped_pipeline
-from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.recipe.recipe import section_digest
+
+STAGE_NAMES = stages.names()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_it_parses_strictly_into_the_protobufs_and_back(pipeline):
 def test_every_stage_is_a_task_that_takes_what_the_stage_takes(pipeline):
     tasks = tasks_of(pipeline)
     for name in STAGE_NAMES:
-        upstream = {where.partition("/")[0] for where in stage(name).takes.values()}
+        upstream = {where.partition("/")[0] for where in stages.load(name).takes.values()}
         assert set(tasks[name]["inputs"].get("artifacts", {})) == upstream, name
 
 
@@ -101,7 +102,7 @@ def test_a_stage_gets_its_own_recipe_sections_and_nothing_else():
     recipe = recipe_for("demo", ["train.steps=7"], {"paired_volume_hu.psnr.min": 24}, "10.0.0.1:8001")
     settings = stage_settings(recipe)
     for name in STAGE_NAMES:
-        sections = stage(name).sections
+        sections = stages.load(name).sections
         assert set(json.loads(settings[name])) == {"name", *sections}
         assert section_digest(recipe_from(settings[name]), sections) == section_digest(recipe, sections)
     assert json.loads(settings["train"])["train"]["steps"] == 7

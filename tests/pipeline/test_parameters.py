@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctmr.cli.app import app
-from ctmr.pipeline.inline import stage
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.errors import EnvironmentFault
+from ctmr.pipeline import stages
+from ctmr.pipeline.doors import written
 from ctmr.pipeline.parameters import OUT, OVERRIDES, PARAMETERS, RECIPE, assignments
 from ctmr.recipe.loading import load, render
+
+STAGE_NAMES = stages.names()
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILED = ROOT / "pipelines" / "ct_mr.yaml"
@@ -54,6 +58,25 @@ def options(command: str) -> dict[str, Any]:
     """Option → default, of a command of ours."""
     group: Any = typer.main.get_command(app)
     return {p.opts[0]: p.default for p in group.commands[command].params}
+
+
+def test_the_doors_that_are_files_are_those_of_the_stages() -> None:
+    for path, text in written(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, "run `make doors`"
+
+
+def test_what_stands_around_the_stages_is_kept(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "MLproject"):
+        whole = (ROOT / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r"(?m)^  (fetch|tune):\n(    .*\n)+", "", whole))
+    assert {p.name: text for p, text in written(tmp_path).items()} == {
+        name: (ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "MLproject")
+    }
+
+
+def test_doors_are_written_in_a_checkout_only(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"there is no dvc\.yaml in .*; write it in a checkout"):
+        written(tmp_path)
 
 
 # The command line
@@ -97,12 +120,12 @@ def test_mlprojects_environment_is_held_to_the_constraints() -> None:
 
 
 def test_dvc_has_the_stages_without_side_effects(dvc: dict[str, Any]) -> None:
-    assert list(dvc["stages"]) == [n for n in STAGE_NAMES if not stage(n).side_effects]
+    assert list(dvc["stages"]) == [n for n in STAGE_NAMES if not stages.load(n).side_effects]
 
 
 @pytest.mark.parametrize("name", [n for n in STAGE_NAMES if n not in ("register", "deploy")])
 def test_a_dvc_stage_reads_and_writes_what_the_stage_declares(dvc: dict[str, Any], name: str) -> None:
-    spec, found = stage(name), dvc["stages"][name]
+    spec, found = stages.load(name), dvc["stages"][name]
     assert sorted(found.get("deps", [])) == sorted(f"outputs/{where}" for where in spec.takes.values())
     plain = [p for p in found.get("params", []) if isinstance(p, str)]
     assert plain == list(spec.sections)
@@ -116,7 +139,7 @@ def test_dvc_fetches_what_dataset_yaml_says_and_reruns_when_that_changes(dvc: di
     values = read("dataset.yaml")
     given_ = [p for p in PARAMETERS if p.name in values]
     assert values == {p.name: p.default for p in PARAMETERS if p not in (RECIPE, OVERRIDES, OUT)}
-    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}, *stage("fetch").sections]
+    assert dvc["stages"]["fetch"]["params"] == [{"dataset.yaml": list(values)}, *stages.load("fetch").sections]
     words = shlex.split(dvc["stages"]["fetch"]["cmd"])
     for parameter in given_:
         assert words[words.index(parameter.option) + 1] == f"${{{parameter.name}}}"
@@ -154,7 +177,7 @@ def test_the_kubeflow_pipeline_has_the_eight_stages_with_their_inputs(compiled: 
     components = {k.removeprefix("comp-"): v for k, v in compiled["components"].items()}
     assert set(STAGE_NAMES) | TUNE_ON_KFP <= set(components)
     for name in STAGE_NAMES:
-        upstream = {where.partition("/")[0] for where in stage(name).takes.values()}
+        upstream = {where.partition("/")[0] for where in stages.load(name).takes.values()}
         assert set(components[name].get("inputDefinitions", {}).get("artifacts", {})) == upstream, name
 
 

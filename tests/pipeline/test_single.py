@@ -11,7 +11,7 @@ from ctmr.datasets.dvc import Dataset, DatasetSource
 from ctmr.errors import InputError
 from ctmr.pipeline import single
 from ctmr.pipeline.inline import resolve_champion
-from ctmr.pipeline.single import Champion, run_alone, run_folder
+from ctmr.pipeline.single import run_alone, run_folder
 from ctmr.pipeline.stage import RECORD, read_record
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
@@ -148,13 +148,14 @@ def test_a_verdict_from_elsewhere_and_a_failed_one_are_registers_own_affair(
     register(judged, home)
 
 
-@pytest.mark.parametrize(("champion", "option"), [(Champion.NONE, ""), (Champion.REGISTERED, CHAMPION)])
+@pytest.mark.parametrize(("champion", "option"), [("none", ""), ("registered", CHAMPION), ("", CHAMPION)])
 def test_evaluate_compares_with_whom_it_is_told(
-    judged: Path, home: Home, monkeypatch: pytest.MonkeyPatch, champion: Champion, option: str
+    judged: Path, home: Home, monkeypatch: pytest.MonkeyPatch, champion: str, option: str
 ) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setattr(single, "run_stage", lambda spec, **kwargs: seen.update(kwargs["options"]))
-    run_alone("evaluate", RECIPE, folder=judged, home=home, report=lambda m, f=None: None, champion=champion)
+    options = {"champion": champion}
+    run_alone("evaluate", RECIPE, folder=judged, home=home, report=lambda m, f=None: None, options=options)
     assert seen == {"champion": option}
 
 

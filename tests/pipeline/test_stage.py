@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from ctmr.errors import EnvironmentFault, GateFailed, InputError
-from ctmr.pipeline import stage as contract
 from ctmr.pipeline.stage import RECORD, Stage, run_stage
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
-from ctmr.system.digest import content_digest
+from ctmr.system.digest import content_digest, tree_digest
 
 
 class Toy:
@@ -31,7 +30,9 @@ class Toy:
         self.data = root / "data"
         self.data.mkdir()
         (self.data / "x.txt").write_text("one")
-        self.stage = Stage("toy", takes={"data": "data"}, sections=("train",), run=self.work, options=("who",))
+        self.stage = Stage(
+            "toy", takes={"data": "data"}, sections=("train",), run=self.work, options={"who": "Who asks."}
+        )
         self.out = root / "run" / "toy"
 
     def work(self, context):
@@ -111,6 +112,16 @@ def test_the_bytes_of_a_file_that_the_recipe_names_count_and_it_must_be_there(to
     assert toy().reused
     named.write_text("two")
     assert toy().because == "file train.weights changed"
+
+
+def test_an_output_made_when_a_recipe_listed_its_directions_is_reused(toy):
+    toy.stage = replace(toy.stage, sections=("direction", "train"))
+    toy()
+    record = json.loads((toy.out / RECORD).read_text())
+    assert record["parts"]["recipe.directions"] == tree_digest({"directions": ["mr2ct"]})
+    assert record["settings"]["directions"] == ["mr2ct"]
+    toy.recipe = override(toy.recipe, [("direction", "ct2mr")])
+    assert toy().because == "recipe.directions changed"
 
 
 def test_several_reasons_are_all_named(toy):
@@ -224,22 +235,12 @@ def test_a_full_disk_is_a_fault_of_the_environment_that_names_the_file(toy):
     assert [p.name for p in toy.out.parent.iterdir()] == ["toy"]
 
 
-@pytest.mark.parametrize("where", ["_fsync", "put_in_place"])
+@pytest.mark.parametrize("where", ["os.fsync", "ctmr.system.files.exchange"])
 def test_a_disk_that_fills_while_the_output_is_put_in_place_leaves_the_old_one(toy, monkeypatch, where):
     toy()
     before = files_of(toy.out)
     toy.recipe = override(toy.recipe, [("train.steps", 3)])
-    monkeypatch.setattr(contract, where, lambda *paths: full_disk())
-    with pytest.raises(EnvironmentFault):
-        toy()
-    assert files_of(toy.out) == before
-
-
-def test_when_the_last_rename_fails_the_old_output_comes_back(toy, monkeypatch):
-    toy()
-    before = files_of(toy.out)
-    toy.recipe = override(toy.recipe, [("train.steps", 3)])
-    monkeypatch.setattr("ctmr.system.files.exchange", lambda a, b: full_disk())
+    monkeypatch.setattr(where, lambda *paths: full_disk())
     with pytest.raises(EnvironmentFault):
         toy()
     assert files_of(toy.out) == before
@@ -261,8 +262,8 @@ import os, signal, sys
 from pathlib import Path
 from ctmr.system.home import Home
 from ctmr.recipe.recipe import Recipe
-from ctmr.pipeline import stage as contract
 from ctmr.pipeline.stage import Stage, run_stage
+from ctmr.system import files
 
 root, when = Path(sys.argv[1]), sys.argv[2]
 
@@ -281,14 +282,14 @@ def work(context):
 
 
 if when in ("before the exchange", "after the exchange"):
-    swap = contract.exchange
+    swap = files.exchange
 
     def stop(a, b):
         if when == "after the exchange":
             swap(a, b)
         die()
 
-    contract.exchange = stop
+    files.exchange = stop
 stage = Stage("toy", takes={"data": "data"}, sections=("train",), run=work)
 result = run_stage(stage, inputs={"data": root / "data"}, recipe=Recipe(), out=root / "out", home=Home.current())
 print(result.because)

@@ -1,5 +1,7 @@
 """Recipe: every mistake is one sentence, every override does what it says, digests cover what they name."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,14 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction
 from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from ctmr.recipe.loading import load, merge, override, parse, recipe_folder, recipe_names, render, set_key
-from ctmr.recipe.recipe import Recipe, section_digest
+from ctmr.recipe.recipe import Recipe, section_digest, section_tree
 from ctmr.recipe.training import Train
 from ctmr.recipe.tuning import Uniform
+from ctmr.system.digest import tree_digest
+
+STAGE_NAMES = stages.names()
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = ["default", *sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml"))]
@@ -156,9 +161,9 @@ def test_an_unknown_key_is_one_sentence_that_names_it(tree, key):
     [
         ({"train": {"steps": "many"}}, "train.steps: input should be a valid integer"),
         ({"train": {"precision": "fp8"}}, "'fp32', 'tf32', 'bf16' or 'auto'"),
-        ({"directions": []}, "give [mr2ct] or [ct2mr]"),
-        ({"directions": ["mr2ct", "ct2mr"]}, "one direction is measured, gated and served"),
-        ({"directions": ["ct2pet"]}, "'mr2ct' or 'ct2mr'"),
+        ({"direction": "ct2pet"}, "direction: input should be 'mr2ct' or 'ct2mr' (found 'ct2pet')"),
+        ({"directions": []}, "direction: input should be 'mr2ct' or 'ct2mr' (found [])"),
+        ({"directions": ["mr2ct", "ct2mr"]}, "(found ['mr2ct', 'ct2mr'])"),
         ({"preprocess": {"size": [30, 32]}}, "not divisible by 4"),
         ({"name": "Bad Name"}, "name: string should match"),
         ({"normalise": {"hu": {"kind": "window", "low": 5, "high": 5}}}, "low 5 must be below high 5"),
@@ -358,7 +363,7 @@ def test_an_override_names_the_option_and_leaves_the_original_alone():
         ("train.steps=500", lambda r: r.train.steps, 500),
         ("train.flip=false", lambda r: r.train.flip, False),
         ("preprocess.size=[64, 32]", lambda r: r.preprocess.size, (64, 32)),
-        ("directions=[ct2mr]", lambda r: r.directions, (Direction.CT2MR,)),
+        ("direction=ct2mr", lambda r: r.direction, Direction.CT2MR),
         ("loss.warmup={weight: 2, fraction: 1e-1}", lambda r: (r.loss.warmup.weight, r.loss.warmup.fraction), (2, 0.1)),
         ("data.max_images=null", lambda r: r.data.max_images, None),
         ("register.name=brain=1", lambda r: r.register_.name, "brain=1"),
@@ -393,6 +398,20 @@ def test_a_bad_set_is_one_sentence(text, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_direction_given_as_a_list_is_read_with_one_notice(tmp_path):
+    """In a process of its own: the notice comes once a process."""
+    (tmp_path / "mine.yaml").write_text("directions: [ct2mr]\n")
+    code = (
+        "from ctmr.recipe.loading import load\n"
+        "from ctmr.recipe.recipe import Recipe\n"
+        "print(Recipe.model_validate({'directions': ['ct2mr']}).direction)\n"
+        f"print(load({str(tmp_path / 'mine.yaml')!r}).direction, load('demo', ['directions=[ct2mr]']).direction)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ct2mr"] * 3
+    assert done.stderr == "ctmr: the recipe key directions is now direction, one value: mr2ct or ct2mr\n"
+
+
 def test_the_last_set_of_a_key_wins():
     assert load("default", ["train.steps=5", "train.steps=6"]).train.steps == 6
 
@@ -422,21 +441,24 @@ def test_a_section_changes_the_digests_that_name_it_and_no_other(changed, sectio
 @given(st.floats(-100, 100))
 @settings(max_examples=20)
 def test_no_gate_ever_invalidates_training(limit):
-    from ctmr.pipeline.inline import stage
-
     changed = override(Recipe(), [("gate.paired_volume_hu.psnr.min", limit), ("gate.structure.nmi.max", limit)])
     for name in ("fetch", "preprocess", "tune", "train"):
-        sections = stage(name).sections
+        sections = stages.load(name).sections
         assert section_digest(changed, sections) == section_digest(Recipe(), sections)
 
 
 @pytest.mark.parametrize("name", STAGE_NAMES)
 def test_every_stage_declares_sections_that_exist(name):
-    from ctmr.pipeline.inline import stage
-
-    spec = stage(name)
+    spec = stages.load(name)
     assert spec.name == name
     assert set(spec.sections) <= set(SECTIONS)
+
+
+def test_what_was_made_when_the_direction_was_a_list_is_found_again():
+    """Digests of ``{"directions": ["mr2ct"]}``, as stages recorded them."""
+    old = {"directions": ["mr2ct"], "deploy": Recipe().dump()["deploy"]}
+    assert section_tree(Recipe(), ["direction", "deploy"]) == old
+    assert section_digest(Recipe(), ["direction"]) == tree_digest({"directions": ["mr2ct"]})
 
 
 def test_the_order_of_sections_does_not_count():

@@ -17,7 +17,7 @@ from ctmr.imaging.inference_path import finish, prepare
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import NotServed, TritonClient
-from ctmr.serving.model_repository import Part
+from ctmr.tracking.names import Part
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ from ctmr.imaging.grid import picture_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.serving import model_repository as repo
 from ctmr.serving.export import ServedModality
-from ctmr.serving.model_repository import Part, Release
+from ctmr.serving.model_repository import Release
+from ctmr.tracking.names import Part, served_name
 
 MODEL = "tiny_mr2ct"
 
@@ -23,7 +24,7 @@ def tree(folder):
 
 
 def test_a_version_is_three_models_of_one_version_number(exported, tmp_path):
-    assert repo.served_name("tiny", Direction.MR2CT) == MODEL
+    assert served_name("tiny", Direction.MR2CT) == MODEL
     assert repo.write_version(tmp_path, exported[0].release(MODEL, 7))
     files = tree(tmp_path)
     assert set(files) == {

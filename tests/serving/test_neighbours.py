@@ -21,7 +21,8 @@ from ctmr.serving import model_repository as repo
 from ctmr.serving import rollout
 from ctmr.serving.client import TritonClient
 from ctmr.serving.export import ServedSpec, export_translator
-from ctmr.serving.model_repository import Part, Release
+from ctmr.serving.model_repository import Release
+from ctmr.tracking.names import Part
 
 SIZE, CHANNELS = (24, 32), 2
 

@@ -22,7 +22,7 @@ from ctmr.tuning.trial import Reported
 SIZE, SHOWN = 32, 5
 MR, CT = Modality.MR, Modality.CT
 RECIPE = override(Recipe(), [("preprocess.size", [SIZE, SIZE])])
-CT2MR = override(RECIPE, [("directions", ["ct2mr"])])
+CT2MR = override(RECIPE, [("direction", "ct2mr")])
 Y, X = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
 HEAD = X**2 + Y**2 < 13**2
 
@@ -108,7 +108,7 @@ def test_without_pairs_in_a_unit_the_score_is_distance_structure_and_cycle(prepa
     """MR in arbitrary units has no unit to err in, paired or not."""
     made = scorer(prepared(mr, ct, paired=paired), recipe)
     assert made.name == "validation 10·KID + (1 - NMI) + (1 - cycle SSIM), unpaired"
-    direction = recipe.directions[0]
+    direction = recipe.direction
     source = images(direction.source, mr if direction is Direction.MR2CT else ct, SHOWN)[:, 0]
     real = images(direction.target, ct if direction is Direction.MR2CT else mr, SHOWN)[:, 0]
     low, high = made.description.sides[direction.target].target_range

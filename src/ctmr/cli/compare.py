@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctmr.cli.options import AsJson
 from ctmr.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def compare(
         list[str] | None, typer.Option("--protocol", help="Only this protocol; repeatable. Default: all they share.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a self-contained page; must not exist.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Compare evaluated runs: means with intervals, paired tests, baselines, verdicts, what differs."""
     from ctmr.cli.console import Console

@@ -74,7 +74,7 @@ class Console:
         """Print one line for a finished stage."""
         what = "reused" if result.reused else f"{result.seconds:6.1f} s"
         why = "" if result.reused or result.because == "it had not run yet" else f"  ({_reasons(result.because)})"
-        self.say(f"  {result.name:<10} {what:<9} {result.digest[:12]}  {summary_line(result)}{why}")
+        self.say(f"  {result.name:<10} {what:<9} {result.digest[:12]}  {result.line}{why}")
 
     def stage_summary(self, result: Result) -> None:
         """Print the JSON document of one stage."""
@@ -169,47 +169,6 @@ class Console:
         if self._status is not None:
             self._status.stop()
             self._status = None
-
-
-_FETCHED = {"unreadable": "of them unreadable", "left_out": "series that are no images"}
-
-
-def summary_line(result: Result) -> str:
-    """Return what a stage came to, in half a line."""
-    s = result.summary
-    match result.name:
-        case "fetch":
-            revision = f"revision {s['revision'][:12]}, " if s["revision"] else ""
-            more = "".join(f", {s[k]} {words}" for k, words in _FETCHED.items() if s[k])
-            return f"{s['images']} image{'s' if s['images'] != 1 else ''}{more}, {revision}md5 {s['md5']}"
-        case "validate":
-            return (
-                f"{s['outcome'].replace('_', ' ')}: {s['used']} of {s['images']} used, expectations {s['expectations']}"
-                f"{_and(s['reason'])}"
-            )
-        case "preprocess":
-            slices = sum(c["slices"] for c in s["counts"].values())
-            return f"{slices} slices of {s['size'][0]}×{s['size'][1]}, {s['plane']}"
-        case "tune":
-            return (
-                f"best of {s['trials']} trials ({s['pruned']} pruned): trial {s['best_trial']}, {s['best_score']:.4g}"
-            )
-        case "train":
-            alarms = f", alarms: {', '.join(s['alarms'])}" if s.get("alarms") else ""
-            return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch{alarms}"
-        case "evaluate":
-            measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
-            return f"{s['verdict']}{measured}{_and(s['reason'])}"
-        case "register":
-            return f"{s['name']} version {s['version']}"
-        case "deploy":
-            return f"live at {s['grpc']}, golden case within {s['golden_difference']:g} {s['golden_unit']}"
-        case _:
-            return ""
-
-
-def _and(reason: str) -> str:
-    return f": {reason}" if reason else ""
 
 
 def _reasons(because: str) -> str:

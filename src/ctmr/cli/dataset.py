@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ctmr.cli.options import AsJson, Revision
 from ctmr.datasets.names import Dates, FolderLayout
+from ctmr.errors import InputError
 
 if TYPE_CHECKING:
     from ctmr.cli.console import Console
@@ -30,8 +32,6 @@ class CheckedStore(StrEnum):
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
 Repo = Annotated[Path, typer.Option("--repo", help="The git + DVC repository.")]
-Revision = Annotated[str, typer.Option("--revision", help="Git revision; default: the current one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 
 @app.command()
@@ -67,14 +67,12 @@ def add(
     from ctmr.datasets.deid.pseudonyms import DEFAULT_FILE
     from ctmr.datasets.operations import AddOptions
     from ctmr.datasets.operations import add as run
-    from ctmr.errors import InputError
     from ctmr.imaging.volume import Modality
 
-    if license_file is not None and not license_file.is_file():
-        raise InputError(f"--license-file {license_file} is no file; give the licence as text")
+    licence = _text_of(license_file)
     if first not in ("", *Modality):
         raise InputError(f"--first {first!r}: folder A holds CT or MR")
-    console = _console(json_)
+    console, identities = _console(json_), identity_file or DEFAULT_FILE
     done = run(
         name,
         source,
@@ -85,8 +83,8 @@ def add(
             endpoint=endpoint_url,
             first=Modality(first) if first else None,
             dates=dates,
-            identity_file=identity_file or DEFAULT_FILE,
-            license="" if license_file is None else license_file.read_text(encoding="utf-8", errors="replace"),
+            identity_file=identities,
+            license=licence,
             description=description,
             skip_refused=skip_refused,
             replace=replace,
@@ -96,12 +94,8 @@ def add(
     if json_:
         console.document(done)
         return
-    index = done["index"]
-    console.say(f"dataset {name} {'added' if done['changed'] else 'unchanged'}: revision {done['revision']}")
-    _counts(console, index)
-    for reason, count in index["left_out"].items():
-        console.say(f"  left out: {count} × {reason}")
-    console.say(f"  who is who: {(identity_file or DEFAULT_FILE).expanduser()}, to be kept by the hospital alone")
+    _added(console, name, done)
+    console.say(f"  who is who: {identities.expanduser()}, to be kept by the hospital alone")
     console.say(f"  next: ctmr dataset push {name} --repo {repo}; ctmr run --dataset {repo} --path {name}")
 
 
@@ -224,6 +218,21 @@ def _done(console: Console, as_json: bool, name: str, what: str, more: Mapping[s
         console.document({"name": name, "done": what, **more})
     else:
         console.say(f"dataset {name} {what}, every object is there")
+
+
+def _text_of(license_file: Path | None) -> str:
+    if license_file is None:
+        return ""
+    if not license_file.is_file():
+        raise InputError(f"--license-file {license_file} is no file; give the licence as text")
+    return license_file.read_text(encoding="utf-8", errors="replace")
+
+
+def _added(console: Console, name: str, done: Mapping[str, Any]) -> None:
+    console.say(f"dataset {name} {'added' if done['changed'] else 'unchanged'}: revision {done['revision']}")
+    _counts(console, done["index"])
+    for reason, count in done["index"]["left_out"].items():
+        console.say(f"  left out: {count} × {reason}")
 
 
 def _counts(console: Console, index: Mapping[str, Any]) -> None:

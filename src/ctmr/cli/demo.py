@@ -15,6 +15,7 @@ from ctmr.pipeline.inline import Run
 from ctmr.pipeline.kfp_local import Runner, run
 from ctmr.recipe.loading import load
 from ctmr.system.home import Home, quiet_libraries
+from ctmr.tracking.names import run_name
 
 RECIPE = "demo"
 
@@ -46,7 +47,7 @@ def run_demo(settings: list[str], *, runner: Runner = Runner.KFP, as_json: bool 
         source,
         RECIPE,
         settings,
-        folder=home.runs / f"{recipe.name}-{source.dataset.name}",
+        folder=home.runs / run_name(recipe.name, source.dataset.name),
         home=home,
         runner=runner,
         report_for=console.report_for,

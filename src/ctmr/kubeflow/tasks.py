@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctmr.errors import CtmrError
-from ctmr.pipeline import events
+from ctmr.pipeline import events, stages
 from ctmr.pipeline.events import WORKSPACE, WORKSPACES
-from ctmr.pipeline.names import STAGE_NAMES
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home, quiet_libraries
+from ctmr.tracking.names import run_name
 
 START = "start"
 
@@ -65,7 +65,7 @@ def start(
         return Started(
             source.to_option(),
             json.dumps(champion, sort_keys=True) if champion else "",
-            _workspace(f"{chosen.name}-{source.dataset.name}"),
+            _workspace(run_name(chosen.name, source.dataset.name)),
             stage_settings(chosen),
         )
 
@@ -94,12 +94,10 @@ def recipe_for(recipe: str, overrides: Sequence[str], limits: Mapping[str, float
 
 def stage_settings(recipe: Recipe) -> dict[str, str]:
     """Return, for each stage, its recipe sections and the recipe's name as JSON: nothing else can reach it."""
-    from ctmr.pipeline.inline import stage
-
     tree = recipe.dump()
     return {
-        name: json.dumps({k: tree[k] for k in sorted({"name", *stage(name).sections})}, sort_keys=True)
-        for name in STAGE_NAMES
+        name: json.dumps({k: tree[k] for k in {"name", *stages.load(name).sections}}, sort_keys=True)
+        for name in stages.names()
     }
 
 
@@ -138,21 +136,18 @@ def run_task(
         Addresses of MLflow and of the Optuna study; empty leaves what the environment says.
     """
     with _task(name, tracking_uri=tracking_uri, study_storage=study_storage):
-        from ctmr.pipeline import inline
+        from ctmr.pipeline.inline import options_of
 
-        spec = inline.stage(name)
+        spec = stages.load(name)
+        outputs = {k: Path(v) for k, v in upstream.items()}
         folder = Path(workspace) / name if workspace else Path(out.path)
-        options = {"dataset": dataset} if name == "fetch" else {}
-        if name == "evaluate":
-            candidate = Path(upstream["train"])
-            options["champion"] = inline.champion_option(json.loads(champion or "{}"), candidate, folder)
         result = run_stage(
             spec,
-            inputs=inline.inputs_below(spec, {k: Path(v) for k, v in upstream.items()}),
+            inputs=spec.inputs(outputs),
             recipe=recipe_from(settings),
             out=folder,
             home=Home.current(),
-            options=options,
+            options=options_of(spec, outputs, folder, dataset, json.loads(champion or "{}")),
             report=events.progress(name),
         )
         if workspace:

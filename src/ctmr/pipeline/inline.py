@@ -1,18 +1,17 @@
-"""Run the eight stages in order, in this process."""
+"""Run the stages in order, in this process."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import GateFailed, InputError
-from ctmr.pipeline.names import STAGE_NAMES
+from ctmr.pipeline import stages
 from ctmr.pipeline.parameters import DEMO
 from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
@@ -20,6 +19,7 @@ from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
 from ctmr.system.progress import Report, silent
 from ctmr.tracking.mlflow import whole_run
+from ctmr.tracking.names import model_name
 
 
 @dataclass
@@ -47,26 +47,9 @@ class Run:
         return {name: result.summary for name, result in self.results.items()}
 
 
-def stage(name: str) -> Stage:
-    """Return a stage by name; imports only that stage."""
-    if name not in STAGE_NAMES:
-        raise InputError(f"there is no stage {name!r}; the stages are {', '.join(STAGE_NAMES)}")
-    found: Stage = import_module(f"ctmr.pipeline.stages.{name}").STAGE
-    return found
-
-
-def default_inputs(spec: Stage, folder: Path) -> dict[str, Path]:
-    """Return where the pipeline finds a stage's inputs below a run folder."""
-    return {name: folder / where for name, where in spec.takes.items()}
-
-
-def inputs_below(spec: Stage, outputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Return a stage's inputs below the outputs of earlier stages, wherever each of them lies."""
-    found = {}
-    for name, where in spec.takes.items():
-        earlier, _, rest = where.partition("/")
-        found[name] = outputs[earlier] / rest
-    return found
+def outputs_below(folder: Path) -> dict[str, Path]:
+    """Return where each stage of a run leaves its output."""
+    return {name: folder / name for name in stages.names()}
 
 
 def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> DatasetSource:
@@ -102,21 +85,18 @@ def run_pipeline(
     InputError
         The dataset was refused, or an option cannot be used.
     """
-    done = Run(folder)
-    options = {"fetch": {"dataset": source.to_option()}}
+    done, outputs = Run(folder), outputs_below(folder)
     with whole_run(home, done.summaries):
         champion = resolve_champion(source.dataset.name, recipe, home)
-        for name in STAGE_NAMES:
-            spec = stage(name)
-            if name == "evaluate":
-                options[name] = {"champion": champion_option(champion, folder / "train", folder / name)}
+        for name in stages.names():
+            spec = stages.load(name)
             result = run_stage(
                 spec,
-                inputs=default_inputs(spec, folder),
+                inputs=spec.inputs(outputs),
                 recipe=recipe,
-                out=folder / name,
+                out=outputs[name],
                 home=home,
-                options=options.get(name, {}),
+                options=options_of(spec, outputs, outputs[name], source.to_option(), champion),
                 report=report_for(name),
             )
             done.results[name] = result
@@ -126,6 +106,24 @@ def run_pipeline(
             if name == "evaluate":
                 _stop_if_failed(result)
     return done
+
+
+def options_of(
+    spec: Stage, outputs: Mapping[str, Path], out: Path, dataset: str, champion: Mapping[str, str]
+) -> dict[str, str]:
+    """Return a stage's options in a whole run: the pinned dataset and the champion, where it asks for them.
+
+    Parameters
+    ----------
+    outputs
+        Where earlier stages' outputs lie; a stage that asks for the champion takes a ``model``, the candidate.
+    out
+        The stage's own output.
+    """
+    found = {"dataset": dataset} if "dataset" in spec.options else {}
+    if "champion" in spec.options:
+        found["champion"] = champion_option(champion, spec.inputs(outputs)["model"], out)
+    return found
 
 
 def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
@@ -143,15 +141,11 @@ def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, s
     if scheme != "sqlite" or Path(unquote(rest.partition("?")[0])).exists():
         from ctmr.tracking.mlflow import Tracking
 
-        found = Tracking(home).champion(model_name(recipe, dataset), recipe.register_.alias)
+        name = model_name(recipe.register_.name, recipe.name, dataset)
+        found = Tracking(home).champion(name, recipe.register_.alias)
         if found:
             return {"name": found.name, "version": found.version, "digest": found.digest, "run_id": found.run_id}
     return {}
-
-
-def model_name(recipe: Recipe, dataset: str) -> str:
-    """Return the registered model's name."""
-    return recipe.register_.name or f"{recipe.name}-{dataset}"
 
 
 def champion_option(champion: Mapping[str, str], candidate: Path, out: Path) -> str:

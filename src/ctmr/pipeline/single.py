@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import InputError
-from ctmr.pipeline import inline
+from ctmr.pipeline import inline, stages
 from ctmr.pipeline.parameters import DEMO
 from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
 from ctmr.system.progress import Report
 from ctmr.tracking.mlflow import GIVEN, Tracking
+from ctmr.tracking.names import run_name
 
 
 class Champion(StrEnum):
-    """Whom `evaluate` compares a model with."""
+    """Whom a stage with the option ``champion`` compares a model with."""
 
     REGISTERED = "registered"
     NONE = "none"
@@ -35,7 +36,7 @@ def run_alone(
     report: Report,
     source: DatasetSource | None = None,
     inputs: Sequence[str] = (),
-    champion: Champion = Champion.REGISTERED,
+    options: Mapping[str, str] | None = None,
 ) -> Result:
     """Run one stage of the run in `folder`.
 
@@ -45,31 +46,39 @@ def run_alone(
         What fetch fetches.
     inputs
         ``NAME=PATH``: inputs that do not lie below `folder`.
-    champion
-        Whom evaluate compares with.
+    options
+        The stage's own options as they were given, checked by `check_options`; empty ones were not.
 
     Raises
     ------
     InputError
         An input is missing or unknown, or register is asked for a model that was not compared with the champion.
     """
-    spec = inline.stage(name)
-    where = inline.default_inputs(spec, folder) | _given(inputs, spec)
-    options: dict[str, str] = {}
+    spec = stages.load(name)
+    where = spec.inputs(inline.outputs_below(folder)) | _given(inputs, spec)
+    chosen = {key: value for key, value in (options or {}).items() if value}
     if source:
-        options["dataset"] = source.to_option()
-    if name == "evaluate":
-        options["champion"] = "" if champion is Champion.NONE else inline.champion_for(folder, recipe, home)
+        chosen["dataset"] = source.to_option()
+    if "champion" in spec.options:
+        none = chosen.get("champion") == Champion.NONE
+        chosen["champion"] = "" if none else inline.champion_for(folder, recipe, home)
     if name == "register":
         _require_compared(folder, where["decision"], recipe, home)
     # Read now: MLflow takes it out of the environment when a run is resumed by its id.
     given = os.environ.get(GIVEN)
-    result = run_stage(spec, inputs=where, recipe=recipe, out=folder / name, home=home, options=options, report=report)
+    result = run_stage(spec, inputs=where, recipe=recipe, out=folder / name, home=home, options=chosen, report=report)
     if given:
         tracking = Tracking(home)
         tracking.tag(given, {"stage": name, "digest": result.digest, "reused": str(result.reused).lower()})
         tracking.outcome(given, {name: result.summary})
     return result
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Refuse an option of a stage that has a value which nobody knows."""
+    champion = options.get("champion", "")
+    if champion not in ("", *Champion):
+        raise InputError(f"--champion {champion!r}: allowed are {', '.join(Champion)}")
 
 
 def run_folder(recipe: Recipe, dataset: str, path: str, home: Home) -> Path:
@@ -85,7 +94,7 @@ def run_folder(recipe: Recipe, dataset: str, path: str, home: Home) -> Path:
     InputError
         There is none, or several.
     """
-    found = sorted(p for p in home.runs.glob(f"{recipe.name}-*") if p.is_dir()) if home.runs.is_dir() else []
+    found = sorted(p for p in home.runs.glob(run_name(recipe.name, "*")) if p.is_dir()) if home.runs.is_dir() else []
     of = ""
     if dataset:
         of = f" on dataset {dataset}"

@@ -9,13 +9,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.recipe.recipe import Recipe, section_digest
+from ctmr.recipe.recipe import Recipe, section_tree
 from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_digest
 from ctmr.system.files import put_in_place, sweep_partial
 from ctmr.system.home import Code, Home
@@ -65,9 +65,13 @@ def _none(recipe: Recipe) -> Mapping[str, str]:
     return {}
 
 
+def _no_line(summary: Mapping[str, Any]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One of the eight stages.
+    """A stage: all that its doors, its order and its reuse follow from.
 
     Attributes
     ----------
@@ -79,6 +83,13 @@ class Stage:
         Recipe sections that it reads; others never invalidate it.
     run
         Does the work; returns a summary of plain JSON types.
+    help
+        One sentence for the command line.
+    summary_line
+        From the summary to what a person reads of it, half a line.
+    options
+        Name → help of what is neither data nor recipe. ``dataset`` and ``champion`` are found by whoever runs the
+        stage; others are handed over as they were given on the command line.
     side_effects
         True when it changes something outside its folder (register, deploy).
     still_true
@@ -97,12 +108,19 @@ class Stage:
     takes: Mapping[str, str]
     sections: tuple[str, ...]
     run: Callable[[Context], dict[str, Any]]
-    options: tuple[str, ...] = ()
+    help: str = ""
+    summary_line: Callable[[Mapping[str, Any]], str] = _no_line
+    options: Mapping[str, str] = field(default_factory=dict)
     side_effects: bool = False
     still_true: Callable[[Context], bool] = _always
     version: int = 1
     files: Callable[[Recipe], Mapping[str, str]] = _none
     assist: Callable[[Context], None] | None = None
+
+    def inputs(self, outputs: Mapping[str, Path]) -> dict[str, Path]:
+        """Return where its inputs lie, from where each earlier stage's output lies."""
+        places = {name: where.partition("/") for name, where in self.takes.items()}
+        return {name: outputs[earlier] / rest for name, (earlier, _, rest) in places.items()}
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,8 @@ class Result:
         True when nothing had to be done.
     because
         Why it ran: which input, recipe section or option changed.
+    line
+        The summary as a person reads it, half a line.
     """
 
     name: str
@@ -126,6 +146,7 @@ class Result:
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
     because: str = ""
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,9 +201,10 @@ def locate(
     for key, path in files.items():
         if not path.is_file():
             raise InputError(f"{key} names {path}, and there is no such file; give the path of a file, or null")
+    sections = section_tree(recipe, stage.sections)
     parts = {
         "version": str(stage.version),
-        **{f"recipe.{section}": section_digest(recipe, (section,)) for section in stage.sections},
+        **{f"recipe.{name}": tree_digest({name: tree}) for name, tree in sections.items()},
         **{f"input {name}": content_digest(path) for name, path in sorted(inputs.items())},
         **{f"file {key}": file_digest(path) for key, path in files.items()},
         **{f"option {name}": value for name, value in sorted(options.items())},
@@ -211,8 +233,20 @@ def run_stage(
     started = time.monotonic()
     options = dict(options or {})
     place = locate(stage, inputs=inputs, recipe=recipe, home=home, options=options)
-    key, parts, work = place.key, place.parts, place.work
-    because = _why(out, parts)
+    context = Context(inputs, options, recipe, out, place.work, home, report)
+    because = _why(out, place.parts)
+    _only_assist(stage, context, because)
+    reused = not because and stage.still_true(context)
+    if reused:
+        record, because = json.loads((out / RECORD).read_text()), "nothing changed"
+    else:
+        record, because = _work(stage, context, place, started), because or "what it did is no longer there"
+    seconds, summary = time.monotonic() - started, record["summary"]
+    return Result(stage.name, out, record["digest"], reused, seconds, summary, because, stage.summary_line(summary))
+
+
+def _only_assist(stage: Stage, context: Context, because: str) -> None:
+    """End this process where torchrun started several and it is not the first, once it has assisted that one."""
     rank, processes = torchrun_rank()
     if processes > 1 and stage.assist is None:
         raise InputError(
@@ -220,44 +254,32 @@ def run_stage(
         )
     if rank > 0:
         if because and stage.assist is not None:
-            stage.assist(Context(inputs, options, recipe, out, work, home))
+            stage.assist(replace(context, report=silent))
         # The first process tells the outcome.
         raise SystemExit(0)
-    if not because:
-        context = Context(inputs, options, recipe, out, work, home, report)
-        if stage.still_true(context):
-            record = json.loads((out / RECORD).read_text())
-            return Result(
-                stage.name,
-                out,
-                record["digest"],
-                True,
-                time.monotonic() - started,
-                record["summary"],
-                "nothing changed",
-            )
-        because = "what it did is no longer there"
-    work.mkdir(parents=True, exist_ok=True)
+
+
+def _work(stage: Stage, context: Context, place: StageKey, started: float) -> dict[str, Any]:
+    """Run a stage, put its output in place and return its record; a failure leaves the old output where it was."""
+    out = context.out
+    context.work.mkdir(parents=True, exist_ok=True)
     sweep_partial(out)
     temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
     temporary.mkdir(parents=True)
     try:
-        summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
-        digest = content_digest(temporary)
-        seconds = time.monotonic() - started
-        settings = recipe.dump()
+        summary = stage.run(replace(context, out=temporary))
         record = {
             "stage": stage.name,
-            "key": key,
-            "parts": parts,
-            "digest": digest,
+            "key": place.key,
+            "parts": place.parts,
+            "digest": content_digest(temporary),
             "summary": summary,
-            "seconds": round(seconds, 2),
+            "seconds": round(time.monotonic() - started, 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "code_revision": Code().revision,
-            "recipe": recipe.name,
-            "settings": {section: settings[section] for section in stage.sections},
+            "recipe": context.recipe.name,
+            "settings": section_tree(context.recipe, stage.sections),
         }
         (temporary / PROVENANCE).mkdir(exist_ok=True)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -272,7 +294,7 @@ def run_stage(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Result(stage.name, out, digest, False, seconds, summary, because)
+    return record
 
 
 def read_record(out: Path) -> dict[str, Any] | None:

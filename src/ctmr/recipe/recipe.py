@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -219,13 +221,13 @@ _DEFAULT_GATE: dict[str, Any] = {
 class Recipe(Section):
     """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
 
-    Directions are ``mr2ct`` and ``ct2mr``. Both generators are always trained; `directions` says which one is
-    evaluated, gated, exported and served.
+    Both generators are always trained; `direction`, ``mr2ct`` or ``ct2mr``, says which one is tuned, evaluated, gated,
+    exported and served.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"
     description: str = ""
-    directions: tuple[Direction, ...] = (Direction.MR2CT,)
+    direction: Direction = Direction.MR2CT
     fetch: Fetch = Fetch()
     data: Data = Data()
     validation: Validate = Validate()
@@ -243,12 +245,15 @@ class Recipe(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    @field_validator("directions")
+    @model_validator(mode="before")
     @classmethod
-    def _some_direction(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
-        if len(directions) != 1:
-            raise ValueError("one direction is measured, gated and served a run; give [mr2ct] or [ct2mr]")
-        return directions
+    def _directions_was_a_list_of_one(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "directions" not in tree:
+            return tree
+        _say_that_directions_is_old()
+        given = tree["directions"]
+        one = given[0] if isinstance(given, list | tuple) and len(given) == 1 else given
+        return {**{k: v for k, v in tree.items() if k != "directions"}, "direction": one}
 
     @field_validator("gate")
     @classmethod
@@ -277,7 +282,23 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
+@cache
+def _say_that_directions_is_old() -> None:
+    print("ctmr: the recipe key directions is now direction, one value: mr2ct or ct2mr", file=sys.stderr)
+
+
+def section_tree(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
+    """Return sections as keys and records hold them: the direction as a list, ``directions``.
+
+    A recipe once had a list there, and what was made then shall be found again.
+    """
+    tree = recipe.dump()
+    wanted = {name: tree[name] for name in sections}
+    if "direction" in wanted:
+        wanted["directions"] = [wanted.pop("direction")]
+    return wanted
+
+
 def section_digest(recipe: Recipe, sections: Iterable[str]) -> str:
     """Return the sha256 over the named sections; other sections never change it."""
-    tree = recipe.dump()
-    return tree_digest({name: tree[name] for name in sections})
+    return tree_digest(section_tree(recipe, sections))

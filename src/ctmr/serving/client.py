@@ -18,7 +18,7 @@ from ctmr.imaging.inference_path import finish, prepare
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Volume
 from ctmr.serving.export import ServedSpec
-from ctmr.serving.model_repository import Part
+from ctmr.tracking.names import Part
 
 DEADLINE_S = 600.0
 """For one volume, queueing and retries included."""

@@ -8,14 +8,14 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import InputError
 from ctmr.imaging.storage_types import STORAGE_DTYPE
-from ctmr.imaging.volume import Direction, Unit
+from ctmr.imaging.volume import Unit
 from ctmr.serving.export import MAX_BATCH, ServedSpec
+from ctmr.tracking.names import Part, candidate_name, is_candidate
 
 GENERATOR_QUEUE = 256
 """Requests that may wait for a generator; more are refused as UNAVAILABLE."""
@@ -26,16 +26,7 @@ SCRIPT = "model.py"
 """The volume model's program: it follows the installed ctmr, so an upgrade can be deployed under the same number."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
-_CANDIDATE = "_candidate"
 _POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
-
-
-class Part(StrEnum):
-    """The three Triton models of one direction, as suffixes of its name."""
-
-    GENERATOR = ""
-    RANGE = "_range"
-    VOLUME = "_volume"
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Release:
     Attributes
     ----------
     model
-        ``<registered name>_<direction>``, from `served_name`.
+        ``<registered name>_<direction>``, from `ctmr.tracking.names.served_name`.
     version
         MLflow's version number, as text.
     generator, range
@@ -87,16 +78,6 @@ class Release:
         if found != wanted:
             raise InputError(f"{path} has sha256 {found[:12]}…, the spec says {wanted[:12]}…; export the model again")
         return {"model.onnx": content}
-
-
-def served_name(name: str, direction: Direction) -> str:
-    """Return the name under which a direction of a registered model is served."""
-    return f"{name}_{direction}"
-
-
-def candidate_name(model: str) -> str:
-    """Return the name under which a version is proven before `model` changes."""
-    return model + _CANDIDATE
 
 
 def write_version(repository: Path, release: Release) -> bool:
@@ -213,7 +194,7 @@ def remove_version(repository: Path, model: str, version: str) -> None:
 def models(repository: Path) -> tuple[str, ...]:
     """Return every Triton model of the repository that a starting server should load; no leftover candidates."""
     names = {p.parent.name for p in repository.glob("*/config.pbtxt")}
-    return tuple(sorted(n for n in names if not any(n.endswith(_CANDIDATE + part) for part in Part)))
+    return tuple(sorted(n for n in names if not is_candidate(n)))
 
 
 def leftover_candidates(repository: Path) -> tuple[str, ...]:

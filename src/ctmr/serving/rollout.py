@@ -12,7 +12,8 @@ from pathlib import Path
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import TritonClient, probe
-from ctmr.serving.model_repository import Part, Release
+from ctmr.serving.model_repository import Release
+from ctmr.tracking.names import Part, candidate_name
 
 CANARY_DEADLINE_S = 30.0
 DRAIN_TIMEOUT_S = 600.0
@@ -39,8 +40,6 @@ class RolloutReport:
         The version that is live now, if any.
     reason
         Why it did not go live; empty when it did.
-    seconds
-        Wall time.
     """
 
     model: str
@@ -48,12 +47,6 @@ class RolloutReport:
     previous: str | None
     live: str | None
     reason: str
-    seconds: float
-
-    @property
-    def deployed(self) -> bool:
-        """True when the version is live and proven."""
-        return not self.reason and self.live == self.version
 
 
 class RolloutFailed(CtmrError):
@@ -94,7 +87,6 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
     RolloutFailed
         The old version is live as before, and what was written has been removed.
     """
-    began = time.monotonic()
     # What cannot work ends here, before anything is written: other content, another geometry, no server.
     repo.check_version(repository, release)
     client.index()
@@ -120,16 +112,9 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
         if not isinstance(error, Exception):
             raise
         reason = str(error) if isinstance(error, CtmrError) else f"{type(error).__name__}: {error}"
-        report = RolloutReport(
-            release.model,
-            release.version,
-            previous,
-            _live(client, release.model),
-            reason,
-            time.monotonic() - began,
-        )
-        raise RolloutFailed(report) from error
-    return RolloutReport(release.model, release.version, previous, live, "", time.monotonic() - began)
+        live = _live(client, release.model)
+        raise RolloutFailed(RolloutReport(release.model, release.version, previous, live, reason)) from error
+    return RolloutReport(release.model, release.version, previous, live, "")
 
 
 def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADLINE_S) -> str:
@@ -167,7 +152,7 @@ def revive(client: TritonClient, repository: Path, model: str) -> str:
 
 def _prove_as_candidate(client: TritonClient, repository: Path, release: Release, prove: Prove) -> None:
     for left in repo.leftover_candidates(repository):
-        if left.startswith(repo.candidate_name(release.model)):
+        if left.startswith(candidate_name(release.model)):
             _forget(client, repository, left)
     candidate = release.as_candidate()
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.system.home import Home
+from ctmr.tracking.names import Part, registered_name, served_name
 
 if TYPE_CHECKING:
     from ctmr.io.dicom import SyntheticProvenance
@@ -48,7 +49,6 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
     """
     from ctmr.io import read_image
     from ctmr.serving.client import TritonClient
-    from ctmr.serving.model_repository import served_name
     from ctmr.serving.server import EmbeddedTriton
     from ctmr.tracking.lineage import record
 
@@ -65,7 +65,7 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
         report(f"translating with {name}", 0.3)
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
-    provenance = _provenance(answer, name.removesuffix(f"_{direction}"))
+    provenance = _provenance(answer, registered_name(name, direction))
     files, uid, instances = write_translation(out, answer.volume, source, provenance)
     entry = {
         "series_uid": uid,
@@ -87,14 +87,12 @@ def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: 
 
 
 def _only_model(client: Any, direction: Direction) -> str:
-    from ctmr.serving.model_repository import Part
-
-    ending = f"_{direction}{Part.VOLUME}"
+    ending = served_name("", direction) + Part.VOLUME
     found = sorted(
         {m.model.removesuffix(Part.VOLUME) for m in client.index() if m.model.endswith(ending) and m.state == "READY"}
     )
     if len(found) != 1:
-        names = ", ".join(f.removesuffix(f"_{direction}") for f in found) or "none"
+        names = ", ".join(registered_name(f, direction) for f in found) or "none"
         raise InputError(
             f"{len(found)} models are served for {direction} ({names}); choose one with --model, or deploy one"
         )

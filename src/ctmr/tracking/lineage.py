@@ -13,6 +13,7 @@ from typing import Any
 
 from ctmr.errors import InputError
 from ctmr.system.home import Home
+from ctmr.tracking.names import served_name
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def trace(uid: str, home: Home) -> list[Link]:
         Link("source series", facts.get("source_uid", "") or "written in the image", "ledger"),
         Link("direction", str(facts["direction"]), where),
     ]
-    model = f"{facts['model_name']}_{facts['direction']}"
+    model = served_name(facts["model_name"], facts["direction"])
     links.append(
         Link(
             "Triton model",

@@ -49,5 +49,5 @@ def describe(preprocessed: Path, recipe: Recipe) -> Description:
         sides[modality.value] = ModalityDescription(shard.unit, channels, same, limits)
     grid = Grid.model_validate_json((preprocessed / "grid.json").read_text())
     return Description(
-        recipe.network.generator, recipe.normalise, grid, sides, recipe.directions, recipe.network.neighbours
+        recipe.network.generator, recipe.normalise, grid, sides, (recipe.direction,), recipe.network.neighbours
     )

@@ -27,11 +27,6 @@ def study_folder(parts: Mapping[str, str], work: Path, recipe: Recipe) -> Path:
     return work.parent / "-".join(filter(None, (recipe.tune.study, key[:16])))
 
 
-def study_name(folder: Path) -> str:
-    """Return the name of the study of a folder."""
-    return f"ctmr-tune-{folder.name}"
-
-
 def space_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return, a key a sentence, how two search spaces differ; each is dotted recipe key → range, as plain types."""
     return [

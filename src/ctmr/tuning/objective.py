@@ -102,7 +102,7 @@ class Scorer:
     @staticmethod
     def make(shards: Path, recipe: Recipe, description: Description, direction: Direction | None = None) -> Scorer:
         """Choose the score that the validation data allow; of the recipe's first direction, unless another is given."""
-        direction = direction or recipe.directions[0]
+        direction = direction or recipe.direction
         for modality in Modality:
             if not has_shard(shards, Split.VAL, modality):
                 raise InputError(f"the validation split has no {modality}, which tuning needs; raise data.val_fraction")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
+from ctmr.tracking.names import trial_name
 from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.study import Study
 from ctmr.tuning.trial import Slot, SlotState, bracket
@@ -54,7 +55,7 @@ class StudyRun:
         with self.study.alone():
             known = {run.info.run_name: run for run in self._runs(f"tags.mlflow.parentRunId = '{self.parent}'")}
             for slot in new:
-                self._log(slot, known.get(f"trial {slot.number}"))
+                self._log(slot, known.get(trial_name(slot.number)))
                 self._logged.add(slot.number)
 
     def fail(self) -> None:
@@ -101,7 +102,7 @@ class StudyRun:
             return
         evidence = TrialEvidence.of(self.study.kept(slot))
         if child is None:
-            run_id = self.tracking.start(f"trial {slot.number}", tags=self._tags(slot), parent=self.parent)
+            run_id = self.tracking.start(trial_name(slot.number), tags=self._tags(slot), parent=self.parent)
         else:
             run_id = str(child.info.run_id)
         self.tracking.params(run_id, slot.params)

@@ -255,7 +255,7 @@ def scores(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> I
     from ctmr.tuning.objective import Scorer
 
     data = training_data(preprocessed / "shards", recipe)
-    train, direction = recipe.train, recipe.directions[0]
+    train, direction = recipe.train, recipe.direction
     other = next(d for d in Direction if d is not direction)
     # No shorter than the rarest update, so that every point holds every loss.
     every = max(train.generator_every, train.discriminator_every, train.steps // CURVE_POINTS, 1)

@@ -15,7 +15,6 @@ from ctmr.data.manifest import Column
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Unit, Volume
 from ctmr.pipeline.stage import Context, Stage
-from ctmr.pipeline.stages.evaluate import GOLDEN
 from ctmr.pipeline.stages.register import read_version
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import file_digest
@@ -36,8 +35,9 @@ def run(context: Context) -> dict[str, Any]:
     """
     from ctmr.serving.client import TritonClient
     from ctmr.serving.export import ServedSpec
-    from ctmr.serving.model_repository import Release, served_name
+    from ctmr.serving.model_repository import Release
     from ctmr.serving.rollout import deploy
+    from ctmr.tracking.names import served_name
 
     version = read_version(context.inputs["registered"])
     url = endpoint(context.home, context.recipe)
@@ -160,11 +160,19 @@ class _Golden:
         return float(np.abs(served.astype(np.float64) - self.answer.astype(np.float64)).max())
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return where the model is live and how near evaluate's answer, in half a line."""
+    s = summary
+    return f"live at {s['grpc']}, golden case within {s['golden_difference']:g} {s['golden_unit']}"
+
+
 STAGE = Stage(
     "deploy",
-    takes={"registered": "register", "golden": f"evaluate/{GOLDEN}", "raw": "fetch/raw"},
+    help="the registered version goes live on Triton, proven, or the old one stays.",
+    takes={"registered": "register", "golden": "evaluate/golden.npz", "raw": "fetch/raw"},
     sections=("deploy",),
     run=run,
+    summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
 )

@@ -106,7 +106,7 @@ def _open(context: Context) -> tuple[TestSet, Model]:
     from ctmr.evaluation.candidates import Model
     from ctmr.evaluation.testset import TestSet
 
-    folder, direction = context.inputs["model"], context.recipe.directions[0]
+    folder, direction = context.inputs["model"], context.recipe.direction
     description = Description.read(folder)
     if direction not in description.directions:
         raise InputError(f"the model was trained for {[d.value for d in description.directions]}, not {direction}")
@@ -294,17 +294,26 @@ def _files(recipe: Recipe) -> dict[str, str]:
     return {} if weights is None else {"evaluate.feature_weights": weights}
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the verdict and its reason, in half a line."""
+    s = summary
+    measured = "" if s["fidelity_measured"] else " (fidelity not measured)"
+    return f"{s['verdict']}{measured}{': ' if s['reason'] else ''}{s['reason']}"
+
+
 STAGE = Stage(
     "evaluate",
+    help="held-out measurements under named protocols, verdict of the gate.",
     takes={
         "model": "train",
         "preprocessed": "preprocess",
         "raw": "fetch/raw",
         "manifest": "validate/manifest.parquet",
     },
-    options=("champion",),
-    sections=("directions", "evaluate", "gate"),
+    options={"champion": "Compare with the registered champion, which is the default, or with none."},
+    sections=("direction", "evaluate", "gate"),
     run=run,
+    summary_line=summary_line,
     version=6,
     files=_files,
 )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -203,4 +204,22 @@ def _digest(raw: Path, files: tuple[str, ...]) -> str:
     return hashlib.sha256("".join(sorted(file_digest(raw / f) for f in files)).encode()).hexdigest()
 
 
-STAGE = Stage("fetch", takes={}, options=("dataset",), sections=("fetch",), run=run, version=3)
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return what was fetched, in half a line."""
+    s = summary
+    words = {"unreadable": "of them unreadable", "left_out": "series that are no images"}
+    more = "".join(f", {s[k]} {what}" for k, what in words.items() if s[k])
+    revision = f"revision {s['revision'][:12]}, " if s["revision"] else ""
+    return f"{s['images']} image{'s' if s['images'] != 1 else ''}{more}, {revision}md5 {s['md5']}"
+
+
+STAGE = Stage(
+    "fetch",
+    help="pin a dataset, copy it, describe every image in an inventory.",
+    takes={},
+    options={"dataset": "The pinned dataset."},
+    sections=("fetch",),
+    run=run,
+    summary_line=summary_line,
+    version=3,
+)

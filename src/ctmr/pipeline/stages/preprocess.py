@@ -213,10 +213,18 @@ def _sheets(
             )
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return how many slices of which size there are, in half a line."""
+    slices = sum(count["slices"] for count in summary["counts"].values())
+    return f"{slices} slices of {summary['size'][0]}×{summary['size'][1]}, {summary['plane']}"
+
+
 STAGE = Stage(
     "preprocess",
+    help="images onto the model's grid, in shards of physical units.",
     takes={"raw": "fetch/raw", "validation": "validate"},
     sections=("data", "validation", "preprocess"),
     run=run,
+    summary_line=summary_line,
     version=3,
 )

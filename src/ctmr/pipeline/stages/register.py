@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import GateFailed
 from ctmr.networks.model_folder import Description
 from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.pipeline.stages.evaluate import model_run
 from ctmr.system.digest import content_digest
+from ctmr.tracking.names import model_name
+
+if TYPE_CHECKING:
+    from ctmr.serving.export import ServedSpec
 
 VERSION = "version.json"
 
@@ -27,50 +32,19 @@ def run(context: Context) -> dict[str, Any]:
     GateFailed
         The verdict is not a pass; nothing is registered.
     """
-    from ctmr.serving.export import ServedSpec
-    from ctmr.system.home import Code
     from ctmr.tracking.mlflow import Tracking
 
     decision = json.loads(context.inputs["decision"].read_text())
     if not decision["passed"]:
         raise GateFailed("the model did not pass the gate, so it cannot be registered; its verdict says why")
-    model = context.inputs["model"]
-    dataset = json.loads(context.inputs["dataset"].read_text())
-    validation = json.loads(context.inputs["validation"].read_text())
-    recipe, section = context.recipe, context.recipe.register_
-    name = section.name or f"{recipe.name}-{dataset['name']}"
+    model, section = context.inputs["model"], context.recipe.register_
     tracking = Tracking(context.home)
-    run_id = model_run(model, context.home, recipe.name)
-    digest = content_digest(model)
-    trained_with = (read_record(model) or {}).get("code_revision")
-    lineage = {
-        "model_name": name,
-        "model_digest": digest,
-        "run_id": run_id,
-        "recipe": recipe.name,
-        "dataset": dataset["name"],
-        "dataset_revision": dataset["revision"],
-        "dataset_md5": dataset["md5"],
-        "validation": f"{validation['outcome']}: {validation['used']} of {validation['images']} images used, "
-        f"Great Expectations {validation['expectations']}",
-        "code_revision": trained_with or Code().revision,
-    }
-    specs: dict[str, ServedSpec] = {}
-    for direction in Description.read(model).directions:
-        source, target = model / "onnx" / direction.value, context.out / "release" / direction.value
-        target.mkdir(parents=True)
-        for file in ("generator.onnx", "range.onnx"):
-            shutil.copyfile(source / file, target / file)
-        spec = ServedSpec.from_json((source / "spec.json").read_text()).model_copy(
-            update={"lineage": lineage, "chunk": recipe.deploy.chunk, "max_voxels": recipe.deploy.max_voxels}
-        )
-        (target / "spec.json").write_text(spec.to_json())
-        specs[direction.value] = spec
-    tags = {
-        **lineage,
-        "verdict": "pass",
-        **{f"onnx_sha256.{d}": s.generator_sha256 for d, s in specs.items()},
-    }
+    run_id = model_run(model, context.home, context.recipe.name)
+    lineage = _lineage(context, run_id)
+    name, digest = lineage["model_name"], lineage["model_digest"]
+    specs = _release(context, lineage)
+    hashes = {direction: spec.generator_sha256 for direction, spec in specs.items()}
+    tags = {**lineage, "verdict": "pass", **{f"onnx_sha256.{direction}": sha for direction, sha in hashes.items()}}
     card = context.out / "model_card.md"
     card.write_text(_card(name, lineage, specs), encoding="utf-8")
     known = [v for v in tracking.versions(name) if v.digest == digest]
@@ -90,10 +64,49 @@ def run(context: Context) -> dict[str, Any]:
         "model_digest": digest,
         "directions": sorted(specs),
         "alias": section.alias if decision["replaces_champion"] else "",
-        "onnx_sha256": {d: s.generator_sha256 for d, s in specs.items()},
+        "onnx_sha256": hashes,
     }
     (context.out / VERSION).write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
     return {**tree, "tags": len(tags), "tracking": tracking.uri}
+
+
+def _lineage(context: Context, run_id: str) -> dict[str, str]:
+    """Return what leads from a served model back to its data."""
+    from ctmr.system.home import Code
+
+    dataset = json.loads(context.inputs["dataset"].read_text())
+    validation = json.loads(context.inputs["validation"].read_text())
+    recipe, model = context.recipe, context.inputs["model"]
+    return {
+        "model_name": model_name(recipe.register_.name, recipe.name, dataset["name"]),
+        "model_digest": content_digest(model),
+        "run_id": run_id,
+        "recipe": recipe.name,
+        "dataset": dataset["name"],
+        "dataset_revision": dataset["revision"],
+        "dataset_md5": dataset["md5"],
+        "validation": f"{validation['outcome']}: {validation['used']} of {validation['images']} images used, "
+        f"Great Expectations {validation['expectations']}",
+        "code_revision": (read_record(model) or {}).get("code_revision") or Code().revision,
+    }
+
+
+def _release(context: Context, lineage: Mapping[str, str]) -> dict[str, ServedSpec]:
+    """Write ``release/<direction>/``, the graphs and a spec that holds the lineage; return the specs."""
+    from ctmr.serving.export import ServedSpec
+
+    model, deploy = context.inputs["model"], context.recipe.deploy
+    more = {"lineage": dict(lineage), "chunk": deploy.chunk, "max_voxels": deploy.max_voxels}
+    specs = {}
+    for direction in Description.read(model).directions:
+        source, target = model / "onnx" / direction.value, context.out / "release" / direction.value
+        target.mkdir(parents=True)
+        for file in ("generator.onnx", "range.onnx"):
+            shutil.copyfile(source / file, target / file)
+        spec = ServedSpec.from_json((source / "spec.json").read_text()).model_copy(update=more)
+        (target / "spec.json").write_text(spec.to_json())
+        specs[direction.value] = spec
+    return specs
 
 
 def still_true(context: Context) -> bool:
@@ -133,8 +146,14 @@ def _card(name: str, lineage: dict[str, str], specs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the registered version, in half a line."""
+    return f"{summary['name']} version {summary['version']}"
+
+
 STAGE = Stage(
     "register",
+    help="a model that passed becomes an MLflow version with lineage.",
     takes={
         "model": "train",
         "decision": "evaluate/decision.json",
@@ -143,6 +162,7 @@ STAGE = Stage(
     },
     sections=("name", "register", "deploy"),
     run=run,
+    summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ctmr.networks import model_folder
 from ctmr.pipeline import torchrun
 from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.recipe.loading import override
-from ctmr.recipe.recipe import Recipe
+from ctmr.recipe.recipe import Recipe, section_tree
 from ctmr.system.digest import content_digest
 from ctmr.training.run_log import TOTALS, RunLog, history, write_again, write_tables
 
@@ -53,7 +54,7 @@ def run(context: Context) -> dict[str, Any]:
             context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
         _train(context, recipe, trainer, samples, RunLog(tracking, run_id, trainer.reports, trainer.readings))
     model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
-    differences = export(context, description, {d: trainer.generator(d) for d in recipe.directions})
+    differences = export(context, description, {recipe.direction: trainer.generator(recipe.direction)})
     write_tables(context.out, trainer.reports, trainer.readings)
     shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
     losses = loss_chart(history(trainer.reports), [r.step for r in trainer.reports])
@@ -72,7 +73,7 @@ def run(context: Context) -> dict[str, Any]:
     tracking.tag(run_id, {"model_digest": content_digest(context.out)})
     return {
         "steps": recipe.train.steps,
-        "directions": [d.value for d in recipe.directions],
+        "directions": [recipe.direction.value],
         "settings": best,
         "onnx_difference": differences,
         "alarms": sorted({name for _, name in trainer.sounded}),
@@ -175,9 +176,8 @@ def open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
 
 def _settings(context: Context, recipe: Recipe) -> dict[str, Any]:
     """Return the recipe sections that made the model: this stage's, and those that preprocess recorded."""
-    own = recipe.dump()
     earlier = (read_record(context.inputs["preprocessed"]) or {}).get("settings", {})
-    return {"name": recipe.name, **earlier, **{section: own[section] for section in STAGE.sections}}
+    return {"name": recipe.name, **earlier, **section_tree(recipe, STAGE.sections)}
 
 
 def export(context: Context, description: model_folder.Description, generators: dict[Any, Any]) -> dict[str, float]:
@@ -208,11 +208,20 @@ def export(context: Context, description: model_folder.Description, generators: 
     return differences
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return steps, the export's precision and alarms, in half a line."""
+    s = summary
+    alarms = f", alarms: {', '.join(s['alarms'])}" if s.get("alarms") else ""
+    return f"{s['steps']} steps, ONNX within {max(s['onnx_difference'].values()):.2g} of PyTorch{alarms}"
+
+
 STAGE = Stage(
     "train",
+    help="CycleGAN training, export to ONNX.",
     takes={"preprocessed": "preprocess", "best": "tune/best.yaml"},
-    sections=("directions", "preprocess", "normalise", "network", "loss", "train"),
+    sections=("direction", "preprocess", "normalise", "network", "loss", "train"),
     run=run,
+    summary_line=summary_line,
     version=4,
     assist=assist,
 )

@@ -14,8 +14,9 @@ from ctmr.pipeline.stage import Context, Stage, locate
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
 from ctmr.system.progress import Report, silent
+from ctmr.tracking.names import study_name
 from ctmr.tuning.figures import draw, importances
-from ctmr.tuning.naming import study_folder, study_name
+from ctmr.tuning.naming import study_folder
 from ctmr.tuning.study import Study
 from ctmr.tuning.tracking import StudyRun
 from ctmr.tuning.trial import Slot, SlotState
@@ -112,7 +113,7 @@ def open_study(inputs: Mapping[str, Path], recipe: Recipe, home: Home) -> Study:
     place = locate(STAGE, inputs=inputs, recipe=recipe, home=home)
     folder = study_folder(place.parts, place.work, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    return Study(study_name(folder), home.study_storage(folder), recipe)
+    return Study(study_name(folder.name), home.study_storage(folder), recipe)
 
 
 def _score_name(preprocessed: Path, recipe: Recipe) -> str:
@@ -134,10 +135,18 @@ def _row(slot: Slot) -> dict[str, Any]:
     }
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the best trial, in half a line."""
+    s = summary
+    return f"best of {s['trials']} trials ({s['pruned']} pruned): trial {s['best_trial']}, {s['best_score']:.4g}"
+
+
 STAGE = Stage(
     "tune",
+    help="Optuna study; every trial is an MLflow child run.",
     takes={"preprocessed": "preprocess"},
-    sections=("directions", "preprocess", "normalise", "network", "loss", "train", "tune"),
+    sections=("direction", "preprocess", "normalise", "network", "loss", "train", "tune"),
     run=run,
+    summary_line=summary_line,
     version=3,
 )

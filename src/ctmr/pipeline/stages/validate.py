@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
@@ -87,41 +88,13 @@ def expect(manifest: pd.DataFrame, section: Validate) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import great_expectations as gx
-        import great_expectations.expectations as gxe
 
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": manifest})
         suite = gx.ExpectationSuite(name="manifest")
-        low, high = section.hu_range
-        hu = f'{Column.UNIT.value}=="{Unit.HU.value}"'
-        for expectation in (
-            gxe.ExpectTableColumnsToMatchSet(column_set=list(MANIFEST_COLUMNS), exact_match=True),
-            gxe.ExpectTableRowCountToBeBetween(min_value=2 * section.min_images),
-            gxe.ExpectColumnValuesToBeUnique(column=Column.IMAGE.value),
-            gxe.ExpectColumnValuesToBeUnique(column=Column.SHA256.value),
-            gxe.ExpectColumnValuesToBeInSet(column=Column.ERROR.value, value_set=[""]),
-            gxe.ExpectColumnValuesToBeInSet(column=Column.MODALITY.value, value_set=[m.value for m in Modality]),
-            gxe.ExpectColumnDistinctValuesToContainSet(
-                column=Column.MODALITY.value, value_set=[m.value for m in Modality]
-            ),
-            gxe.ExpectColumnValuesToBeInSet(column=Column.UNIT.value, value_set=[u.value for u in Unit]),
-            gxe.ExpectColumnValuesToBeInSet(column=Column.SPLIT.value, value_set=[s.value for s in Split]),
-            gxe.ExpectColumnDistinctValuesToContainSet(
-                column=Column.SPLIT.value, value_set=[Split.TRAIN.value, Split.TEST.value]
-            ),
-            gxe.ExpectColumnValuesToNotBeNull(column=Column.SUBJECT.value),
-            gxe.ExpectColumnValuesToBeBetween(column=Column.HEIGHT.value, min_value=section.min_side),
-            gxe.ExpectColumnValuesToBeBetween(column=Column.WIDTH.value, min_value=section.min_side),
-            gxe.ExpectColumnValuesToBeBetween(
-                column=Column.MINIMUM.value, min_value=low, row_condition=hu, condition_parser="pandas"
-            ),
-            gxe.ExpectColumnValuesToBeBetween(
-                column=Column.MAXIMUM.value, max_value=high, row_condition=hu, condition_parser="pandas"
-            ),
-            gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A=Column.MAXIMUM.value, column_B=Column.MINIMUM.value),
-        ):
+        for expectation in _expectations(section):
             suite.add_expectation(expectation)
         result = batch.validate(suite)
     rows = []
@@ -143,6 +116,38 @@ def expect(manifest: pd.DataFrame, section: Validate) -> dict[str, Any]:
         "failed": [f"{r['expectation']}({r['column']})" for r in rows if not r["success"]],
         "results": rows,
     }
+
+
+def _expectations(section: Validate) -> list[Any]:
+    """Return what a manifest must fulfil."""
+    import great_expectations.expectations as gxe
+
+    low, high = section.hu_range
+    hu = f'{Column.UNIT.value}=="{Unit.HU.value}"'
+    return [
+        gxe.ExpectTableColumnsToMatchSet(column_set=list(MANIFEST_COLUMNS), exact_match=True),
+        gxe.ExpectTableRowCountToBeBetween(min_value=2 * section.min_images),
+        gxe.ExpectColumnValuesToBeUnique(column=Column.IMAGE.value),
+        gxe.ExpectColumnValuesToBeUnique(column=Column.SHA256.value),
+        gxe.ExpectColumnValuesToBeInSet(column=Column.ERROR.value, value_set=[""]),
+        gxe.ExpectColumnValuesToBeInSet(column=Column.MODALITY.value, value_set=[m.value for m in Modality]),
+        gxe.ExpectColumnDistinctValuesToContainSet(column=Column.MODALITY.value, value_set=[m.value for m in Modality]),
+        gxe.ExpectColumnValuesToBeInSet(column=Column.UNIT.value, value_set=[u.value for u in Unit]),
+        gxe.ExpectColumnValuesToBeInSet(column=Column.SPLIT.value, value_set=[s.value for s in Split]),
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column=Column.SPLIT.value, value_set=[Split.TRAIN.value, Split.TEST.value]
+        ),
+        gxe.ExpectColumnValuesToNotBeNull(column=Column.SUBJECT.value),
+        gxe.ExpectColumnValuesToBeBetween(column=Column.HEIGHT.value, min_value=section.min_side),
+        gxe.ExpectColumnValuesToBeBetween(column=Column.WIDTH.value, min_value=section.min_side),
+        gxe.ExpectColumnValuesToBeBetween(
+            column=Column.MINIMUM.value, min_value=low, row_condition=hu, condition_parser="pandas"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column=Column.MAXIMUM.value, max_value=high, row_condition=hu, condition_parser="pandas"
+        ),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A=Column.MAXIMUM.value, column_B=Column.MINIMUM.value),
+    ]
 
 
 def _plain(result: dict[str, Any]) -> dict[str, Any]:
@@ -169,10 +174,19 @@ def _reason(found: list[Finding], outcome: Outcome, total: int) -> str:
     return words
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """Return the outcome, what is used and why not more, in half a line."""
+    s = summary
+    used = f"{s['used']} of {s['images']} used, expectations {s['expectations']}"
+    return f"{s['outcome'].replace('_', ' ')}: {used}{': ' if s['reason'] else ''}{s['reason']}"
+
+
 STAGE = Stage(
     "validate",
+    help="findings, Great Expectations, splits; decides what may be used.",
     takes={"inventory": "fetch/inventory.parquet"},
     sections=("data", "validation"),
     run=run,
+    summary_line=summary_line,
     version=2,
 )
