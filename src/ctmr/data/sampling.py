@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctmr.data.augment import Augmentation, augment, scale_intensity, to_device
-from ctmr.data.domain import Domain as Domain
-from ctmr.data.domain import depth_channel as depth_channel
-from ctmr.data.domain import domain_of
-from ctmr.data.domain import target_ranges as target_ranges
+from ctmr.data.domain import Domain, domain_of
 from ctmr.data.shards import Shard, unpack_head
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
