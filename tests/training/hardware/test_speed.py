@@ -7,7 +7,7 @@ import torch
 from small_training import FAST, PLAIN, batch, networks, trained
 
 from ctmr.errors import InputError
-from ctmr.recipe.training import Adversarial, Loss, Precision, Speed, Train
+from ctmr.recipe.training import Loss, Precision, Speed, Train
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import NoticeEvent
 from ctmr.training.hardware import speed
@@ -92,13 +92,13 @@ def test_without_a_compiler_a_step_is_eager_and_says_so(monkeypatch: pytest.Monk
 def test_a_path_with_a_wrong_gradient_is_refused(
     settings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = Loss(adversarial=Adversarial.WASSERSTEIN) if "layout" not in settings else Loss()
+    loss = Loss(adversarial="wasserstein") if "layout" not in settings else Loss()
     with pytest.raises(InputError, match=words):
         plan(DeviceKind.CPU, monkeypatch, loss, speed=settings)
 
 
 def test_with_a_gradient_penalty_auto_keeps_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, Loss(adversarial=Adversarial.WASSERSTEIN), precision="bf16")
+    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, Loss(adversarial="wasserstein"), precision="bf16")
     assert not (chosen.fast_layers or chosen.channels_last)
     assert "differentiates twice" in chosen.reasons["layers"]
 
