@@ -9,6 +9,7 @@ from small_training import batch, heads, networks
 from torch import Tensor
 from torch.nn import functional
 
+from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction
 from ctmr.recipe.loading import load
@@ -57,7 +58,7 @@ def test_the_step_computes_it_from_fakes_and_reconstructions(loss: Loss) -> None
     rec, real = (x.detach().numpy() for x in (net.translate(Direction.CT2MR, fake_ct), b.mr))
     by_hand = sum(np.abs(np.diff(rec, axis=a) - np.diff(real, axis=a)).mean() for a in (-2, -1))
     assert found["cycle_mr"].item() == pytest.approx(np.abs(rec - real).mean() + 0.5 * by_hand, rel=1e-5)
-    discriminator = step.discriminator_losses(b, fake_ct, fake_mr, None, None)["discriminator_ct"].item()
+    discriminator = step.discriminator_losses(b, Batch(fake_mr, fake_ct))["discriminator_ct"].item()
     real_score = net.discriminators["CT"](b.ct).detach().numpy()
     assert discriminator == pytest.approx(
         np.maximum(0, 1 - real_score).mean() + np.maximum(0, 1 + score).mean(), rel=1e-5

@@ -78,13 +78,13 @@ def test_it_trains_and_the_model_folder_and_onnx_give_what_was_trained(recipe: R
     assert any(not torch.equal(v, before[k]) for k, v in trained[Direction.MR2CT].state_dict().items())
     assert set(trainer.reports[-1].accuracy) == {"ct", "mr"}
 
-    side = ModalityDescription(Unit.HU, 1, ("",), (-1000.0, 2000.0))
+    side = ModalityDescription(unit=Unit.HU, channels=1, sequences=("",), target_range=(-1000.0, 2000.0))
     description = Description(
-        recipe.network.generator,
-        recipe.normalise,
-        volume_grid(Plane.AXIAL, (16, 16), (1.0, 1.0)),
-        {"CT": side, "MR": side},
-        tuple(Direction),
+        generator=recipe.network.generator,
+        normalise=recipe.normalise,
+        grid=volume_grid(Plane.AXIAL, (16, 16), (1.0, 1.0)),
+        sides={"CT": side, "MR": side},
+        directions=tuple(Direction),
     )
     model_folder.save(tmp_path, description, trained)
     translator = model_folder.load_translator(tmp_path, Direction.MR2CT)

@@ -22,7 +22,7 @@ _SAME_LEVEL = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """Unpaired slices of both modalities.
+    """Slices of both modalities, unpaired unless the sampler pairs them; or the fakes that were made of them.
 
     Attributes
     ----------
@@ -36,6 +36,10 @@ class Batch:
     ct: Tensor
     mr_depth: Tensor | None = None
     ct_depth: Tensor | None = None
+
+    def of(self, modality: Modality) -> tuple[Tensor, Tensor | None]:
+        """Return one modality's slices and depth maps."""
+        return (self.mr, self.mr_depth) if modality is Modality.MR else (self.ct, self.ct_depth)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,15 @@ def describe(preprocessed: Path, recipe: Recipe) -> Description:
         limits = target_ranges(shard, recipe.normalise) if channels == 1 else None
         sequences = {v.sequences for v in shard.volumes}
         same = sequences.pop() if len(sequences) == 1 else ("",) * channels
-        sides[modality.value] = ModalityDescription(shard.unit, channels, same, limits)
+        sides[modality.value] = ModalityDescription(
+            unit=shard.unit, channels=channels, sequences=same, target_range=limits
+        )
     grid = Grid.model_validate_json((preprocessed / "grid.json").read_text())
     return Description(
-        recipe.network.generator, recipe.normalise, grid, sides, recipe.directions, recipe.network.neighbours
+        generator=recipe.network.generator,
+        normalise=recipe.normalise,
+        grid=grid,
+        sides=sides,
+        directions=recipe.directions,
+        neighbours=recipe.network.neighbours,
     )

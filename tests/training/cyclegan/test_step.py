@@ -166,7 +166,7 @@ def test_gradients_equal_float64_autograd_of_the_published_formulas(
     losses["generator"].backward()
     assert not gradients(net.discriminators)
     net.discriminators.requires_grad_(True)
-    found = step.discriminator_losses(b, fake_ct, fake_mr, b.mr_depth, b.ct_depth)
+    found = step.discriminator_losses(b, Batch(fake_mr, fake_ct, b.ct_depth, b.mr_depth))
     found["discriminator"].backward()
 
     assert losses["generator"].item() == pytest.approx(objective.item(), rel=1e-5)
@@ -322,7 +322,7 @@ def test_with_batch_norm_real_and_fake_images_and_both_modalities_are_never_in_o
     losses, fake_ct, _ = step.generator_losses(b, 0.0)
     torch.testing.assert_close(losses["identity_ct"], (net.translate(Direction.MR2CT, b.ct) - b.ct).abs().mean())
     torch.testing.assert_close(fake_ct, net.translate(Direction.MR2CT, b.mr))
-    found = step.discriminator_losses(b, fake_ct, fake_ct, None, None)
+    found = step.discriminator_losses(b, Batch(fake_ct, fake_ct))
     real, fake = net.discriminate(Modality.CT, b.ct, None), net.discriminate(Modality.CT, fake_ct, None)
     torch.testing.assert_close(found["discriminator_ct"], ((real - 1).square().mean() + fake.square().mean()) / 2)
 

@@ -12,6 +12,7 @@ from gradient_truth import PATHS, assert_gradients_of_float64
 from small_training import FAST, PLAIN, TINY, batch, heads, networks, trained
 from torch import nn
 
+from ctmr.data.sampling import Batch
 from ctmr.recipe.training import Loss, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
@@ -60,7 +61,7 @@ def test_a_compiled_step_has_the_gradients_of_float64_and_compiles_once(bf16: bo
         try:
             losses, fake_ct, fake_mr = step.generator_losses(batch(1), 0.0)
             (losses["generator"] * (turn + 1)).backward()
-            step.discriminator_losses(batch(1), fake_ct, fake_mr, None, None)["discriminator"].backward()
+            step.discriminator_losses(batch(1), Batch(fake_mr, fake_ct))["discriminator"].backward()
         finally:
             torch.compiler.set_stance("default")
 

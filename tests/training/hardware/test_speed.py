@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_training import FAST, PLAIN, batch, networks, trained
 
+from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
 from ctmr.recipe.training import Loss, Precision, Speed, Train
 from ctmr.training.cyclegan.step import CycleGanStep
@@ -71,7 +72,7 @@ def test_the_work_of_a_step_is_what_pytorchs_counter_counts() -> None:
         losses, fake_ct, fake_mr = step.generator_losses(b, 0.0)
         losses["generator"].backward()
         net.discriminators.requires_grad_(True)
-        step.discriminator_losses(b, fake_ct, fake_mr, None, None)["discriminator"].backward()
+        step.discriminator_losses(b, Batch(fake_mr, fake_ct))["discriminator"].backward()
     # The counter leaves out the gradient of images that need none: those of the first layer of some passes.
     assert step_tflop(net, Loss(), 2, (20, 24)) * 1e12 == pytest.approx(counter.get_total_flops(), rel=0.05)
 

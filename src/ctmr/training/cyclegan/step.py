@@ -167,22 +167,18 @@ class CycleGanStep:
         losses[Term.GENERATOR] = total
         return losses, fp32(fake_ct).detach(), fp32(fake_mr).detach()
 
-    def discriminator_losses(
-        self, batch: Batch, fake_ct: Tensor, fake_mr: Tensor, ct_depth: Tensor | None, mr_depth: Tensor | None
-    ) -> Measures:
+    def discriminator_losses(self, real: Batch, fake: Batch) -> Measures:
         """Return the discriminators' losses and accuracies; ``discriminator`` is the sum to differentiate.
 
         Parameters
         ----------
-        batch
+        real
             Real slices.
-        fake_ct, fake_mr
-            Fakes to show, from the pools.
-        ct_depth, mr_depth
-            Depth maps of the fake CT and the fake MR slices.
+        fake
+            Fakes to show, from the pools, and the depth maps of the slices that they were made of.
         """
-        losses = self._losses_of_discriminator(Modality.CT, batch.ct, fake_ct, batch.ct_depth, ct_depth)
-        losses |= self._losses_of_discriminator(Modality.MR, batch.mr, fake_mr, batch.mr_depth, mr_depth)
+        losses = self._losses_of_discriminator(Modality.CT, real, fake)
+        losses |= self._losses_of_discriminator(Modality.MR, real, fake)
         total = losses[Term.DISCRIMINATOR_CT] + losses[Term.DISCRIMINATOR_MR]
         if self._penalty > 0:
             total = total + self._penalty * (losses[Term.GRADIENT_PENALTY_CT] + losses[Term.GRADIENT_PENALTY_MR])
@@ -211,7 +207,8 @@ class CycleGanStep:
         if discriminator_optimiser is not None:
             fake_ct, ct_depth = _query(ct_pool, fake_ct, batch.mr_depth)
             fake_mr, mr_depth = _query(mr_pool, fake_mr, batch.ct_depth)
-            losses |= self._update_discriminators(batch, fake_ct, fake_mr, ct_depth, mr_depth, discriminator_optimiser)
+            fake = Batch(fake_mr, fake_ct, mr_depth, ct_depth)
+            losses |= self._update_discriminators(batch, fake, discriminator_optimiser)
         return {str(name): value.detach() for name, value in losses.items()}
 
     def _update_generators(
@@ -235,22 +232,14 @@ class CycleGanStep:
         name = "generators" if weight is None else "generators in warm-up"
         return self._compute(name, work, batch.mr, batch.ct, batch.mr_depth, batch.ct_depth, weight)
 
-    def _update_discriminators(
-        self,
-        batch: Batch,
-        fake_ct: Tensor,
-        fake_mr: Tensor,
-        ct_depth: Tensor | None,
-        mr_depth: Tensor | None,
-        optimiser: torch.optim.Optimizer,
-    ) -> Measures:
+    def _update_discriminators(self, real: Batch, fake: Batch, optimiser: torch.optim.Optimizer) -> Measures:
         def work(*images: Tensor) -> Results:
-            losses = self.discriminator_losses(Batch(*images[:4]), *images[4:])
+            losses = self.discriminator_losses(Batch(*images[:4]), Batch(*images[4:]))
             _descend(losses[Term.DISCRIMINATOR], optimiser)
             return losses, ()
 
-        reals = batch.mr, batch.ct, batch.mr_depth, batch.ct_depth
-        return self._compute("discriminators", work, *reals, fake_ct, fake_mr, ct_depth, mr_depth)[0]
+        images = [(b.mr, b.ct, b.mr_depth, b.ct_depth) for b in (real, fake)]
+        return self._compute("discriminators", work, *images[0], *images[1])[0]
 
     def _compute(self, name: str, work: Work, *inputs: Tensor | None) -> tuple[Measures, tuple[Tensor, ...]]:
         """Do work, or launch what is recorded of it."""
@@ -265,19 +254,17 @@ class CycleGanStep:
             fake_mr = self._networks.translate(Direction.CT2MR, batch.ct)
         return self._fp32(fake_ct), self._fp32(fake_mr)
 
-    def _losses_of_discriminator(
-        self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
-    ) -> Measures:
+    def _losses_of_discriminator(self, modality: Modality, reals: Batch, fakes: Batch) -> Measures:
         """Return one discriminator's loss, accuracy and penalty."""
         name = modality.value.lower()
+        (real, real_depth), (fake, fake_depth) = reals.of(modality), fakes.of(modality)
         with self._autocast(real.device):
             scores = self._networks.discriminate_both(modality, real, fake, real_depth, fake_depth)
         score_real, score_fake = map(self._fp32, scores)
-        losses: Measures = {
-            f"discriminator_{name}": self._adversarial_loss.of_discriminator(score_real, score_fake),
-        }
-        if self._adversarial_loss.threshold is not None:
-            losses[f"{ACCURACY}{name}"] = accuracy(score_real, score_fake, self._adversarial_loss.threshold)
+        loss = self._adversarial_loss
+        losses: Measures = {f"discriminator_{name}": loss.of_discriminator(score_real, score_fake)}
+        if loss.threshold is not None:
+            losses[f"{ACCURACY}{name}"] = accuracy(score_real, score_fake, loss.threshold)
         if self._penalty > 0:
             mix = self._mixture(len(real)).to(real)
             depth = None
