@@ -165,7 +165,8 @@ def test_its_second_derivatives_through_instance_norm_equal_float64_autograd_of_
     wanted.backward()
     found = gradient_penalty(critic, real.float(), fake.float(), mix.float())
     found.backward()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    # A few roundings of a slope near 1 in fp32: of its square's distance from 1 they may be more than 1e-4.
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4, abs=2e-8)
     largest = max(float(q.grad.norm()) for q in truth.parameters() if q.grad is not None)
     assert largest > 0
     for p, q in zip(critic.parameters(), truth.parameters(), strict=True):
