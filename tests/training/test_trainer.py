@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ctmr.data.sampling import TrainingData
+from ctmr.data.sampling import Batch, TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Direction
 from ctmr.recipe.training import (
@@ -394,13 +394,14 @@ def test_a_subset_is_trained_on_first_and_a_resumed_run_knows_which(sections: Se
     )
     whole = Trainer(network, loss, train, data, checkpoints=tmp_path, samples=0)
     seen: list[int] = []
-    drawn = whole.cyclegan.step.__call__
+    draw = whole.draw
 
-    def spy(batch, **rest):
+    def spy(step: int) -> Batch:
+        batch = draw(step)
         seen.append(int((data.ct.images == batch.ct[0]).flatten(1).all(1).nonzero()[0]))
-        return drawn(batch, **rest)
+        return batch
 
-    whole.cyclegan.step = spy
+    whole.draw = spy
     list(whole.run())
     assert len(set(seen[:30])) == 2 and len(set(seen[30:])) > 6
     first = Trainer(network, loss, train, data, checkpoints=tmp_path / "b", samples=0)

@@ -35,7 +35,7 @@ class ModalityDescription(Section):
 
 
 class Description(Section):
-    """What the weights mean: the content of ``model.json``."""
+    """Description of what the weights mean: the content of ``model.json``."""
 
     generator: Generator
     normalise: Normalise

@@ -156,7 +156,7 @@ class Warmup(Section):
 
 
 class CycleTerms(Section):
-    """What a cycle loss is made of: a weighted sum of `CYCLE_TERMS`; those without a field are 0 unless given."""
+    """Terms of a cycle loss: a weighted sum of `CYCLE_TERMS`; those without a field are 0 unless given."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[Annotated[str, AfterValidator(CYCLE_TERMS.require)], NonNegative] = Field(init=False)
