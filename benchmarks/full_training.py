@@ -163,7 +163,7 @@ def train(archive: Path, work: Path, out: Path, minutes: float, measurements: in
         "done": done,
         "seconds_per_step": times.median(),
         "alarms": sorted({name for _, name in trainer.sounded}),
-        "computed": trainer.plan.record(),
+        "computed": trainer.cyclegan.plan.record(),
         "machine": machine(),
     }
     (out / RECORD).write_text(json.dumps(about, indent=1) + "\n")

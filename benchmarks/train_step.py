@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctmr.data.sampling import Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
 from ctmr.imaging.volume import Direction
 from ctmr.recipe.training import Loss, Network, Train
 from ctmr.training.cyclegan.networks import CycleGan
@@ -149,7 +150,7 @@ def ours(name: str, size: int, batch: int, identity: bool, device: torch.device,
         samples=0,
         report_every=1_000_000,
     )
-    plan = trainer.plan
+    plan = trainer.cyclegan.plan
     path = [str(plan.precision), "channels_last" if plan.channels_last else "contiguous"]
     path += [n for n in ("fast_layers", "joined", "fused_adam", "compile", "graphs") if getattr(plan, n)]
 

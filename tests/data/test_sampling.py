@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ctmr.data.augment import Augmentation
-from ctmr.data.sampling import Domain, SliceSampler, TrainingData, depth_channel, target_ranges
+from ctmr.data.domain import Domain, depth_channel, target_ranges
+from ctmr.data.sampling import SliceSampler, TrainingData
 from ctmr.data.shards import Shard, ShardVolume
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit

@@ -37,7 +37,7 @@ def test_a_killed_training_ends_bit_identical_to_one_that_never_stopped(kind: st
     (one, _), (two, _) = whole._state(), resumed._state()
     assert set(one) == set(two) and [n for n in one if not torch.equal(one[n], two[n])] == []
     assert without_seconds(whole) == without_seconds(resumed)
-    assert whole.readings and whole._watch.state() == resumed._watch.state()
+    assert whole.readings and whole.state()[1]["watch"] == resumed.state()[1]["watch"]
     assert sorted(p.name[:5] for p in folder.iterdir()) == ["step-", "step-"]
 
 

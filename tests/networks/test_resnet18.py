@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ctmr.errors import InputError
 from ctmr.networks import build_discriminator, build_generator
 from ctmr.networks.resnet18 import ResNet18, load_imagenet
-from ctmr.recipe.training import Discriminator, DiscriminatorKind, Generator, GeneratorKind, LayerNorm, Network
+from ctmr.recipe.training import Discriminator, Generator, LayerNorm, Network
 from ctmr.training.cyclegan.networks import CycleGan
 
 torch.set_num_threads(1)
@@ -100,12 +100,8 @@ def file(request: pytest.FixtureRequest, weights: dict[str, Tensor], tmp_path_fa
 
 
 def test_both_networks_take_imagenet_weights_from_either_format(file: Path, weights: dict[str, Tensor]) -> None:
-    generator = build_generator(
-        Generator(kind=GeneratorKind.UNET_RESNET18, blocks=4, norm=LayerNorm.BATCH, rgb=True), 1, 1
-    )
-    discriminator = build_discriminator(
-        Discriminator(kind=DiscriminatorKind.RESNET18, layers=4, norm=LayerNorm.BATCH, rgb=True), 1
-    )
+    generator = build_generator(Generator(kind="unet_resnet18", blocks=4, norm=LayerNorm.BATCH, rgb=True), 1, 1)
+    discriminator = build_discriminator(Discriminator(kind="resnet18", layers=4, norm=LayerNorm.BATCH, rgb=True), 1)
     x = draw(1, 1, 64, 64)
     for network in (generator, discriminator):
         assert len(load_imagenet(network, file)) == 64
@@ -154,8 +150,8 @@ def test_files_that_are_not_its_weights_are_refused_in_one_sentence(tmp_path: Pa
 def network_of(weights: str | None) -> Network:
     norm = LayerNorm.BATCH
     return Network(
-        generator=Generator(kind=GeneratorKind.UNET_RESNET18, blocks=4, norm=norm, weights=weights),
-        discriminator=Discriminator(kind=DiscriminatorKind.RESNET18, layers=4, norm=norm, width=4),
+        generator=Generator(kind="unet_resnet18", blocks=4, norm=norm, weights=weights),
+        discriminator=Discriminator(kind="resnet18", layers=4, norm=norm, width=4),
     )
 
 

@@ -245,7 +245,11 @@ def test_a_training_that_contradicts_itself_is_refused(train, words):
         ({"log_as": {"ABA": ["cycle_xy"]}}, "loss.log_as.ABA"),
         ({"log_as": {"ABA": []}}, "loss.log_as.ABA"),
         ({"log_as": {"A B/A": ["cycle_mr"]}}, "loss.log_as"),
-        ({"cycle_terms": {"l2": 1}}, "there is no key 'loss.cycle_terms.l2'"),
+        ({"cycle_terms": {"l2": 1}}, "loss.cycle_terms.l2: should be one of l1, mse, ssim"),
+        (
+            {"adversarial": "hinge"},
+            "loss.adversarial: should be one of least_squares, least_squares_sigmoid, bce, wass",
+        ),
         ({"perceptual": {"extractor": "vgg16"}}, "loss.perceptual.extractor"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def test_an_image_comes_back_on_its_own_voxels_as_evaluate_would_make_it(client,
     assert version == "2" and (volume.modality, volume.unit, volume.subject) == (Modality.CT, Unit.HU, "s1")
     assert np.array_equal(volume.affine, head[0].affine) and volume.array.shape == head[0].array.shape
     assert np.abs(volume.array.astype(int) - wanted.array).max() <= 1
+
+
+def test_the_example_in_the_clients_docstring_prints_what_it_says(served, head):
+    said = []
+    known = {"TritonClient": TritonClient, "url": served.endpoint.grpc, "t1": head[0], "t2": head[1]}
+    (example,) = doctest.DocTestFinder(recurse=False).find(TritonClient, globs=known)
+    done = doctest.DocTestRunner().run(example, out=said.append)
+    assert done.attempted == 3 and done.failed == 0, "".join(said)
 
 
 def test_volumes_that_cannot_be_translated_are_refused_in_one_sentence(client, array):

@@ -65,7 +65,7 @@ def found(net: CycleGan, b: Batch, plan: StepPlan) -> CycleGan:
     losses, fake_ct, fake_mr = step.generator_losses(b, 0.0)
     losses["generator"].backward()
     net.discriminators.requires_grad_(True)
-    step.discriminator_losses(b, fake_ct, fake_mr, None, None)["discriminator"].backward()
+    step.discriminator_losses(b, Batch(fake_mr, fake_ct))["discriminator"].backward()
     return net
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from ctmr.data.sampling import Domain, TrainingData
-from ctmr.recipe.training import Adversarial, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
+from ctmr.recipe.training import Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
 from ctmr.training.trainer import Trainer
 
 KILLS = 20 if os.environ.get("CTMR_DRILL") == "full" else 3
@@ -87,7 +88,7 @@ def recipe(kind: str) -> tuple[Network, Loss, Train]:
     }
     return (
         Network(generator=generator, discriminator=Discriminator(width=4, layers=1, position=True)),
-        Loss(adversarial=Adversarial.WASSERSTEIN, cycle=5.0, identity=0.5, warmup=Warmup(weight=5.0, fraction=0.6)),
+        Loss(adversarial="wasserstein", cycle=5.0, identity=0.5, warmup=Warmup(weight=5.0, fraction=0.6)),
         train.model_copy(update=changes),
     )
 

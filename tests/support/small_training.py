@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ctmr.data.sampling import Batch, Domain, TrainingData
-from ctmr.recipe.training import Discriminator, Generator, GeneratorKind, LayerNorm, Loss, Network, Speed, Train
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import Batch, TrainingData
+from ctmr.recipe.training import Discriminator, Generator, LayerNorm, Loss, Network, Speed, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.trainer import Trainer
 
 
-def networks(kind: GeneratorKind = GeneratorKind.RESNET) -> CycleGan:
+def networks(kind: str = "resnet") -> CycleGan:
     rng = torch.Generator().manual_seed(2)
     net = CycleGan(
         Network(

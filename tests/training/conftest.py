@@ -7,7 +7,8 @@ import torch
 from few_pixels import preprocessed, tiny
 from torch import Tensor
 
-from ctmr.data.sampling import Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
 from ctmr.recipe.training import Discriminator, Generator, Loss, Network, Precision, Train, Warmup
 
 __all__ = ["preprocessed", "tiny"]

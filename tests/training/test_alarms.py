@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from ctmr.data.sampling import Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
 from ctmr.data.shards import pack_head
 from ctmr.errors import CtmrError
 from ctmr.imaging.volume import Modality
-from ctmr.recipe.training import Adversarial, Alarm, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
+from ctmr.recipe.training import Alarm, Alarms, Discriminator, Generator, Loss, Network, Train, Warmup
 from ctmr.training.alarms import (
     Reading,
     discriminator_won,
@@ -25,9 +26,9 @@ from ctmr.training.alarms import (
     mode_collapse,
     scalp_and_skull,
     tissue_swap,
-    worst_adversarial,
 )
 from ctmr.training.cyclegan import networks
+from ctmr.training.cyclegan.losses import adversarial_loss
 from ctmr.training.events import AlarmEvent, ReadingEvent
 from ctmr.training.monitor import Monitor
 from ctmr.training.trainer import Trainer
@@ -108,8 +109,8 @@ def watch(data: TrainingData, **alarms: object) -> Monitor:
 
 
 def sounding(data: TrainingData, generators: nn.ModuleDict) -> set[str]:
-    judge = watch(data)
-    return {e.reading.name for step in (1, 2) for e in judge.judge(step, judge.of_images(generators))}
+    monitor = watch(data)
+    return {e.reading.name for step in (1, 2) for e in monitor.sound(step, monitor.of_images(generators))}
 
 
 def swapped(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -177,10 +178,10 @@ def test_without_head_masks_a_swap_is_not_read_but_the_rest_is(data: TrainingDat
 
 
 def test_an_alarm_sounds_once_when_its_patience_ends_and_again_after_a_good_reading(data: TrainingData) -> None:
-    judge = watch(data, patience=2)
+    monitor = watch(data, patience=2)
     bad = [Reading(Alarm.MODE_COLLAPSE, Modality.CT, 0.01, 0.1, True)]
     good = [Reading(Alarm.MODE_COLLAPSE, Modality.CT, 0.5, 0.1, False)]
-    assert [len(judge.judge(n, r)) for n, r in enumerate([bad, good, bad, bad, bad, good, bad, bad])] == [
+    assert [len(monitor.sound(n, r)) for n, r in enumerate([bad, good, bad, bad, bad, good, bad, bad])] == [
         0,
         0,
         0,
@@ -191,14 +192,14 @@ def test_an_alarm_sounds_once_when_its_patience_ends_and_again_after_a_good_read
         1,
     ]
     other = watch(data, patience=2)
-    other.restore(judge.state())
-    assert other.state() == judge.state() and other.readings == judge.readings
+    other.restore(monitor.state())
+    assert other.state() == monitor.state() and other.readings == monitor.readings
 
 
 def test_young_networks_are_not_judged(data: TrainingData) -> None:
-    judge = watch(data, patience=1, after=0.5)
+    monitor = watch(data, patience=1, after=0.5)
     bad = [Reading(Alarm.MODE_COLLAPSE, Modality.CT, 0.01, 0.1, True)]
-    assert [len(judge.judge(n, bad)) for n in (4, 5)] == [0, 1]
+    assert [len(monitor.sound(n, bad)) for n in (4, 5)] == [0, 1]
 
 
 def test_numbers_by_hand() -> None:
@@ -208,9 +209,9 @@ def test_numbers_by_hand() -> None:
     ramp = np.linspace(-1, 1, 8)[None, None]
     assert intensity_inversion(-ramp, ramp, Modality.CT).value == pytest.approx(-1)
     assert intensity_inversion(ramp, np.zeros((1, 1, 8)), Modality.CT) is None
-    assert worst_adversarial(Adversarial.LEAST_SQUARES) == pytest.approx(0.9025)
-    assert worst_adversarial(Adversarial.BCE) == pytest.approx(math.log(20))
-    assert worst_adversarial(Adversarial.WASSERSTEIN) is None
+    assert adversarial_loss("least_squares").unconvincing == pytest.approx(0.9025)
+    assert adversarial_loss("bce").unconvincing == pytest.approx(math.log(20))
+    assert adversarial_loss("wasserstein").unconvincing is None
     won = [discriminator_won(a, g, 0.9025, Modality.MR).beyond for a, g in ((1.0, 0.95), (1.0, 0.5), (0.98, 0.95))]
     assert won == [True, False, False]
 
@@ -309,7 +310,7 @@ def test_alarms_change_no_weight(data: TrainingData) -> None:
         train = TRAIN.model_copy(update={"steps": 12, "sample_every": 2, "alarms": alarms})
         trainer = Trainer(NETWORK, Loss(identity=0.0), train, data, report_every=2)
         list(trainer.run())
-        tensors, _ = trainer._state()
+        tensors, _ = trainer.state()
         return [tensors[k] for k in sorted(tensors)]
 
     assert all(torch.equal(a, b) for a, b in zip(after(Alarms()), after(Alarms(watch=())), strict=True))

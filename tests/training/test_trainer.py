@@ -15,14 +15,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ctmr.data.sampling import TrainingData
+from ctmr.data.sampling import Batch, TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Direction
 from ctmr.recipe.training import (
-    Adversarial,
     Discriminator,
     Generator,
-    GeneratorKind,
     LayerNorm,
     Loss,
     Network,
@@ -46,7 +44,7 @@ def sections(network: Network, loss: Loss, train: Train, data: TrainingData) -> 
 
 
 def weights(trainer: Trainer) -> list[torch.Tensor]:
-    tensors, _ = trainer._state()
+    tensors, _ = trainer.state()
     return [tensors[k] for k in sorted(tensors)]
 
 
@@ -119,7 +117,8 @@ def test_another_process_resumes_to_the_same_bits(sections: Sections, tmp_path: 
     texts = [json.dumps(s.model_dump(mode="json")) for s in (network, loss, train)]
     program = f"""
 import torch
-from ctmr.data.sampling import Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
 from ctmr.training.trainer import Trainer
 from ctmr.recipe.training import Loss, Network, Train
 from pathlib import Path
@@ -301,7 +300,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_its_name(sections: Section
     # What a training that stops before draws next: the batch of that step, and no other.
     again = Trainer(network, loss, train, data, report_every=100)
     list(again.run(until_step=step - 1))
-    batch = again._sampler.draw()
+    batch = again.draw(step - 1)
     assert set(images) == {"mr", "ct", "mr_depth", "ct_depth"} and bool(images["mr"].isnan().any())
     assert torch.equal(images["ct"], batch.ct) and torch.equal(images["ct_depth"], batch.ct_depth)
     assert len(list(trainer.readings)) == 0
@@ -318,7 +317,7 @@ def test_pictures_train_without_warmup_and_say_so(sections: Sections) -> None:
 
 def test_a_unet_that_does_not_fit_the_slices_is_refused_before_training(sections: Sections) -> None:
     network, loss, train, data = sections
-    network = network.model_copy(update={"generator": Generator(kind=GeneratorKind.UNET, width=2, blocks=5)})
+    network = network.model_copy(update={"generator": Generator(kind="unet", width=2, blocks=5)})
     with pytest.raises(InputError, match="divisible by 32"):
         Trainer(network, loss, train, data)
 
@@ -327,10 +326,10 @@ def test_samples_are_the_real_slices_their_translations_and_reconstructions(sect
     trainer = Trainer(*sections, samples=2)
     sample = [e for e in trainer.run() if isinstance(e, SampleEvent)][-1]
     to_ct, to_mr = trainer.generator(Direction.MR2CT), trainer.generator(Direction.CT2MR)
-    assert sample.mr.shape == (2, 1, 16, 16)
-    torch.testing.assert_close(sample.fake_ct, to_ct(sample.mr))
-    torch.testing.assert_close(sample.cycle_mr, to_mr(to_ct(sample.mr)))
-    torch.testing.assert_close(sample.cycle_ct, to_ct(to_mr(sample.ct)))
+    assert sample.real_mr.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(sample.fake_ct, to_ct(sample.real_mr))
+    torch.testing.assert_close(sample.rec_mr, to_mr(to_ct(sample.real_mr)))
+    torch.testing.assert_close(sample.rec_ct, to_ct(to_mr(sample.real_ct)))
 
 
 def test_the_core_needs_no_pipeline_library() -> None:
@@ -395,13 +394,14 @@ def test_a_subset_is_trained_on_first_and_a_resumed_run_knows_which(sections: Se
     )
     whole = Trainer(network, loss, train, data, checkpoints=tmp_path, samples=0)
     seen: list[int] = []
-    drawn = whole._step_function.__call__
+    draw = whole.draw
 
-    def spy(batch, **rest):
+    def spy(step: int) -> Batch:
+        batch = draw(step)
         seen.append(int((data.ct.images == batch.ct[0]).flatten(1).all(1).nonzero()[0]))
-        return drawn(batch, **rest)
+        return batch
 
-    whole._step_function = spy
+    whole.draw = spy
     list(whole.run())
     assert len(set(seen[:30])) == 2 and len(set(seen[30:])) > 6
     first = Trainer(network, loss, train, data, checkpoints=tmp_path / "b", samples=0)
@@ -418,14 +418,14 @@ def test_batch_norm_resumes_exactly_and_samples_and_exports_use_its_running_stat
 ) -> None:
     network, loss, train, data = sections
     network = Network(
-        generator=Generator(kind=GeneratorKind.ENCODER_DECODER, width=4, blocks=2, norm=LayerNorm.BATCH),
+        generator=Generator(kind="encoder_decoder", width=4, blocks=2, norm=LayerNorm.BATCH),
         discriminator=Discriminator(width=4, layers=1, norm=LayerNorm.BATCH, position=True),
     )
     train = train.model_copy(update={"ema": ema, "batch": 2})
     whole = Trainer(network, loss, train, data, checkpoints=tmp_path)
     events = list(whole.run())
     sample = [e for e in events if isinstance(e, SampleEvent)][-1]
-    torch.testing.assert_close(sample.fake_ct, whole.generator(Direction.MR2CT)(sample.mr))
+    torch.testing.assert_close(sample.fake_ct, whole.generator(Direction.MR2CT)(sample.real_mr))
     statistics = whole.generator(Direction.MR2CT).state_dict()
     assert any(k.endswith("running_mean") and bool(v.any()) for k, v in statistics.items())
     (tmp_path / "step-000000006" / "state.json").unlink()
@@ -433,12 +433,12 @@ def test_batch_norm_resumes_exactly_and_samples_and_exports_use_its_running_stat
     assert again.resume() and again.step == 3
     list(again.run())
     assert same(whole, again)
-    assert whole._networks.training
+    assert whole.cyclegan.networks.training
 
 
 def test_the_wasserstein_loss_trains_and_resumes_exactly(sections: Sections, tmp_path: Path) -> None:
     network, _, train, data = sections
-    loss = Loss(adversarial=Adversarial.WASSERSTEIN, identity=0.0)
+    loss = Loss(adversarial="wasserstein", identity=0.0)
     train = train.model_copy(update={"generator_every": 2})
     whole = Trainer(network, loss, train, data, checkpoints=tmp_path, report_every=2)
     events = list(whole.run())
@@ -454,7 +454,7 @@ def test_the_wasserstein_loss_trains_and_resumes_exactly(sections: Sections, tmp
 def test_random_weights_where_imagenets_belong_are_an_event(sections: Sections) -> None:
     _, loss, train, data = sections
     network = Network(
-        generator=Generator(kind=GeneratorKind.UNET_RESNET18, width=4, blocks=2),
+        generator=Generator(kind="unet_resnet18", width=4, blocks=2),
         discriminator=Discriminator(width=4, layers=1, position=True),
     )
     events = list(Trainer(network, loss, train, data).run(until_step=1))
@@ -470,10 +470,10 @@ def test_a_network_trained_on_pairs_alone_learns_them_and_its_discriminators_sta
     loss = Loss(adversarial_weight=0.0, cycle=0.0, supervised=Supervised(weight=1.0, pairs=pairs))
     train = train.model_copy(update={"steps": 80, "lr_generator": 5e-3, "checkpoint_every": 80, "sample_every": 80})
     trainer = Trainer(network, loss, train, twins, report_every=20, samples=0)
-    before = [p.clone() for p in trainer._networks.discriminators.parameters()]
+    before = [p.clone() for p in trainer.cyclegan.networks.discriminators.parameters()]
     errors = [r.losses["supervised_ct"] for r in reports_of(trainer)]
     assert errors[-1] < (0.6 if pairs is Pairs.SUBJECT else 0.8) * errors[0]
-    after = trainer._networks.discriminators.parameters()
+    after = trainer.cyclegan.networks.discriminators.parameters()
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 

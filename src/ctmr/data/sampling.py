@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctmr.data.augment import Augmentation, augment, scale_intensity, to_device
-from ctmr.data.domain import Domain as Domain
-from ctmr.data.domain import depth_channel as depth_channel
-from ctmr.data.domain import domain_of
-from ctmr.data.domain import target_ranges as target_ranges
+from ctmr.data.domain import Domain, domain_of
 from ctmr.data.shards import Shard, unpack_head
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
@@ -25,7 +22,7 @@ _SAME_LEVEL = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """Unpaired slices of both modalities.
+    """Slices of both modalities, unpaired unless the sampler pairs them; or the fakes that were made of them.
 
     Attributes
     ----------
@@ -39,6 +36,10 @@ class Batch:
     ct: Tensor
     mr_depth: Tensor | None = None
     ct_depth: Tensor | None = None
+
+    def of(self, modality: Modality) -> tuple[Tensor, Tensor | None]:
+        """Return one modality's slices and depth maps."""
+        return (self.mr, self.mr_depth) if modality is Modality.MR else (self.ct, self.ct_depth)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,7 +73,6 @@ class Shard:
     volumes: tuple[ShardVolume, ...]
     unit: Unit
     modality: Modality
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def volume(self, index: int) -> NDArray[Any]:
         """Return volume `index` as ``[C, D, H, W]``."""
@@ -99,14 +98,10 @@ class ShardWriter:
         Folder of all shards.
     split, modality, unit
         What every volume of the shard has in common.
-    extra
-        Plain JSON types for the description.
     """
 
-    def __init__(
-        self, folder: Path, split: Split, modality: Modality, unit: Unit, extra: Mapping[str, Any] | None = None
-    ) -> None:
-        self.modality, self.unit, self.extra = modality, unit, dict(extra or {})
+    def __init__(self, folder: Path, split: Split, modality: Modality, unit: Unit) -> None:
+        self.modality, self.unit = modality, unit
         self.volumes: list[ShardVolume] = []
         self._target = folder / split.value
         self._target.mkdir(parents=True, exist_ok=True)
@@ -152,12 +147,13 @@ class ShardWriter:
             self._slices.discard()
             self._heads.discard()
             return
-        meta = {
+        meta: dict[str, Any] = {
             "unit": self.unit.value,
             "modality": self.modality.value,
             "shape": list(self._slices.close()),
             "volumes": [asdict(v) for v in self.volumes],
-            "extra": self.extra,
+            # Read by nobody; without it every shard would have another digest, and every model be trained anew.
+            "extra": {},
         }
         self._heads.close()
         text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
@@ -208,7 +204,7 @@ def unpack_head(packed: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
 
 def write_shard(folder: Path, split: Split, shard: Shard) -> None:
     """Write a whole shard at once, as `ShardWriter` does."""
-    with ShardWriter(folder, split, shard.modality, shard.unit, shard.extra) as writer:
+    with ShardWriter(folder, split, shard.modality, shard.unit) as writer:
         for volume in shard.volumes:
             part = slice(volume.first, volume.first + volume.count)
             writer.add(volume, shard.slices[part], pack_head(shard.head[part]))
@@ -230,7 +226,7 @@ def read_shard(folder: Path, split: Split, modality: Modality, *, heads: bool = 
         packed = np.load(meta_path.with_name(f"{modality}.head.npy"), allow_pickle=False)
         head = unpack_head(packed, slices.shape[-1])
     volumes = tuple(_volume(v) for v in meta["volumes"])
-    return Shard(slices, head, volumes, Unit(meta["unit"]), Modality(meta["modality"]), meta["extra"])
+    return Shard(slices, head, volumes, Unit(meta["unit"]), Modality(meta["modality"]))
 
 
 def read_head(folder: Path, split: Split, shard: Shard, index: int) -> NDArray[np.bool_]:

@@ -138,6 +138,21 @@ def judge(
     ------
     TypeError
         When a baseline or the champion was measured under another protocol than the model.
+
+    Examples
+    --------
+    >>> from ctmr.metrics.stats import MetricSummary, Summary
+    >>> from ctmr.recipe.recipe import Recipe
+    >>> protocol = PROTOCOLS["paired_volume_hu"]
+    >>> means = {"mae": 180.0, "psnr": 18.5, "ssim": 0.71}
+    >>> numbers = {name: MetricSummary(mean, 0.0, mean, mean, 3, 3) for name, mean in means.items()}
+    >>> verdict = judge({protocol.name: Summary(protocol, numbers, 3, 3)}, Recipe().gate, has_pairs=True)
+    >>> verdict.passed
+    False
+    >>> [(check.metric, check.limit, check.ok) for check in verdict.checks]
+    [('psnr', 'at least 20', False), ('ssim', 'at least 0.6', True)]
+    >>> print(verdict.reasons[0])
+    paired_volume_hu psnr is 18.5, which is not at least 20
     """
     applied, not_applied = _applicable(gate, has_pairs, unit)
     checks = [c for name, metrics in applied.items() for c in _limits(name, metrics, summaries.get(name))]

@@ -110,13 +110,31 @@ def initialise(module: nn.Module, rng: torch.Generator | None = None) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def require_divisible(size: tuple[int, int], divisor: int, what: str) -> None:
-    """Raise InputError when a slice of this size (H, W) cannot be halved as often as a network needs."""
-    if size[0] % divisor or size[1] % divisor:
-        raise InputError(
-            f"{what} needs slices whose height and width are divisible by {divisor}, found {size[0]}×{size[1]}; "
-            "change preprocess.size or network.generator.blocks"
-        )
+class ImageNetwork(nn.Module):
+    """A network that may not take slices of every size.
+
+    Attributes
+    ----------
+    divisor
+        Height and width must be divisible by it.
+    what
+        The network in words, for who gave it other slices.
+    """
+
+    divisor = 1
+    what = "the network"
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raise InputError when it cannot be trained on slices of this size (H, W)."""
+        self.require_divisible(size)
+
+    def require_divisible(self, size: tuple[int, int]) -> None:
+        """Raise InputError when slices of this size (H, W) cannot be halved as often as the network needs."""
+        if size[0] % self.divisor or size[1] % self.divisor:
+            raise InputError(
+                f"{self.what} needs slices whose height and width are divisible by {self.divisor}, found "
+                f"{size[0]}×{size[1]}; change preprocess.size or network.generator.blocks"
+            )
 
 
 def require_room(size: tuple[int, int], divisor: int, what: str, key: str) -> None:

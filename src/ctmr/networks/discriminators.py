@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ctmr.errors import InputError
-from ctmr.networks.blocks import LEAK, WIDEST, convolutions, initialise, norm, require_room, triple
+from ctmr.networks.blocks import LEAK, WIDEST, ImageNetwork, initialise, norm, require_room, triple
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe.training import Discriminator, DiscriminatorKind, LayerNorm
+from ctmr.recipe.training import DISCRIMINATORS, Discriminator, LayerNorm
 
 POSITION_CHANNELS = 3
 """Row, |column| and depth under the skin."""
 
+_LAYERS = "network.discriminator.layers"
 _LAST_KERNEL = 4
 
 
-class PatchGan(nn.Module):
+class PatchGan(ImageNetwork):
     """Fully convolutional classifier of overlapping patches.
 
     Source: Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.2, who have batch norm; CycleGAN has instance norm.
@@ -60,7 +63,7 @@ class PatchGan(nn.Module):
         return out
 
 
-class Convolutional(nn.Module):
+class Convolutional(ImageNetwork):
     """Fully convolutional classifier of whole images (Radford et al. 2016, arXiv:1511.06434, section 3).
 
     Parameters
@@ -77,6 +80,7 @@ class Convolutional(nn.Module):
 
     def __init__(self, in_channels: int, width: int = 64, layers: int = 4, kind: LayerNorm = LayerNorm.BATCH) -> None:
         super().__init__()
+        self.layers = layers
         body: list[nn.Module] = []
         taken = in_channels
         for layer in range(layers):
@@ -93,8 +97,17 @@ class Convolutional(nn.Module):
         out: Tensor = self.body(x).mean(dim=(2, 3), keepdim=True)
         return out
 
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raise InputError when nothing is left of slices of this size for the last convolution."""
+        least = _LAST_KERNEL * 2**self.layers
+        if min(size) < least:
+            raise InputError(
+                f"a convolutional discriminator of {self.layers} layers needs slices of at least {least} pixels, "
+                f"found {size[0]}×{size[1]}; enlarge preprocess.size or lower {_LAYERS}"
+            )
 
-class ResNet18Classifier(nn.Module):
+
+class ResNet18Classifier(ImageNetwork):
     """ResNet-18 with one output.
 
     Parameters
@@ -115,6 +128,10 @@ class ResNet18Classifier(nn.Module):
         """``[N, in_channels, H, W]`` → ``[N, 1, 1, 1]`` scores without a sigmoid; `depth` is not looked at."""
         out: Tensor = self.resnet(x)[:, :, None, None]
         return out
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raise InputError when the last stage, which is normalised, has one pixel of slices of this size."""
+        require_room(size, 2 ** (self.resnet.stages + 1), "a ResNet-18 discriminator", _LAYERS)
 
 
 class GreyAsRgbDiscriminator(nn.Module):
@@ -154,7 +171,7 @@ class PositionAware(nn.Module):
         x
             ``[N, C, H, W]`` in [-1, 1].
         depth
-            ``[N, 1, H, W]`` in [-1, 1], from `ctmr.data.sampling.depth_channel`.
+            ``[N, 1, H, W]`` in [-1, 1], from `ctmr.data.domain.depth_channel`.
 
         Returns
         -------
@@ -171,13 +188,8 @@ class PositionAware(nn.Module):
         return out
 
 
-Builder = type[PatchGan] | type[Convolutional] | type[ResNet18Classifier]
-
-_BUILDERS: dict[DiscriminatorKind, Builder] = {
-    DiscriminatorKind.PATCHGAN: PatchGan,
-    DiscriminatorKind.CONVOLUTIONAL: Convolutional,
-    DiscriminatorKind.RESNET18: ResNet18Classifier,
-}
+DiscriminatorClass = Callable[[int, int, int, LayerNorm], ImageNetwork]
+"""Takes the channels of the image, position channels included, then the recipe's ``width``, ``layers`` and ``norm``."""
 
 
 def build_discriminator(
@@ -205,36 +217,15 @@ def build_discriminator(
     InputError
         When slices of `size` are too small for the network.
     """
-    if size is not None:
-        _require_size(config, size)
     channels = in_channels * (3 if config.rgb else 1) + (POSITION_CHANNELS if config.position else 0)
-    module: nn.Module = _BUILDERS[config.kind](channels, config.width, config.layers, config.norm)
+    build: DiscriminatorClass = DISCRIMINATORS[config.kind]
+    inner = build(channels, config.width, config.layers, config.norm)
+    if size is not None:
+        inner.require_size(size)
+    module: nn.Module = inner
     if config.position:
         module = PositionAware(module)
     if config.rgb:
         module = GreyAsRgbDiscriminator(module)
     initialise(module, rng)
     return module
-
-
-def _require_size(config: Discriminator, size: tuple[int, int]) -> None:
-    key, least = "network.discriminator.layers", _LAST_KERNEL * 2**config.layers
-    if config.kind is DiscriminatorKind.RESNET18:
-        require_room(size, 2 ** (config.layers + 1), "a ResNet-18 discriminator", key)
-    elif config.kind is DiscriminatorKind.CONVOLUTIONAL and min(size) < least:
-        raise InputError(
-            f"a convolutional discriminator of {config.layers} layers needs slices of at least {least} pixels, found "
-            f"{size[0]}×{size[1]}; enlarge preprocess.size or lower {key}"
-        )
-
-
-def receptive_field(module: nn.Module) -> int:
-    """Return the side, in pixels, of what one output of a chain of convolutions sees.
-
-    ``r ← (r - 1) · stride + kernel`` from the last convolution to the first (Dumoulin & Visin 2016,
-    arXiv:1603.07285). Instance norm's statistics, which see the whole image, are left out as is customary.
-    """
-    side = 1
-    for convolution in reversed(list(convolutions(module))):
-        side = (side - 1) * convolution.stride[0] + convolution.kernel_size[0]
-    return side

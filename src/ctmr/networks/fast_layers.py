@@ -37,10 +37,6 @@ class FastInstanceNorm2d(nn.InstanceNorm2d):
             return instance_norm(x, self.eps, self.slope)
         return _rectified(super().forward(x), self.slope)
 
-    def extra_repr(self) -> str:
-        """Return the settings."""
-        return f"{self.num_features}, eps={self.eps}, slope={self.slope}"
-
 
 class IndexReflectionPad2d(nn.ReflectionPad2d):
     """Reflection padding by index: deterministic on every device, in the dtype and memory format it is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,19 +11,19 @@ from torch import Tensor, nn
 from ctmr.networks.blocks import (
     LEAK,
     WIDEST,
+    ImageNetwork,
     ResidualBlock,
     initialise,
     norm,
-    require_divisible,
     require_room,
     triple,
     upsampling,
 )
 from ctmr.networks.resnet18 import ResNet18
-from ctmr.recipe.training import Generator, GeneratorKind, LayerNorm, Upsampling
+from ctmr.recipe.training import GENERATORS, Generator, LayerNorm, Upsampling
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(ImageNetwork):
     """Two strided convolutions, residual blocks, two up-sampling layers.
 
     Source: Zhu et al. 2017 (arXiv:1703.10593), appendix 7.2, after Johnson et al. 2016 (arXiv:1603.08155).
@@ -39,6 +40,7 @@ class ResNetGenerator(nn.Module):
         Norm, and how the size is doubled; the paper's are instance norm and transposed convolutions.
     """
 
+    divisor = 4
     what = "the ResNet generator"
 
     def __init__(
@@ -51,7 +53,6 @@ class ResNetGenerator(nn.Module):
         up: Upsampling = Upsampling.TRANSPOSED,
     ) -> None:
         super().__init__()
-        self.divisor = 4
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3),
             nn.Conv2d(in_channels, width, 7),
@@ -76,12 +77,12 @@ class ResNetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H and W divisible by 4, else InputError."""
-        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        self.require_divisible((x.shape[-2], x.shape[-1]))
         out: Tensor = self.layers(x)
         return out
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(ImageNetwork):
     """Encoder and decoder of 4×4 convolutions with stride 2 and skip connections between equal sizes.
 
     Source: Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.1, with instance norm and without dropout as in CycleGAN.
@@ -136,7 +137,7 @@ class UNetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**levels, else InputError."""
-        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        self.require_divisible((x.shape[-2], x.shape[-1]))
         skips: list[Tensor] = []
         for encode in self.down:
             x = encode(x)
@@ -149,7 +150,7 @@ class UNetGenerator(nn.Module):
         return x
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(ImageNetwork):
     """Fully convolutional: 4×4 convolutions of stride 2 down, the same up, nothing beside them.
 
     Mirrors the discriminator of Radford et al. 2016 (arXiv:1511.06434) in front of its generator.
@@ -192,12 +193,17 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**levels, else InputError."""
-        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        self.require_divisible((x.shape[-2], x.shape[-1]))
         out: Tensor = self.layers(x)
         return out
 
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raise InputError when it cannot be trained on slices of this size: its innermost level is normalised."""
+        super().require_size(size)
+        require_room(size, self.divisor, self.what, "network.generator.blocks")
 
-class UNetResNet18(nn.Module):
+
+class UNetResNet18(ImageNetwork):
     """U-Net whose encoder is a ResNet-18 (Ronneberger et al. 2015; He et al. 2016).
 
     Every decoder level doubles the size, joins the encoder's output of that size, and convolves once.
@@ -238,12 +244,17 @@ class UNetResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H, W divisible by 2**(stages + 1)."""
-        require_divisible((x.shape[-2], x.shape[-1]), self.divisor, self.what)
+        self.require_divisible((x.shape[-2], x.shape[-1]))
         *skips, x = self.encoder.features(x)
         for up, join in zip(self.up, self.join, strict=True):
             x = join(torch.cat([up(x), skips.pop()], dim=1))
         out: Tensor = self.last(x)
         return out
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raise InputError when it cannot be trained on slices of this size: its innermost level is normalised."""
+        super().require_size(size)
+        require_room(size, self.divisor, self.what, "network.generator.blocks")
 
 
 class GreyAsRgbGenerator(nn.Module):
@@ -258,16 +269,8 @@ class GreyAsRgbGenerator(nn.Module):
         return self.inner(triple(x)).unflatten(1, (-1, 3)).mean(dim=2)  # type: ignore[no-any-return]
 
 
-Builder = type[ResNetGenerator] | type[UNetGenerator] | type[EncoderDecoder] | type[UNetResNet18]
-
-_BUILDERS: dict[GeneratorKind, Builder] = {
-    GeneratorKind.RESNET: ResNetGenerator,
-    GeneratorKind.UNET: UNetGenerator,
-    GeneratorKind.UNET_RESNET18: UNetResNet18,
-    GeneratorKind.ENCODER_DECODER: EncoderDecoder,
-}
-_NORMALISED_INSIDE = frozenset({GeneratorKind.UNET_RESNET18, GeneratorKind.ENCODER_DECODER})
-"""Kinds whose innermost level is normalised, and so may not be one pixel."""
+GeneratorClass = Callable[[int, int, int, int, LayerNorm, Upsampling], ImageNetwork]
+"""Takes channels of source and target, then the recipe's ``width``, ``blocks``, ``norm`` and ``upsampling``."""
 
 
 def build_generator(
@@ -294,16 +297,14 @@ def build_generator(
     Raises
     ------
     InputError
-        When slices of `size` cannot be halved as often as the network needs.
+        When the network cannot be trained on slices of `size`.
     """
     colours = 3 if config.rgb else 1
-    build = _BUILDERS[config.kind]
+    build: GeneratorClass = GENERATORS[config.kind]
     module = build(
         colours * in_channels, colours * out_channels, config.width, config.blocks, config.norm, config.upsampling
     )
     if size is not None:
-        require_divisible(size, module.divisor, module.what)
-        if config.kind in _NORMALISED_INSIDE:
-            require_room(size, module.divisor, module.what, "network.generator.blocks")
+        module.require_size(size)
     initialise(module, rng)
     return GreyAsRgbGenerator(module) if config.rgb else module

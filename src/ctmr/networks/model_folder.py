@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from ctmr.errors import InputError
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Direction, Unit
+from ctmr.recipe.base import Section
 from ctmr.recipe.recipe import Normalise
 from ctmr.recipe.training import Generator
 
@@ -22,93 +22,43 @@ if TYPE_CHECKING:
 DESCRIPTION = "model.json"
 
 
-@dataclass(frozen=True)
-class ModalityDescription:
-    """One modality of a model.
-
-    Attributes
-    ----------
-    unit
-        Of its images.
-    channels
-        Images a subject.
-    sequences
-        MR sequence of each channel, empty strings where unknown.
-    target_range
-        Range (low, high) that outputs of this modality are given; ``None`` when it cannot be an output.
-    """
+class ModalityDescription(Section):
+    """One modality of a model."""
 
     unit: Unit
     channels: int
+    """Images a subject."""
     sequences: tuple[str, ...]
+    """MR sequence of each channel, empty strings where unknown."""
     target_range: tuple[float, float] | None
+    """Range (low, high) that outputs of this modality are given; ``None`` when it cannot be an output."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What the weights mean.
-
-    Attributes
-    ----------
-    sides
-        Modality → its side.
-    neighbours
-        Slices on either side that the generators take and give beside their own.
-    """
+class Description(Section):
+    """Description of what the weights mean: the content of ``model.json``."""
 
     generator: Generator
     normalise: Normalise
     grid: Grid
-    sides: Mapping[str, ModalityDescription]
+    sides: dict[str, ModalityDescription]
+    """By modality."""
     directions: tuple[Direction, ...]
     neighbours: int = 0
+    """Slices on either side that the generators take and give beside their own."""
 
     def to_json(self) -> str:
         """Return the content of ``model.json``."""
-        tree: dict[str, Any] = {
-            "generator": self.generator.model_dump(mode="json"),
-            "normalise": self.normalise.model_dump(mode="json"),
-            "grid": self.grid.model_dump(mode="json"),
-            "directions": [d.value for d in self.directions],
-            "sides": {
-                m: {
-                    "unit": s.unit.value,
-                    "channels": s.channels,
-                    "sequences": s.sequences,
-                    "target_range": s.target_range,
-                }
-                for m, s in self.sides.items()
-            },
-        }
         # Left out at 0, so that models of single slices stay what they were before there were stacks.
-        if self.neighbours:
-            tree["neighbours"] = self.neighbours
+        tree = self.model_dump(mode="json", exclude=None if self.neighbours else {"neighbours"})
         return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
-    @staticmethod
-    def read(folder: Path) -> Description:
+    @classmethod
+    def read(cls, folder: Path) -> Self:
         """Read a model folder's description."""
         path = folder / DESCRIPTION
         if not path.is_file():
             raise InputError(f"{folder} is not a model folder: it has no {DESCRIPTION}; run `ctmr train` first")
-        tree: dict[str, Any] = json.loads(path.read_text())
-        sides = {
-            m: ModalityDescription(
-                Unit(s["unit"]),
-                int(s["channels"]),
-                tuple(s["sequences"]),
-                None if s["target_range"] is None else (float(s["target_range"][0]), float(s["target_range"][1])),
-            )
-            for m, s in tree["sides"].items()
-        }
-        return Description(
-            Generator.model_validate(tree["generator"]),
-            Normalise.model_validate(tree["normalise"]),
-            Grid.model_validate(tree["grid"]),
-            sides,
-            tuple(Direction(d) for d in tree["directions"]),
-            int(tree.get("neighbours", 0)),
-        )
+        return cls.model_validate_json(path.read_text())
 
 
 def weights_file(direction: Direction) -> str:

@@ -18,6 +18,19 @@ class Normaliser(nn.Module):
     ----------
     config
         A fixed window (optionally piecewise linear, optionally quantised) or a percentile of each volume.
+
+    Examples
+    --------
+    >>> normaliser = Normaliser(Window(low=-1000, high=1000))
+    >>> volume = torch.tensor([-1000.0, 0.0, 500.0, 3000.0]).reshape(1, 1, 1, 4)
+    >>> limits = normaliser.measure(volume)
+    >>> limits.tolist()
+    [[-1000.0, 1000.0]]
+    >>> normal = normaliser(volume, limits[None])
+    >>> normal.flatten().tolist()
+    [-1.0, 0.0, 0.5, 1.0]
+    >>> normaliser.inverse(normal, limits[None]).flatten().tolist()
+    [-1000.0, 0.0, 500.0, 1000.0]
     """
 
     knots_t: Tensor

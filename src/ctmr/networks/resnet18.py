@@ -12,9 +12,6 @@ from ctmr.networks.weights import read_weights, require_fit
 from ctmr.recipe.training import LayerNorm
 from ctmr.system.digest import file_digest
 
-STEM_DIVISOR = 4
-"""Stem and first stage see a quarter of the resolution; each further stage halves it."""
-
 _BLOCKS = 2
 _RGB = 3
 _FIRST = "conv1.weight"

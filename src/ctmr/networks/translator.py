@@ -22,6 +22,17 @@ class Translator(nn.Module):
         ``[2]`` (low, high) of the output; for percentile units the median over training volumes.
     neighbours
         Slices on either side of the translated one in a stack; 0: a stack is one slice.
+
+    Examples
+    --------
+    A generator that changes nothing: the brightest MR signal becomes the highest HU.
+
+    >>> from ctmr.recipe.recipe import Percentile, Window
+    >>> source, target = Normaliser(Percentile(percentile=100, headroom=1)), Normaliser(Window(low=-1000, high=1000))
+    >>> translator = Translator(source, nn.Identity(), target, (-1000.0, 1000.0))
+    >>> mr = torch.tensor([0.0, 100.0, 150.0, 200.0]).reshape(1, 1, 2, 2)
+    >>> translator(mr, source.measure(mr)[None]).flatten().tolist()
+    [-1000.0, 0.0, 500.0, 1000.0]
     """
 
     target_range: Tensor

@@ -219,10 +219,23 @@ _DEFAULT_GATE: dict[str, Any] = {
 
 
 class Recipe(Section):
-    """Everything that decides a model. `Recipe().model_dump()` is the documentation of all fields and defaults.
+    """Everything that decides a model: fields, defaults and their documentation.
 
     Both generators are always trained; `direction`, ``mr2ct`` or ``ct2mr``, says which one is tuned, evaluated, gated,
     exported and served.
+
+    Examples
+    --------
+    >>> recipe = Recipe()
+    >>> recipe.network.generator.kind, recipe.train.lr_generator
+    ('resnet', 0.0002)
+    >>> from ctmr.recipe.loading import override
+    >>> override(recipe, [("network.generator.kind", "unet")]).network.generator.kind
+    'unet'
+    >>> override(recipe, [("network.generator.kind", "gan")])
+    Traceback (most recent call last):
+        ...
+    ctmr.errors.InputError: --set: network.generator.kind: should be one of resnet, unet, ... (found 'gan')
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "default"

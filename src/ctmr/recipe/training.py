@@ -5,9 +5,48 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
+from ctmr.recipe.registry import Registry
+
+GENERATORS = Registry(
+    {
+        "resnet": "ctmr.networks.generators:ResNetGenerator",
+        "unet": "ctmr.networks.generators:UNetGenerator",
+        "unet_resnet18": "ctmr.networks.generators:UNetResNet18",
+        "encoder_decoder": "ctmr.networks.generators:EncoderDecoder",
+    }
+)
+"""``network.generator.kind``: classes that `ctmr.networks.generators.build_generator` calls."""
+
+DISCRIMINATORS = Registry(
+    {
+        "patchgan": "ctmr.networks.discriminators:PatchGan",
+        "resnet18": "ctmr.networks.discriminators:ResNet18Classifier",
+        "convolutional": "ctmr.networks.discriminators:Convolutional",
+    }
+)
+"""``network.discriminator.kind``: classes that `ctmr.networks.discriminators.build_discriminator` calls."""
+
+ADVERSARIAL_LOSSES = Registry(
+    {
+        "least_squares": "ctmr.training.cyclegan.losses:LEAST_SQUARES",
+        "least_squares_sigmoid": "ctmr.training.cyclegan.losses:LEAST_SQUARES_SIGMOID",
+        "bce": "ctmr.training.cyclegan.losses:BCE",
+        "wasserstein": "ctmr.training.cyclegan.losses:WASSERSTEIN",
+    }
+)
+"""``loss.adversarial``: `ctmr.training.cyclegan.losses.AdversarialLoss`es."""
+
+CYCLE_TERMS = Registry(
+    {
+        "l1": "ctmr.training.cyclegan.losses:l1",
+        "mse": "ctmr.training.cyclegan.losses:mse",
+        "ssim": "ctmr.training.cyclegan.losses:dissimilarity",
+    }
+)
+"""Keys of ``loss.cycle_terms``: functions ``(rec, real) → scalar`` of images ``[N, C, H, W]`` in [-1, 1]."""
 
 RESNET18_STAGES = 4
 """Of a whole ResNet-18; each but the first halves the image, after a stem that quarters it."""
@@ -27,19 +66,10 @@ class Upsampling(StrEnum):
     RESIZE = "resize"
 
 
-class GeneratorKind(StrEnum):
-    """Architectures that `ctmr.networks.generators` resolves."""
-
-    RESNET = "resnet"
-    UNET = "unet"
-    UNET_RESNET18 = "unet_resnet18"
-    ENCODER_DECODER = "encoder_decoder"
-
-
 class Generator(Section):
     """Both generators."""
 
-    kind: GeneratorKind = GeneratorKind.RESNET
+    kind: Annotated[str, AfterValidator(GENERATORS.require)] = "resnet"
     width: Count = 64
     """Channels of the first layer (ngf)."""
     blocks: Count = 9
@@ -53,22 +83,14 @@ class Generator(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        _require_resnet18("generator", self.kind == GeneratorKind.UNET_RESNET18, "blocks", self.blocks, self)
+        _require_resnet18("generator", self.kind == "unet_resnet18", "blocks", self.blocks, self)
         return self
-
-
-class DiscriminatorKind(StrEnum):
-    """Architectures that `ctmr.networks.discriminators` resolves."""
-
-    PATCHGAN = "patchgan"
-    RESNET18 = "resnet18"
-    CONVOLUTIONAL = "convolutional"
 
 
 class Discriminator(Section):
     """Both discriminators."""
 
-    kind: DiscriminatorKind = DiscriminatorKind.PATCHGAN
+    kind: Annotated[str, AfterValidator(DISCRIMINATORS.require)] = "patchgan"
     width: Count = 64
     """Channels of the first layer (ndf)."""
     layers: Count = 3
@@ -83,7 +105,7 @@ class Discriminator(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        _require_resnet18("discriminator", self.kind == DiscriminatorKind.RESNET18, "layers", self.layers, self)
+        _require_resnet18("discriminator", self.kind == "resnet18", "layers", self.layers, self)
         return self
 
 
@@ -121,15 +143,6 @@ class Network(Section):
             )
 
 
-class Adversarial(StrEnum):
-    """Adversarial losses that `ctmr.training.cyclegan.losses` resolves."""
-
-    LEAST_SQUARES = "least_squares"
-    LEAST_SQUARES_SIGMOID = "least_squares_sigmoid"
-    BCE = "bce"
-    WASSERSTEIN = "wasserstein"
-
-
 class Warmup(Section):
     """L1 to another subject's slice of like level and outline, fading out: keeps tissue order in short trainings."""
 
@@ -143,7 +156,10 @@ class Warmup(Section):
 
 
 class CycleTerms(Section):
-    """What a cycle loss is made of: a weighted sum."""
+    """Terms of a cycle loss: a weighted sum of `CYCLE_TERMS`; those without a field are 0 unless given."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(CYCLE_TERMS.require)], NonNegative] = Field(init=False)
 
     l1: NonNegative = 1.0
     """Mean absolute difference."""
@@ -218,7 +234,7 @@ LossName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 class Loss(Section):
     """Weights of the losses."""
 
-    adversarial: Adversarial = Adversarial.LEAST_SQUARES
+    adversarial: Annotated[str, AfterValidator(ADVERSARIAL_LOSSES.require)] = "least_squares"
     adversarial_weight: NonNegative = 1.0
     """Of the adversarial losses; 0 trains no discriminators."""
     gradient_penalty: NonNegative = 10.0

@@ -70,6 +70,17 @@ class TritonClient:
     ----------
     url
         gRPC address, ``host:port``.
+
+    Examples
+    --------
+    T1 and T2 of one subject, as `ctmr.io.read_image` gives them, become a CT on their own voxels.
+
+    >>> with TritonClient(url) as client:
+    ...     ct, spec, version = client.translate_volume("tiny_mr2ct", [t1, t2])
+    >>> ct.modality.value, ct.unit.value, version
+    ('CT', 'HU', '2')
+    >>> ct.array.shape == t1.array.shape
+    True
     """
 
     def __init__(self, url: str) -> None:

@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 
 from ctmr.imaging.mask import head_depth
 from ctmr.imaging.volume import Modality
-from ctmr.recipe.training import Adversarial, Alarm
-from ctmr.training.cyclegan.losses import DATA_RANGE, FAKE, REAL
+from ctmr.recipe.training import Alarm
+from ctmr.training.cyclegan.losses import DATA_RANGE
 
 Images = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 ACCURACY_LIMIT = 0.99
 """A discriminator that is right about more than this share of patches, real and translated, has nothing to learn."""
-SURE_SCORE = 0.05
-"""A translation whose patches score this, where real ones score 1 and others 0, convinces nobody."""
 SPREAD_LIMIT = 0.05
 """Translations of unlike slices that differ by less than this share of what the target's own slices differ."""
 CORRELATION_LIMIT = 0.0
@@ -93,19 +91,8 @@ class Reading:
         return f"{self.alarm}_{self.side.lower()}"
 
 
-def worst_adversarial(kind: Adversarial) -> float | None:
-    """Return the generator's adversarial loss when every patch of its translations scores `SURE_SCORE`.
-
-    With s = 0.05: (1 - s)² for the least-squares losses, -ln s for cross-entropy; ``None`` for a Wasserstein critic,
-    whose scores have no scale.
-    """
-    if kind is Adversarial.WASSERSTEIN:
-        return None
-    return -math.log(SURE_SCORE) if kind is Adversarial.BCE else (REAL - FAKE - SURE_SCORE) ** 2
-
-
-def discriminator_won(accuracy: float, adversarial: float, worst: float, side: Modality) -> Reading:
-    """Accuracy > 0.99, and the generator's adversarial loss at least `worst_adversarial`.
+def discriminator_won(accuracy: float, adversarial: float, unconvincing: float, side: Modality) -> Reading:
+    """Accuracy > 0.99, and the generator's adversarial loss at least as high as that of fakes that convince nobody.
 
     Parameters
     ----------
@@ -113,8 +100,10 @@ def discriminator_won(accuracy: float, adversarial: float, worst: float, side: M
         Share of patches on the right side, of one discriminator, mean since the last report.
     adversarial
         Unweighted loss of the generator that this discriminator judges, over the same steps.
+    unconvincing
+        From `ctmr.training.cyclegan.losses.AdversarialLoss`.
     """
-    beyond = accuracy > ACCURACY_LIMIT and adversarial >= worst
+    beyond = accuracy > ACCURACY_LIMIT and adversarial >= unconvincing
     return Reading(Alarm.DISCRIMINATOR_WON, side, accuracy, ACCURACY_LIMIT, beyond)
 
 

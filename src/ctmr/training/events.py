@@ -84,17 +84,17 @@ class SampleEvent:
 
     Attributes
     ----------
-    mr, fake_ct, cycle_mr, ct, fake_mr, cycle_ct
+    real_mr, fake_ct, rec_mr, real_ct, fake_mr, rec_ct
         ``[N, S * C, H, W]`` float32 in [-1, 1] on the CPU.
     """
 
     step: int
-    mr: Tensor
+    real_mr: Tensor
     fake_ct: Tensor
-    cycle_mr: Tensor
-    ct: Tensor
+    rec_mr: Tensor
+    real_ct: Tensor
     fake_mr: Tensor
-    cycle_ct: Tensor
+    rec_ct: Tensor
 
 
 @dataclass(frozen=True)

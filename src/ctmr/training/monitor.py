@@ -1,4 +1,4 @@
-"""Watch: reads the alarms that a recipe asks for while a training runs, and says when one sounds."""
+"""Monitor: reads the alarms that a recipe asks for while a training runs, and says when one sounds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ctmr.data.sampling import TrainingData
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.recipe.training import Alarm, Loss, Term, Train
-from ctmr.training.alarms import ADVICE, Reading, discriminator_won, image_readings, worst_adversarial
+from ctmr.training.alarms import ADVICE, Reading, discriminator_won, image_readings
+from ctmr.training.cyclegan.losses import adversarial_loss
 from ctmr.training.events import AlarmEvent, StepEvent
 
 PROBE_SLICES = 8
 """Slices of each modality that are translated for a reading."""
-_JUDGED = {Modality.CT: Term.ADVERSARIAL_MR2CT, Modality.MR: Term.ADVERSARIAL_CT2MR}
+_ADVERSARIAL = {Modality.CT: Term.ADVERSARIAL_MR2CT, Modality.MR: Term.ADVERSARIAL_CT2MR}
 
 
 class Monitor:
@@ -41,7 +42,7 @@ class Monitor:
     def __init__(self, train: Train, loss: Loss, data: TrainingData) -> None:
         self._alarms = train.alarms
         self._first = train.alarms.after * train.steps
-        self._worst = worst_adversarial(loss.adversarial) if loss.adversarial_weight > 0 else None
+        self._unconvincing = adversarial_loss(loss.adversarial).unconvincing if loss.adversarial_weight > 0 else None
         self._data = data
         self._in_a_row: dict[str, int] = {}
         self.readings: list[tuple[int, Reading]] = []
@@ -49,11 +50,11 @@ class Monitor:
 
     def of_report(self, report: StepEvent) -> list[Reading]:
         """Return the readings that a report allows."""
-        if Alarm.DISCRIMINATOR_WON not in self._alarms.watch or self._worst is None:
+        if Alarm.DISCRIMINATOR_WON not in self._alarms.watch or self._unconvincing is None:
             return []
         return [
-            discriminator_won(report.accuracy[side.lower()], report.losses[term], self._worst, side)
-            for side, term in _JUDGED.items()
+            discriminator_won(report.accuracy[side.lower()], report.losses[term], self._unconvincing, side)
+            for side, term in _ADVERSARIAL.items()
             if side.lower() in report.accuracy and term in report.losses
         ]
 
@@ -76,7 +77,7 @@ class Monitor:
         masks = None if heads is None else {Modality.MR: heads[0], Modality.CT: heads[1]}
         return [r for r in image_readings(slices, fakes, masks) if r.alarm in watched]
 
-    def judge(self, step: int, readings: Iterable[Reading]) -> list[AlarmEvent]:
+    def sound(self, step: int, readings: Iterable[Reading]) -> list[AlarmEvent]:
         """Count readings in a row and return the alarms that sound with them."""
         sounding = []
         for reading in readings:

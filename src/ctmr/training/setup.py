@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from ctmr.data.domain import require_volumes, target_ranges
 from ctmr.data.manifest import Split
+from ctmr.data.sampling import TrainingData
 from ctmr.data.shards import read_shard
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Modality
 from ctmr.networks.model_folder import Description, ModalityDescription
 from ctmr.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from ctmr.data.sampling import TrainingData
-
 
 def training_data(shards: Path, recipe: Recipe) -> TrainingData:
     """Load both training shards, normalised, on the device that is there."""
-    import torch
-
-    from ctmr.data.sampling import TrainingData
-
     ct, mr = (read_shard(shards, Split.TRAIN, m) for m in (Modality.CT, Modality.MR))
     return TrainingData.from_shards(
         ct,
@@ -36,8 +32,6 @@ def training_data(shards: Path, recipe: Recipe) -> TrainingData:
 
 def describe(preprocessed: Path, recipe: Recipe) -> Description:
     """Return what the trained weights will mean; InputError where the recipe asks for neighbours of pictures."""
-    from ctmr.data.domain import require_volumes, target_ranges
-
     sides = {}
     for modality in Modality:
         shard = read_shard(preprocessed / "shards", Split.TRAIN, modality)
@@ -46,8 +40,15 @@ def describe(preprocessed: Path, recipe: Recipe) -> Description:
         limits = target_ranges(shard, recipe.normalise) if channels == 1 else None
         sequences = {v.sequences for v in shard.volumes}
         same = sequences.pop() if len(sequences) == 1 else ("",) * channels
-        sides[modality.value] = ModalityDescription(shard.unit, channels, same, limits)
+        sides[modality.value] = ModalityDescription(
+            unit=shard.unit, channels=channels, sequences=same, target_range=limits
+        )
     grid = Grid.model_validate_json((preprocessed / "grid.json").read_text())
     return Description(
-        recipe.network.generator, recipe.normalise, grid, sides, (recipe.direction,), recipe.network.neighbours
+        generator=recipe.network.generator,
+        normalise=recipe.normalise,
+        grid=grid,
+        sides=sides,
+        directions=(recipe.direction,),
+        neighbours=recipe.network.neighbours,
     )

@@ -15,25 +15,22 @@ from torch import Tensor, nn
 
 from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Batch, SliceSampler, TrainingData
-from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.imaging.volume import Direction, Modality
-from ctmr.recipe.training import Loss, Network, Pairs, Term, Train
+from ctmr.errors import CtmrError, EnvironmentFault
+from ctmr.imaging.volume import Direction
+from ctmr.recipe.training import Loss, Network, Pairs, Train
 from ctmr.system.digest import tree_digest
 from ctmr.system.pool import Background
-from ctmr.training import checkpoint, state
+from ctmr.training import checkpoint
 from ctmr.training.alarms import Reading
-from ctmr.training.cyclegan import ema
-from ctmr.training.cyclegan.losses import learning_rate_factor, warmup_weight
-from ctmr.training.cyclegan.networks import CycleGan
-from ctmr.training.cyclegan.pool import ImagePool
-from ctmr.training.cyclegan.step import ACCURACY, CycleGanStep
+from ctmr.training.cyclegan.losses import warmup_weight
+from ctmr.training.cyclegan.optimisation import CycleGanOptimisation
+from ctmr.training.cyclegan.step import ACCURACY
 from ctmr.training.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
 from ctmr.training.hardware import memory
-from ctmr.training.hardware.cuda_graphs import Replay
 from ctmr.training.hardware.distributed import ALONE, Team
-from ctmr.training.hardware.speed import resolve, set_rate
 from ctmr.training.meters import Failure, Interval
 from ctmr.training.monitor import Monitor
+from ctmr.training.state import data_digest, pack_reports, snapshot, unpack_reports
 
 
 class Trainer:
@@ -58,6 +55,8 @@ class Trainer:
 
     Attributes
     ----------
+    cyclegan
+        Networks, optimisers and image pools.
     step
         Steps done.
     reports
@@ -82,36 +81,12 @@ class Trainer:
         examples: Batch | None = None,
         team: Team = ALONE,
     ) -> None:
-        self._network, self._loss, self._train, self._data = network, loss, train, data
+        self._sections, self._loss, self._train, self._data = (network, loss, train), loss, train, data
         self._folder, self._report_every, self._samples, self._team = checkpoints, report_every, samples, team
         self._examples = examples
-        self._device = data.mr.images.device
-        self._notices: list[str] = []
         self._rng = torch.Generator().manual_seed(train.seed)
-        self._networks = CycleGan(
-            network,
-            mr_channels=data.mr.channels,
-            ct_channels=data.ct.channels,
-            size=data.size,
-            rng=self._rng,
-        ).to(self._device)
-        self._notices += self._networks.notices
-        team.require_divisible(train.batch, self._networks)
-        self._ema = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
-        self.plan = resolve(train, loss, self._networks, data.size, self._device)
-        """How steps are computed."""
-        self._notices += [self.plan.notice] if self.plan.notice else []
-        self.plan.prepare(self._networks)
-        self._step_function = CycleGanStep(self._networks, loss, self.plan.precision, self._rng)
-        self._step_function.mixture = partial(team.mixture, rng=self._rng)
-        self._step_function.replay = Replay() if self.plan.graphs and team.size == 1 else None
-        self._judges = self._step_function.judges
-        if not self._judges and train.generator_every > 1:
-            raise InputError(
-                f"without discriminators train.generator_every {train.generator_every} leaves steps that train "
-                "nothing; set it to 1, or loss.adversarial_weight above 0"
-            )
-        self._notices += self._step_function.notices
+        self.cyclegan = CycleGanOptimisation(network, loss, train, data, self._rng, team)
+        self._notices = self.cyclegan.notices
         self._warmup = loss.warmup.weight
         if self._warmup and not data.has_levels:
             self._warmup = 0.0
@@ -122,35 +97,27 @@ class Trainer:
         self._first_sampler = self._sampler
         if train.subset_images:
             self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed), train.batch)
-        self._pools = {m: ImagePool(train.pool, self._rng) for m in Modality}
-        betas = (train.beta1, train.beta2)
-        self._optimisers = {
-            "generator": self.plan.adam(self._networks.generators, train.lr_generator, betas),
-            "discriminator": self.plan.adam(self._networks.discriminators, train.lr_discriminator, betas),
-        }
-        for optimiser in self._optimisers.values():
-            team.average_gradients(optimiser)
         self.step = 0
         self.reports: list[StepEvent] = []
         self._interval = Interval()
-        self._watch = Monitor(train, loss, data)
+        self._monitor = Monitor(train, loss, data)
         self._writing = Background()
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the recipe sections and everything that is trained on; checkpoints carry it."""
-        sections = [s.model_dump(mode="json") for s in (self._network, self._loss, self._train)]
-        return tree_digest([sections, state.data_digest(self._data)])
+        sections = [s.model_dump(mode="json") for s in self._sections]
+        return tree_digest([sections, data_digest(self._data)])
 
     @property
     def readings(self) -> list[tuple[int, Reading]]:
         """All (step, reading) of the alarms so far, those before a resumption too."""
-        return self._watch.readings
+        return self._monitor.readings
 
     @property
     def sounded(self) -> list[tuple[int, str]]:
         """All (step, name) of the alarms that have sounded."""
-        return self._watch.sounded
+        return self._monitor.sounded
 
     def run(self, until_step: int | None = None) -> Iterator[Event]:
         """Train, yielding events; continue by calling again.
@@ -181,7 +148,7 @@ class Trainer:
         """
         if self._train.threads:
             torch.set_num_threads(max(1, self._train.threads // self._team.size))
-        self.plan.prepare_process()
+        self.cyclegan.plan.prepare_process()
         while self._notices and self._team.leads:
             yield NoticeEvent(self.step, self._notices.pop(0))
         steps = self._train.steps
@@ -212,7 +179,7 @@ class Trainer:
 
     def generator(self, direction: Direction) -> nn.Module:
         """Return a copy of the moving average of a generator (the generator, where there is none), in eval mode."""
-        module = copy.deepcopy(self._exported()[direction.value])
+        module = copy.deepcopy(self.cyclegan.exported[direction.value])
         module.eval().requires_grad_(False)
         return module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
@@ -235,9 +202,6 @@ class Trainer:
         ]
         return True
 
-    def _exported(self) -> nn.ModuleDict:
-        return self._networks.generators if self._ema is None else self._ema
-
     def _make_sampler(self, data: TrainingData, batch: int) -> SliceSampler:
         return SliceSampler(
             data,
@@ -249,55 +213,31 @@ class Trainer:
             rng=self._rng,
         )
 
-    def _due(self, name: str, every: int) -> torch.optim.Optimizer | None:
-        """Return the optimiser when this step updates its networks."""
-        return self._optimisers[name] if (self.step + 1) % every == 0 else None
+    def draw(self, step: int) -> Batch:
+        """Draw what the step after so many trains on, the share of every process."""
+        first = step < self._train.subset_fraction * self._train.steps
+        return (self._first_sampler if first else self._sampler).draw()
+
+    def _one_step(self) -> None:
+        rng_state = self._rng.get_state()
+        losses = self._update(self._team.share(self.draw(self.step)))
+        self.step += 1
+        self._interval.add(self.step, losses, rng_state)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        warmup = warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, self._train.steps)
+        return self.cyclegan.update(batch, self.step, warmup)
 
     def _too_large(self, words: str) -> str:
         """Say which batch fits, by taking steps with smaller ones; the training cannot go on afterwards."""
-        self._step_function.replay = None
-        self._networks.compiled.clear()
 
         def attempt(count: int) -> None:
-            for optimiser in self._optimisers.values():
-                optimiser.zero_grad(set_to_none=True)
+            self.cyclegan.release()
             self._update(self._make_sampler(self._data, count).draw())
 
         # Other processes wait for this one and would not take part.
         alone = self._team.size == 1
-        return memory.sentence(self._train.batch, self._device, words, attempt if alone else None)
-
-    def _one_step(self) -> None:
-        train = self._train
-        factor = learning_rate_factor(self.step, train.steps, train.constant_fraction)
-        rates = {
-            "generator": train.lr_generator * factor,
-            "discriminator": train.lr_discriminator * factor,
-        }
-        for name, optimiser in self._optimisers.items():
-            set_rate(optimiser, rates[name])
-        self._rates = rates
-        rng_state = self._rng.get_state()
-        measures = self._update(self._team.share(self._sampler_at(self.step).draw()))
-        if self._ema is not None:
-            ema.update(self._ema, self._networks.generators, train.ema, self.step)
-        self.step += 1
-        self._interval.add(self.step, measures, rng_state)
-
-    def _update(self, batch: Batch) -> dict[str, Tensor]:
-        train = self._train
-        return self._step_function(
-            batch,
-            warmup=warmup_weight(self._warmup, self._loss.warmup.fraction, self.step, train.steps),
-            generator_optimiser=self._due("generator", train.generator_every),
-            discriminator_optimiser=self._due("discriminator", train.discriminator_every) if self._judges else None,
-            ct_pool=self._team.pool(self._pools[Modality.CT]),
-            mr_pool=self._team.pool(self._pools[Modality.MR]),
-        )
-
-    def _sampler_at(self, step: int) -> SliceSampler:
-        """Return what the step after so many steps draws from."""
-        return self._first_sampler if step < self._train.subset_fraction * self._train.steps else self._sampler
+        return memory.sentence(self._train.batch, self._data.mr.images.device, words, attempt if alone else None)
 
     def _settle(self) -> None:
         failure = self._interval.settle(self._team.average)
@@ -313,7 +253,7 @@ class Trainer:
         if self._folder is None or not self._team.leads:
             return ""
         self._rng.set_state(failure.rng_state)
-        batch = self._sampler_at(failure.step - 1).draw()
+        batch = self.draw(failure.step - 1)
         images = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
         path = self._folder / f"not-finite-step-{failure.step:09d}.safetensors"
         checkpoint.save_batch(
@@ -325,15 +265,16 @@ class Trainer:
 
     def _report(self) -> None:
         means = self._interval.means()
-        losses = {name: value for name, value in means.items() if name in set(Term)}
         accuracy = {name.removeprefix(ACCURACY): value for name, value in means.items() if name.startswith(ACCURACY)}
+        losses = {name: value for name, value in means.items() if not name.startswith(ACCURACY)}
         named = {
             name: sum(losses[term] for term in terms)
             for name, terms in self._loss.log_as.items()
             if all(term in losses for term in terms)
         }
         seconds = self._interval.seconds / self._interval.count
-        self.reports.append(StepEvent(self.step, losses, self._rates, seconds, accuracy, named))
+        rates = self.cyclegan.learning_rates(self.step - 1)
+        self.reports.append(StepEvent(self.step, losses, rates, seconds, accuracy, named))
         self._interval = Interval()
 
     def _events(self, report: bool, sample: bool) -> Iterator[Event]:
@@ -341,10 +282,10 @@ class Trainer:
         if report:
             yield self.reports[-1]
             if self._samples:
-                yield from self._raise_alarms(self._watch.of_report(self.reports[-1]))
+                yield from self._raise_alarms(self._monitor.of_report(self.reports[-1]))
         if sample:
-            networks = self._exported().eval()
-            event, readings = self._sample(networks), self._watch.of_images(networks)
+            networks = self.cyclegan.exported.eval()
+            event, readings = self._sample(networks), self._monitor.of_images(networks)
             networks.train()
             yield event
             yield from self._raise_alarms(readings)
@@ -352,7 +293,7 @@ class Trainer:
     def _raise_alarms(self, readings: list[Reading]) -> Iterator[Event]:
         if not readings:
             return
-        sounding = self._watch.judge(self.step, readings)
+        sounding = self._monitor.sound(self.step, readings)
         yield ReadingEvent(self.step, tuple(readings))
         yield from sounding
         for alarm in sounding:
@@ -371,48 +312,35 @@ class Trainer:
 
     def _begin_save(self) -> None:
         assert self._folder is not None
-        tensors, scalars = self._state()
+        tensors, scalars = self.state()
         self._writing.call(
             partial(
                 checkpoint.save,
                 self._folder,
                 step=self.step,
                 digest=self.digest,
-                tensors=state.snapshot(tensors),
+                tensors=snapshot(tensors),
                 scalars=scalars,
             )
         )
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = state.under(self._networks.state_dict(), "networks.")
-        if self._ema is not None:
-            tensors |= state.under(self._ema.state_dict(), "ema.")
-        for name, optimiser in self._optimisers.items():
-            tensors |= state.under(state.pack_optimiser(optimiser), f"adam.{name}.")
-        for modality, pool in self._pools.items():
-            tensors |= state.under(pool.state_dict(), f"pool.{modality}.")
-        tensors["rng"] = self._rng.get_state()
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint holds: tensors by name, and plain JSON types."""
+        tensors = self.cyclegan.state() | {"rng": self._rng.get_state()}
         scalars = {
             "interval": self._interval.state(),
-            "reports": state.pack_reports(self.reports),
-            "watch": self._watch.state(),
+            "reports": pack_reports(self.reports),
+            "watch": self._monitor.state(),
         }
         return tensors, scalars
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
-        tensors = found.tensors
-        self._networks.load_state_dict(state.below(tensors, "networks."))
-        if self._ema is not None:
-            self._ema.load_state_dict(state.below(tensors, "ema."))
-        for name, optimiser in self._optimisers.items():
-            state.unpack_optimiser(optimiser, state.below(tensors, f"adam.{name}."))
-        for modality, pool in self._pools.items():
-            pool.load_state_dict(state.below(tensors, f"pool.{modality}."), self._device)
-        self._rng.set_state(tensors["rng"])
+        self.cyclegan.restore(found.tensors)
+        self._rng.set_state(found.tensors["rng"])
         self.step = found.step
         self._interval.restore(found.scalars["interval"])
-        self.reports = state.unpack_reports(found.scalars["reports"])
-        self._watch.restore(found.scalars["watch"])
+        self.reports = unpack_reports(found.scalars["reports"])
+        self._monitor.restore(found.scalars["watch"])
 
 
 def _on_disk(path: Path) -> CheckpointEvent:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ctmr.errors import InputError
 from ctmr.networks import build_discriminator
-from ctmr.recipe.training import Adversarial, CycleTerms, Discriminator, DiscriminatorKind
+from ctmr.recipe.training import ADVERSARIAL_LOSSES, DISCRIMINATORS, CycleTerms, Discriminator
 from ctmr.training.cyclegan.losses import (
     accuracy,
     adversarial_loss,
     cycle_loss,
-    discriminator_loss,
     dissimilarity,
     gradient_penalty,
     l1,
@@ -26,22 +25,22 @@ from ctmr.training.cyclegan.losses import (
 SCORES = np.array([[-1.5, 0.25], [2.0, 0.0]])
 
 
-@pytest.mark.parametrize("kind", list(Adversarial))
+@pytest.mark.parametrize("kind", list(ADVERSARIAL_LOSSES))
 @pytest.mark.parametrize("target", [0.0, 1.0])
-def test_every_adversarial_loss_equals_its_formula_in_numpy(kind: Adversarial, target: float) -> None:
+def test_every_adversarial_loss_equals_its_formula_in_numpy(kind: str, target: float) -> None:
     p = 1 / (1 + np.exp(-SCORES))
     expected = {
-        Adversarial.LEAST_SQUARES: ((SCORES - target) ** 2).mean(),
-        Adversarial.LEAST_SQUARES_SIGMOID: ((p - target) ** 2).mean(),
-        Adversarial.BCE: -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(),
-        Adversarial.WASSERSTEIN: (1 - 2 * target) * SCORES.mean(),
+        "least_squares": ((SCORES - target) ** 2).mean(),
+        "least_squares_sigmoid": ((p - target) ** 2).mean(),
+        "bce": -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(),
+        "wasserstein": (1 - 2 * target) * SCORES.mean(),
     }[kind]
-    assert adversarial_loss(kind)(torch.from_numpy(SCORES), target).item() == pytest.approx(expected)
+    assert adversarial_loss(kind).score(torch.from_numpy(SCORES), target).item() == pytest.approx(expected)
 
 
 def test_the_discriminator_loss_is_half_the_sum_of_real_and_fake() -> None:
     real, fake = torch.tensor([0.5]), torch.tensor([2.0])
-    loss = discriminator_loss(adversarial_loss(Adversarial.LEAST_SQUARES), real, fake)
+    loss = adversarial_loss("least_squares").of_discriminator(real, fake)
     assert loss.item() == pytest.approx(0.5 * (0.25 + 4.0))
 
 
@@ -67,7 +66,7 @@ def test_warmup_falls_linearly_to_zero() -> None:
 
 def test_the_wasserstein_critic_has_the_whole_difference_of_means() -> None:
     real, fake = torch.tensor([0.5, 1.5]), torch.tensor([2.0])
-    loss = discriminator_loss(adversarial_loss(Adversarial.WASSERSTEIN), real, fake)
+    loss = adversarial_loss("wasserstein").of_discriminator(real, fake)
     assert loss.item() == pytest.approx(2.0 - 1.0)
 
 
@@ -76,11 +75,11 @@ def test_the_wasserstein_critic_has_the_whole_difference_of_means() -> None:
     [("least_squares", 0.5 * (1 / 3 + 1 / 2)), ("bce", 0.5 * (2 / 3 + 0)), ("least_squares_sigmoid", 1 / 3)],
 )
 def test_accuracy_is_the_share_on_the_right_side_of_the_losss_own_threshold(kind: str, expected: float) -> None:
-    threshold = adversarial_loss(Adversarial(kind)).threshold
+    threshold = adversarial_loss(kind).threshold
     assert threshold is not None
     real, fake = torch.tensor([-1.0, 0.2, 0.9]), torch.tensor([0.3, 0.8])
     assert accuracy(real, fake, threshold).item() == pytest.approx(expected)
-    assert adversarial_loss(Adversarial.WASSERSTEIN).threshold is None
+    assert adversarial_loss("wasserstein").threshold is None
 
 
 def images(seed: int, *shape: int) -> Tensor:
@@ -149,9 +148,9 @@ class ElementaryInstanceNorm(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("kind", list(DiscriminatorKind))
+@pytest.mark.parametrize("kind", list(DISCRIMINATORS))
 def test_its_second_derivatives_through_instance_norm_equal_float64_autograd_of_an_elementary_norm(
-    batch: int, kind: DiscriminatorKind
+    batch: int, kind: str
 ) -> None:
     rng = torch.Generator().manual_seed(7)
     critic = build_discriminator(Discriminator(kind=kind, width=4, layers=2), 1, size=(32, 32), rng=rng)
@@ -168,7 +167,8 @@ def test_its_second_derivatives_through_instance_norm_equal_float64_autograd_of_
     wanted.backward()
     found = gradient_penalty(critic, real.float(), fake.float(), mix.float())
     found.backward()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    # A few roundings of a slope near 1 in fp32: of its square's distance from 1 they may be more than 1e-4.
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4, abs=2e-8)
     largest = max(float(q.grad.norm()) for q in truth.parameters() if q.grad is not None)
     assert largest > 0
     for p, q in zip(critic.parameters(), truth.parameters(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.recipe.training import (
-    Adversarial,
+    ADVERSARIAL_LOSSES,
+    GENERATORS,
     CycleTerms,
     Discriminator,
     Generator,
-    GeneratorKind,
     LayerNorm,
     Loss,
     Network,
@@ -28,6 +29,7 @@ from ctmr.recipe.training import (
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.pool import ImagePool
 from ctmr.training.cyclegan.step import CycleGanStep
+from ctmr.training.hardware.distributed import Team
 
 RELATIVE_FP32 = 2e-3
 """Of each parameter's gradient norm; measured at most 2e-4 (fp32 through two generators and a discriminator)."""
@@ -52,11 +54,11 @@ def elementary(module: nn.Module) -> nn.Module:
     return module
 
 
-def networks(position: bool, kind: GeneratorKind = GeneratorKind.RESNET, mr: int = 1) -> CycleGan:
+def networks(position: bool, kind: str = "resnet", mr: int = 1) -> CycleGan:
     rng = torch.Generator().manual_seed(2)
     net = CycleGan(
         Network(
-            generator=Generator(kind=kind, width=4, blocks=1 if kind is GeneratorKind.UNET_RESNET18 else 2),
+            generator=Generator(kind=kind, width=4, blocks=1 if kind == "unet_resnet18" else 2),
             discriminator=Discriminator(width=4, layers=2, position=position),
         ),
         mr_channels=mr,
@@ -74,12 +76,12 @@ def batch(size: int, mr: int = 1) -> Batch:
     return Batch(*(torch.rand(size, c, 20, 24, generator=rng) * 2 - 1 for c in (mr, 1, 1, 1)))
 
 
-def adversarial(kind: Adversarial, scores: Tensor, real: bool) -> Tensor:
-    if kind is Adversarial.LEAST_SQUARES_SIGMOID:
+def adversarial(kind: str, scores: Tensor, real: bool) -> Tensor:
+    if kind == "least_squares_sigmoid":
         return ((1 / (1 + torch.exp(-scores)) - (1.0 if real else 0.0)) ** 2).mean()
-    if kind is Adversarial.WASSERSTEIN:
+    if kind == "wasserstein":
         return -scores.mean() if real else scores.mean()
-    if kind is Adversarial.LEAST_SQUARES:
+    if kind == "least_squares":
         return ((scores - (1.0 if real else 0.0)) ** 2).mean()
     return -torch.log(torch.sigmoid(scores if real else -scores)).mean()
 
@@ -94,7 +96,7 @@ def scores(module: nn.Module, image: Tensor, depth: Tensor, position: bool) -> T
 
 
 def reference(
-    net: CycleGan, b: Batch, kind: Adversarial, identity: bool, position: bool, warmup: float
+    net: CycleGan, b: Batch, kind: str, identity: bool, position: bool, warmup: float
 ) -> tuple[Tensor, Tensor, nn.ModuleDict, nn.ModuleDict]:
     """Zhu et al. 2017 in float64, one network pass an image set: objectives of generators and discriminators."""
     generators, discriminators = elementary(net.generators), elementary(net.discriminators)
@@ -116,7 +118,7 @@ def reference(
     judged = adversarial(kind, judge("CT", y, y_depth), True) + adversarial(kind, judge("CT", fake_y, x_depth), False)
     judged = judged + adversarial(kind, judge("MR", x, x_depth), True)
     judged = judged + adversarial(kind, judge("MR", fake_x, y_depth), False)
-    if kind is not Adversarial.WASSERSTEIN:
+    if kind != "wasserstein":
         return objective, judged / 2, generators, discriminators
     # Gulrajani et al. 2017, algorithm 1; the depth map of a mixture is the mixture of the depth maps.
     rng = torch.Generator().manual_seed(SEED)
@@ -143,12 +145,12 @@ def assert_gradients(found: nn.Module, truth: nn.Module, relative: float) -> Non
         assert error <= relative * float(g.norm()) + 10 * floor, (name, error, float(g.norm()))
 
 
-CASES = list(itertools.product((1, 2), Adversarial, (False, True), (False, True)))
+CASES = list(itertools.product((1, 2), ADVERSARIAL_LOSSES, (False, True), (False, True)))
 
 
 @pytest.mark.parametrize(("size", "kind", "identity", "position"), CASES)
 def test_gradients_equal_float64_autograd_of_the_published_formulas(
-    size: int, kind: Adversarial, identity: bool, position: bool
+    size: int, kind: str, identity: bool, position: bool
 ) -> None:
     net, b = networks(position), batch(size)
     warmup = WARMUP if position else 0.0
@@ -158,13 +160,13 @@ def test_gradients_equal_float64_autograd_of_the_published_formulas(
     judged.backward()
 
     loss = Loss(adversarial=kind, cycle=CYCLE, identity=IDENTITY if identity else 0.0, gradient_penalty=PENALTY)
-    step = CycleGanStep(net, loss, Precision.FP32, torch.Generator().manual_seed(SEED))
+    step = CycleGanStep(net, loss, Precision.FP32, partial(Team().mixture, rng=torch.Generator().manual_seed(SEED)))
     net.discriminators.requires_grad_(False)
     losses, fake_ct, fake_mr = step.generator_losses(b, warmup)
     losses["generator"].backward()
     assert not gradients(net.discriminators)
     net.discriminators.requires_grad_(True)
-    found = step.discriminator_losses(b, fake_ct, fake_mr, b.mr_depth, b.ct_depth)
+    found = step.discriminator_losses(b, Batch(fake_mr, fake_ct, b.ct_depth, b.mr_depth))
     found["discriminator"].backward()
 
     assert losses["generator"].item() == pytest.approx(objective.item(), rel=1e-5)
@@ -175,11 +177,11 @@ def test_gradients_equal_float64_autograd_of_the_published_formulas(
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("kind", list(GeneratorKind))
-def test_bf16_gradients_are_as_good_as_rounding_to_8_bits_allows(size: int, kind: GeneratorKind) -> None:
+@pytest.mark.parametrize("kind", list(GENERATORS))
+def test_bf16_gradients_are_as_good_as_rounding_to_8_bits_allows(size: int, kind: str) -> None:
     """Guards PyTorch's instance-norm kernels: the same rounding with an elementary norm is the yardstick."""
     net, b = networks(True, kind), batch(size)
-    objective, _, generators, _ = reference(net, b, Adversarial.LEAST_SQUARES, False, True, WARMUP)
+    objective, _, generators, _ = reference(net, b, "least_squares", False, True, WARMUP)
     objective.backward()
     want = torch.cat([g.flatten() for g in gradients(generators).values()])
     yardstick = copy.deepcopy(net)
@@ -305,7 +307,7 @@ def test_the_perceptual_loss_compares_both_reconstructions_and_teaches_both_gene
 def batch_norm() -> CycleGan:
     return CycleGan(
         Network(
-            generator=Generator(kind=GeneratorKind.ENCODER_DECODER, width=4, blocks=2, norm=LayerNorm.BATCH),
+            generator=Generator(kind="encoder_decoder", width=4, blocks=2, norm=LayerNorm.BATCH),
             discriminator=Discriminator(width=4, layers=2, norm=LayerNorm.BATCH),
         ),
         mr_channels=1,
@@ -320,15 +322,15 @@ def test_with_batch_norm_real_and_fake_images_and_both_modalities_are_never_in_o
     losses, fake_ct, _ = step.generator_losses(b, 0.0)
     torch.testing.assert_close(losses["identity_ct"], (net.translate(Direction.MR2CT, b.ct) - b.ct).abs().mean())
     torch.testing.assert_close(fake_ct, net.translate(Direction.MR2CT, b.mr))
-    found = step.discriminator_losses(b, fake_ct, fake_ct, None, None)
-    real, fake = net.judge(Modality.CT, b.ct, None), net.judge(Modality.CT, fake_ct, None)
+    found = step.discriminator_losses(b, Batch(fake_ct, fake_ct))
+    real, fake = net.discriminate(Modality.CT, b.ct, None), net.discriminate(Modality.CT, fake_ct, None)
     torch.testing.assert_close(found["discriminator_ct"], ((real - 1).square().mean() + fake.square().mean()) / 2)
 
 
 def test_a_gradient_penalty_over_batch_norm_is_refused() -> None:
     with pytest.raises(InputError, match=r"network\.discriminator\.norm to instance, or loss\.gradient_penalty to 0"):
-        CycleGanStep(batch_norm(), Loss(adversarial=Adversarial.WASSERSTEIN), Precision.FP32)
-    CycleGanStep(batch_norm(), Loss(adversarial=Adversarial.WASSERSTEIN, gradient_penalty=0.0), Precision.FP32)
+        CycleGanStep(batch_norm(), Loss(adversarial="wasserstein"), Precision.FP32)
+    CycleGanStep(batch_norm(), Loss(adversarial="wasserstein", gradient_penalty=0.0), Precision.FP32)
 
 
 @pytest.mark.parametrize("updated", ["generators", "discriminators"])

@@ -73,9 +73,9 @@ def test_a_replayed_training_equals_an_eager_one() -> None:
     for graphs in (False, True):
         trainer = trained(8)
         if graphs:
-            trainer._step_function.replay = Replay(Host(partial(recorded_without_doing, trainer)))
+            trainer.cyclegan.step.replay = Replay(Host(partial(recorded_without_doing, trainer)))
         events = [e for e in trainer.run() if isinstance(e, StepEvent)]
-        parameters = torch.cat([p.detach().flatten() for p in trainer._networks.parameters()])
+        parameters = torch.cat([p.detach().flatten() for p in trainer.cyclegan.networks.parameters()])
         runs.append((events[-1].losses["generator"], parameters))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
     torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-5, atol=1e-6)
@@ -83,8 +83,8 @@ def test_a_replayed_training_equals_an_eager_one() -> None:
 
 def recorded_without_doing(trainer: Trainer, work: object) -> Again:
     """Record by doing once and undoing, so that the first launch counts once; Adam's moments are undone too."""
-    before = [(p, p.detach().clone()) for p in trainer._networks.parameters()]
-    adams = [(o, copy.deepcopy(o.state_dict())) for o in trainer._optimisers.values()]
+    before = [(p, p.detach().clone()) for p in trainer.cyclegan.networks.parameters()]
+    adams = [(o, copy.deepcopy(o.state_dict())) for o in trainer.cyclegan.optimisers.values()]
     recording = fixed_results(work)
     with torch.no_grad():
         for p, value in before:

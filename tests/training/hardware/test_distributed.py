@@ -14,17 +14,7 @@ import torch
 
 from ctmr.data.sampling import Batch, TrainingData
 from ctmr.errors import InputError
-from ctmr.recipe.training import (
-    Adversarial,
-    Discriminator,
-    Generator,
-    GeneratorKind,
-    LayerNorm,
-    Loss,
-    Network,
-    Train,
-    Warmup,
-)
+from ctmr.recipe.training import Discriminator, Generator, LayerNorm, Loss, Network, Train, Warmup
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.pool import ImagePool
 from ctmr.training.hardware.distributed import Team
@@ -42,7 +32,8 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ctmr.data.sampling import Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import TrainingData
 from ctmr.errors import CtmrError
 from ctmr.training.hardware.distributed import team
 from ctmr.training.trainer import Trainer
@@ -59,7 +50,7 @@ try:
             data = double if name.startswith("double") else single
             trainer = Trainer(*sections, data, checkpoints=Path(task["folder"]) / name, team=processes, samples=2)
             if name.startswith("double"):
-                trainer._networks.double(), trainer._ema.double()
+                trainer.cyclegan.networks.double(), trainer.cyclegan.ema.double()
             trainer.resume()
             events = 0
             for stop in range(trainer.step + 1, sections[2].steps + 1):
@@ -91,7 +82,7 @@ def trainings(network: Network, train: Train) -> dict[str, Sections]:
     return {
         "single": least_squares,
         "double": least_squares,
-        "double_penalty": (network, Loss(adversarial=Adversarial.WASSERSTEIN, identity=0.0), penalty),
+        "double_penalty": (network, Loss(adversarial="wasserstein", identity=0.0), penalty),
     }
 
 
@@ -119,7 +110,7 @@ def start(folder: Path, data: TrainingData, wanted: dict[str, Sections], dies: i
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return trainer._state()[0]
+    return trainer.state()[0]
 
 
 def differ(a: Trainer, b: Trainer) -> float:
@@ -138,7 +129,7 @@ def trained(
         data = TrainingData(mr, ct)
     trainer = Trainer(*sections, data, checkpoints=folder, samples=2)
     if name.startswith("double"):
-        trainer._networks.double(), trainer._ema.double()
+        trainer.cyclegan.networks.double(), trainer.cyclegan.ema.double()
     trainer.resume()
     list(trainer.run(until_step=until))
     return trainer
@@ -200,7 +191,7 @@ def test_a_batch_that_cannot_be_divided_and_batch_norm_are_refused(network: Netw
     with pytest.raises(InputError, match=r"train\.batch 3 cannot be divided among 2 processes"):
         Team(0, 2).require_divisible(3, networks)
     mixing = Network(
-        generator=Generator(kind=GeneratorKind.ENCODER_DECODER, width=4, blocks=2, norm=LayerNorm.BATCH),
+        generator=Generator(kind="encoder_decoder", width=4, blocks=2, norm=LayerNorm.BATCH),
         discriminator=Discriminator(width=4, layers=1),
     )
     with pytest.raises(InputError, match="set the networks' norm to instance"):

@@ -12,7 +12,8 @@ from gradient_truth import PATHS, assert_gradients_of_float64
 from small_training import FAST, PLAIN, TINY, batch, heads, networks, trained
 from torch import nn
 
-from ctmr.recipe.training import GeneratorKind, Loss, Train
+from ctmr.data.sampling import Batch
+from ctmr.recipe.training import Loss, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import StepEvent
@@ -36,7 +37,7 @@ def test_every_path_has_the_gradients_of_float64(path: str, size: int, bf16: boo
 
 @pytest.mark.parametrize("path", ["fast layers", "channels_last"])
 def test_a_u_net_of_fast_layers_has_the_gradients_of_float64(path: str) -> None:
-    assert_gradients_of_float64(networks(GeneratorKind.UNET), batch(1), PATHS[path])
+    assert_gradients_of_float64(networks("unet"), batch(1), PATHS[path])
 
 
 @pytest.mark.skipif(speed._no_compiler(DeviceKind.CPU) is not None, reason="no C++ compiler")
@@ -60,7 +61,7 @@ def test_a_compiled_step_has_the_gradients_of_float64_and_compiles_once(bf16: bo
         try:
             losses, fake_ct, fake_mr = step.generator_losses(batch(1), 0.0)
             (losses["generator"] * (turn + 1)).backward()
-            step.discriminator_losses(batch(1), fake_ct, fake_mr, None, None)["discriminator"].backward()
+            step.discriminator_losses(batch(1), Batch(fake_mr, fake_ct))["discriminator"].backward()
         finally:
             torch.compiler.set_stance("default")
 
@@ -128,10 +129,10 @@ def test_a_resumed_channels_last_training_ends_with_the_same_bits(tmp_path: obje
     assert again.resume() and again.step == 4
     list(whole.run())
     list(again.run())
-    for direction in whole._networks.generators:
+    for direction in whole.cyclegan.networks.generators:
         for p, q in zip(
-            whole._networks.generators[direction].parameters(),
-            again._networks.generators[direction].parameters(),
+            whole.cyclegan.networks.generators[direction].parameters(),
+            again.cyclegan.networks.generators[direction].parameters(),
             strict=True,
         ):
             assert torch.equal(p, q)
@@ -165,7 +166,7 @@ def test_equal_runs_have_equal_bits_where_determinism_is_asked_for() -> None:
         trainer = trained(3, deterministic=True)
         list(trainer.run())
         assert torch.are_deterministic_algorithms_enabled()
-        runs.append(torch.cat([p.detach().flatten() for p in trainer._networks.parameters()]))
+        runs.append(torch.cat([p.detach().flatten() for p in trainer.cyclegan.networks.parameters()]))
     assert torch.equal(*runs)
     list(trained(1).run())
     assert not torch.are_deterministic_algorithms_enabled()

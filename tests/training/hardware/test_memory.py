@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctmr.data.sampling import Batch, Domain, TrainingData
+from ctmr.data.domain import Domain
+from ctmr.data.sampling import Batch, TrainingData
 from ctmr.errors import EnvironmentFault
 from ctmr.recipe.training import Discriminator, Generator, Loss, Network, Train
 from ctmr.training import checkpoint
@@ -96,7 +97,7 @@ def test_a_device_that_fills_up_later_leaves_the_checkpoint_before(
     whole = Trainer(network, loss, train, data)
     list(again.run())
     list(whole.run())
-    ends = [torch.cat([p.detach().flatten() for p in t._networks.parameters()]) for t in (again, whole)]
+    ends = [torch.cat([p.detach().flatten() for p in t.cyclegan.networks.parameters()]) for t in (again, whole)]
     assert torch.equal(*ends)
     assert checkpoint.load(tmp_path, again.digest).step == 6
 

@@ -46,7 +46,7 @@ def trainer(steps: int, *, folder: Path | None = None, every: int = 10_000, **tr
 
 
 def weights(trained: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trained._networks.parameters()])
+    return torch.cat([p.detach().flatten() for p in trained.cyclegan.networks.parameters()])
 
 
 def on_device(images: Batch) -> Batch:

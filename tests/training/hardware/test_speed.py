@@ -6,8 +6,9 @@ import pytest
 import torch
 from small_training import FAST, PLAIN, batch, networks, trained
 
+from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
-from ctmr.recipe.training import Adversarial, Loss, Precision, Speed, Train
+from ctmr.recipe.training import Loss, Precision, Speed, Train
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import NoticeEvent
 from ctmr.training.hardware import speed
@@ -71,7 +72,7 @@ def test_the_work_of_a_step_is_what_pytorchs_counter_counts() -> None:
         losses, fake_ct, fake_mr = step.generator_losses(b, 0.0)
         losses["generator"].backward()
         net.discriminators.requires_grad_(True)
-        step.discriminator_losses(b, fake_ct, fake_mr, None, None)["discriminator"].backward()
+        step.discriminator_losses(b, Batch(fake_mr, fake_ct))["discriminator"].backward()
     # The counter leaves out the gradient of images that need none: those of the first layer of some passes.
     assert step_tflop(net, Loss(), 2, (20, 24)) * 1e12 == pytest.approx(counter.get_total_flops(), rel=0.05)
 
@@ -92,13 +93,13 @@ def test_without_a_compiler_a_step_is_eager_and_says_so(monkeypatch: pytest.Monk
 def test_a_path_with_a_wrong_gradient_is_refused(
     settings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = Loss(adversarial=Adversarial.WASSERSTEIN) if "layout" not in settings else Loss()
+    loss = Loss(adversarial="wasserstein") if "layout" not in settings else Loss()
     with pytest.raises(InputError, match=words):
         plan(DeviceKind.CPU, monkeypatch, loss, speed=settings)
 
 
 def test_with_a_gradient_penalty_auto_keeps_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, Loss(adversarial=Adversarial.WASSERSTEIN), precision="bf16")
+    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, Loss(adversarial="wasserstein"), precision="bf16")
     assert not (chosen.fast_layers or chosen.channels_last)
     assert "differentiates twice" in chosen.reasons["layers"]
 

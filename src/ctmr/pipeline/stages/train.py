@@ -78,7 +78,7 @@ def run(context: Context) -> dict[str, Any]:
         "onnx_difference": differences,
         "alarms": sorted({name for _, name in trainer.sounded}),
         "mlflow_run": run_id,
-        "computed": trainer.plan.record(),
+        "computed": trainer.cyclegan.plan.record(),
     }
 
 

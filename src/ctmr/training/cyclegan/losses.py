@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,9 +13,11 @@ from torch.nn import functional
 from ctmr.errors import InputError
 from ctmr.metrics.protocol import SsimWindow
 from ctmr.metrics.ssim import GAUSSIAN_RADIUS_PX, ssim
-from ctmr.recipe.training import Adversarial, CycleTerms
+from ctmr.recipe.training import ADVERSARIAL_LOSSES, CYCLE_TERMS, CycleTerms, Loss, Term
 
 REAL, FAKE = 1.0, 0.0
+SURE_SCORE = 0.05
+"""A fake whose patches score this, where real ones score 1 and others 0, convinces nobody."""
 DATA_RANGE = 2.0
 """Of normalised images, [-1, 1]."""
 
@@ -54,33 +57,44 @@ class AdversarialLoss:
         (Zhu et al. 2017, section 7.1); a Wasserstein critic should be ahead.
     threshold
         Score above which an image is taken for real; ``None`` where scores have no zero.
+    unconvincing
+        The generator's loss when every patch of its fakes scores `SURE_SCORE`; ``None`` where scores have no scale.
+    penalised
+        Whether ``loss.gradient_penalty`` belongs to it.
+    generator
+        ``(scores of fakes) → scalar``, the generator's loss, where it is not `score` with target `REAL`.
     """
 
     score: Callable[[Tensor, float], Tensor]
-    share: float
-    threshold: float | None
+    share: float = 0.5
+    threshold: float | None = 0.0
+    unconvincing: float | None = None
+    penalised: bool = False
+    generator: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(self, scores: Tensor, target: float) -> Tensor:
-        """Return the loss of scores that should be `target`."""
-        return self.score(scores, target)
+    def of_generator(self, fake: Tensor) -> Tensor:
+        """Return the generator's loss of the scores of its fakes, which should pass for real."""
+        return self.score(fake, REAL) if self.generator is None else self.generator(fake)
+
+    def of_discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return the discriminator's loss: the sum over real and fake scores, times `share`."""
+        return self.share * (self.score(real, REAL) + self.score(fake, FAKE))
+
+    def penalty_weight(self, loss: Loss) -> float:
+        """Return the weight of the gradient penalty in a recipe's losses."""
+        return loss.gradient_penalty if self.penalised else 0.0
 
 
-_ADVERSARIAL: dict[Adversarial, AdversarialLoss] = {
-    Adversarial.LEAST_SQUARES: AdversarialLoss(least_squares, 0.5, (REAL + FAKE) / 2),
-    Adversarial.LEAST_SQUARES_SIGMOID: AdversarialLoss(least_squares_sigmoid, 0.5, 0.0),
-    Adversarial.BCE: AdversarialLoss(cross_entropy, 0.5, 0.0),
-    Adversarial.WASSERSTEIN: AdversarialLoss(wasserstein, 1.0, None),
-}
+LEAST_SQUARES = AdversarialLoss(least_squares, threshold=(REAL + FAKE) / 2, unconvincing=(REAL - SURE_SCORE) ** 2)
+LEAST_SQUARES_SIGMOID = AdversarialLoss(least_squares_sigmoid, unconvincing=(REAL - SURE_SCORE) ** 2)
+BCE = AdversarialLoss(cross_entropy, unconvincing=-math.log(SURE_SCORE))
+WASSERSTEIN = AdversarialLoss(wasserstein, share=1.0, threshold=None, penalised=True)
 
 
-def adversarial_loss(kind: Adversarial) -> AdversarialLoss:
+def adversarial_loss(kind: str) -> AdversarialLoss:
     """Return the loss that a recipe names."""
-    return _ADVERSARIAL[kind]
-
-
-def discriminator_loss(loss: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
-    """Return the sum over real and fake scores, times the loss's `share`."""
-    return loss.share * (loss(real, REAL) + loss(fake, FAKE))
+    row: AdversarialLoss = ADVERSARIAL_LOSSES[kind]
+    return row
 
 
 def accuracy(real: Tensor, fake: Tensor, threshold: float) -> Tensor:
@@ -88,20 +102,20 @@ def accuracy(real: Tensor, fake: Tensor, threshold: float) -> Tensor:
     return 0.5 * ((real > threshold).float().mean() + (fake <= threshold).float().mean())
 
 
-def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """Return the mean of (‖∇D(x̂)‖₂ - 1)² (Gulrajani et al. 2017, arXiv:1704.00028, eq. 3).
 
     Parameters
     ----------
-    judge
-        Discriminator: ``[N, C, H, W]`` → scores ``[N, …]``; an image's score is the mean over its patches.
+    discriminator
+        ``[N, C, H, W]`` → scores ``[N, …]``; an image's score is the mean over its patches.
     real, fake
         ``[N, C, H, W]``.
     mix
         ``[N, 1, 1, 1]`` in [0, 1]: x̂ is ``mix · real + (1 - mix) · fake``.
     """
     between = (mix * real + (1.0 - mix) * fake).requires_grad_(True)
-    scores = judge(between).flatten(1).mean(dim=1)
+    scores = discriminator(between).flatten(1).mean(dim=1)
     (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
     length = (slope.flatten(1).square().sum(dim=1) + _TINY).sqrt()
     return (length - 1.0).square().mean()
@@ -112,8 +126,13 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return functional.l1_loss(a, b)
 
 
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference."""
+    return functional.mse_loss(a, b)
+
+
 def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
-    """Return 1 - SSIM of images in [-1, 1], ``[N, C, H, W]``: `ctmr.metrics.ssim.ssim` with the Gaussian window.
+    """1 - SSIM of images in [-1, 1], ``[N, C, H, W]``: `ctmr.metrics.ssim.ssim` with the Gaussian window.
 
     Raises
     ------
@@ -130,21 +149,31 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
     return 1.0 - ssim(a, b, data_range=DATA_RANGE, window=SsimWindow.GAUSSIAN_11_2D)
 
 
-_CYCLE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": l1,
-    "mse": functional.mse_loss,
-    "ssim": dissimilarity,
-}
-
-
 def cycle_loss(terms: CycleTerms) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the weighted sum of differences ``(again, image) → scalar`` that a recipe asks for."""
-    weighted = [(weight, _CYCLE[name]) for name, weight in terms.model_dump().items() if weight > 0]
+    """Return the weighted sum of differences ``(rec, real) → scalar`` that a recipe asks for."""
+    weighted = [(weight, CYCLE_TERMS[name]) for name, weight in terms.model_dump().items() if weight > 0]
 
-    def loss(again: Tensor, image: Tensor) -> Tensor:
-        return sum((weight * term(again, image) for weight, term in weighted), image.new_zeros(()))
+    def loss(rec: Tensor, real: Tensor) -> Tensor:
+        return sum((weight * term(rec, real) for weight, term in weighted), real.new_zeros(()))
 
     return loss
+
+
+def generator_weights(loss: Loss) -> dict[Term, float]:
+    """Return the weight of every term of the generators' loss but the warm-up's, which falls with the step."""
+    cycle_mr, cycle_ct = (loss.cycle if own is None else own for own in (loss.cycle_mr, loss.cycle_ct))
+    return {
+        Term.ADVERSARIAL_MR2CT: loss.adversarial_weight,
+        Term.ADVERSARIAL_CT2MR: loss.adversarial_weight,
+        Term.CYCLE_MR: cycle_mr,
+        Term.CYCLE_CT: cycle_ct,
+        Term.IDENTITY_CT: loss.identity * cycle_ct,
+        Term.IDENTITY_MR: loss.identity * cycle_mr,
+        Term.PERCEPTUAL_MR: loss.perceptual.weight,
+        Term.PERCEPTUAL_CT: loss.perceptual.weight,
+        Term.SUPERVISED_CT: loss.supervised.weight,
+        Term.SUPERVISED_MR: loss.supervised.weight,
+    }
 
 
 def warmup_weight(weight: float, fraction: float, step: int, steps: int) -> float:

@@ -16,7 +16,7 @@ from ctmr.recipe.training import Network
 
 
 class CycleGan(nn.Module):
-    """The four networks: `generators` by direction, `discriminators` by the modality they judge.
+    """The four networks: `generators` by direction, `discriminators` by the modality that they tell from fakes.
 
     Attributes
     ----------
@@ -79,17 +79,17 @@ class CycleGan(nn.Module):
             return tuple(call(image) for image in images)
         return torch.split(call(torch.cat(images)), [len(image) for image in images])
 
-    def judge(self, modality: Modality, image: Tensor, depth: Tensor | None) -> Tensor:
+    def discriminate(self, modality: Modality, image: Tensor, depth: Tensor | None) -> Tensor:
         """Score images ``[N, C, H, W]`` that should look like `modality`."""
         return self._call(self.discriminators[modality.value])(image, depth)
 
-    def judge_both(
+    def discriminate_both(
         self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Score real and fake images, in one pass where the discriminator keeps images independent of each other."""
         if not self.joined or mixes_images(self.discriminators[modality.value]):
-            return self.judge(modality, real, real_depth), self.judge(modality, fake, fake_depth)
-        scores = self.judge(modality, torch.cat([real, fake]), _cat(real_depth, fake_depth))
+            return self.discriminate(modality, real, real_depth), self.discriminate(modality, fake, fake_depth)
+        scores = self.discriminate(modality, torch.cat([real, fake]), _cat(real_depth, fake_depth))
         return scores[: len(real)], scores[len(real) :]
 
     def _call(self, network: nn.Module) -> Callable[..., Tensor]:

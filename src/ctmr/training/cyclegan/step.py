@@ -14,19 +14,18 @@ from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.networks.blocks import mixes_images
-from ctmr.networks.features import build_features
-from ctmr.recipe.training import Adversarial, Loss, Precision, Term
+from ctmr.networks.features import Features, build_features
+from ctmr.recipe.training import Loss, Precision, Term
 from ctmr.training.cyclegan.losses import (
-    REAL,
     accuracy,
     adversarial_loss,
     cycle_loss,
-    discriminator_loss,
+    generator_weights,
     gradient_penalty,
     l1,
 )
 from ctmr.training.cyclegan.networks import CycleGan
-from ctmr.training.hardware.cuda_graphs import Replay, Results
+from ctmr.training.hardware.cuda_graphs import Replay, Results, Work
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -48,19 +47,18 @@ class CycleGanStep:
         Section of the recipe.
     precision
         bf16 runs the networks' forward passes under autocast; losses, weights and optimisers stay fp32.
-    rng
-        CPU source of randomness of the gradient penalty.
+    mixture
+        Draws the gradient penalty's shares of what is real, ``[N, 1, 1, 1]`` in [0, 1], for N images; ``None`` takes
+        PyTorch's global randomness.
+    replay
+        CUDA graphs; ``None`` computes each step anew. Optimisers must then hold their rate on the device (capturable).
 
     Attributes
     ----------
     notices
         What a person should know about the losses, one sentence each.
-    judges
+    adversarial
         False where no discriminator takes part.
-    mixture
-        Draws the gradient penalty's shares of what is real, ``[N, 1, 1, 1]`` in [0, 1], for N images.
-    replay
-        CUDA graphs; ``None`` computes each step anew. Optimisers must then hold their rate on the device (capturable).
 
     Raises
     ------
@@ -70,34 +68,29 @@ class CycleGanStep:
     """
 
     def __init__(
-        self, networks: CycleGan, loss: Loss, precision: Precision, rng: torch.Generator | None = None
+        self,
+        networks: CycleGan,
+        loss: Loss,
+        precision: Precision,
+        mixture: Callable[[int], Tensor] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self._networks = networks
-        self._adversarial = adversarial_loss(loss.adversarial)
-        self._penalty = loss.gradient_penalty if loss.adversarial is Adversarial.WASSERSTEIN else 0.0
-        self._cycle = cycle_loss(loss.cycle_terms)
         self._bf16 = precision is Precision.BF16
-        self.mixture: Callable[[int], Tensor] = partial(_mixture, rng=rng)
+        self._mixture = mixture or (lambda count: torch.rand((count, 1, 1, 1)))
+        self.replay = replay
         self.notices: list[str] = []
-        self.replay: Replay | None = None
-        cycle_mr, cycle_ct = (loss.cycle if own is None else own for own in (loss.cycle_mr, loss.cycle_ct))
-        self._identity = loss.identity > 0 and max(cycle_mr, cycle_ct) > 0
-        self._weights = {
-            Term.ADVERSARIAL_MR2CT: loss.adversarial_weight,
-            Term.ADVERSARIAL_CT2MR: loss.adversarial_weight,
-            Term.CYCLE_MR: cycle_mr,
-            Term.CYCLE_CT: cycle_ct,
-            Term.IDENTITY_CT: loss.identity * cycle_ct,
-            Term.IDENTITY_MR: loss.identity * cycle_mr,
-            Term.PERCEPTUAL_MR: loss.perceptual.weight,
-            Term.PERCEPTUAL_CT: loss.perceptual.weight,
-            Term.SUPERVISED_CT: loss.supervised.weight,
-            Term.SUPERVISED_MR: loss.supervised.weight,
-        }
-        self.judges = loss.adversarial_weight > 0
-        self._cycles = max(cycle_mr, cycle_ct, loss.perceptual.weight) > 0
+        self._adversarial_loss = adversarial_loss(loss.adversarial)
+        self._penalty = self._adversarial_loss.penalty_weight(loss)
+        self._cycle_loss = cycle_loss(loss.cycle_terms)
+        self._weights = generator_weights(loss)
+        self.adversarial = loss.adversarial_weight > 0
+        self._identity = max(self._weights[Term.IDENTITY_CT], self._weights[Term.IDENTITY_MR]) > 0
         self._supervised = loss.supervised.weight > 0
-        if not (self.judges or self._cycles or self._supervised):
+        self._reconstructs = (
+            max(self._weights[t] for t in (Term.CYCLE_MR, Term.CYCLE_CT, Term.PERCEPTUAL_MR, Term.PERCEPTUAL_CT)) > 0
+        )
+        if not (self.adversarial or self._reconstructs or self._supervised):
             raise InputError(
                 "loss.adversarial_weight, loss.cycle, loss.perceptual.weight and loss.supervised.weight are all 0, "
                 "so there is nothing to train; set one of them"
@@ -134,70 +127,58 @@ class CycleGanStep:
         fake_ct, fake_mr
             ``[N, C, H, W]``.
         """
-        nets, mr, ct = self._networks, batch.mr, batch.ct
-        wide = self._widen
+        networks, fp32 = self._networks, self._fp32
+        real_mr, real_ct = batch.mr, batch.ct
         losses: Measures = {}
-        with self._autocast(mr.device):
+        with self._autocast(real_mr.device):
             if self._identity:
-                fake_ct, same_ct = nets.translate_each(Direction.MR2CT, mr, ct)
-                fake_mr, same_mr = nets.translate_each(Direction.CT2MR, ct, mr)
+                fake_ct, idt_ct = networks.translate_each(Direction.MR2CT, real_mr, real_ct)
+                fake_mr, idt_mr = networks.translate_each(Direction.CT2MR, real_ct, real_mr)
             else:
-                fake_ct, fake_mr = nets.translate(Direction.MR2CT, mr), nets.translate(Direction.CT2MR, ct)
-            if self._cycles:
-                cycle_mr = nets.translate(Direction.CT2MR, fake_ct)
-                cycle_ct = nets.translate(Direction.MR2CT, fake_mr)
-            if self.judges:
+                fake_ct = networks.translate(Direction.MR2CT, real_mr)
+                fake_mr = networks.translate(Direction.CT2MR, real_ct)
+            if self._reconstructs:
+                rec_mr = networks.translate(Direction.CT2MR, fake_ct)
+                rec_ct = networks.translate(Direction.MR2CT, fake_mr)
+            if self.adversarial:
                 # A fake keeps the anatomy of its source, so it lies under the same skin.
-                ct_scores = nets.judge(Modality.CT, fake_ct, batch.mr_depth)
-                mr_scores = nets.judge(Modality.MR, fake_mr, batch.ct_depth)
-        if self.judges:
-            losses[Term.ADVERSARIAL_MR2CT] = self._adversarial(wide(ct_scores), REAL)
-            losses[Term.ADVERSARIAL_CT2MR] = self._adversarial(wide(mr_scores), REAL)
-        if self._cycles:
-            losses[Term.CYCLE_MR] = self._cycle(wide(cycle_mr), mr)
-            losses[Term.CYCLE_CT] = self._cycle(wide(cycle_ct), ct)
+                score_ct = networks.discriminate(Modality.CT, fake_ct, batch.mr_depth)
+                score_mr = networks.discriminate(Modality.MR, fake_mr, batch.ct_depth)
+        if self.adversarial:
+            losses[Term.ADVERSARIAL_MR2CT] = self._adversarial_loss.of_generator(fp32(score_ct))
+            losses[Term.ADVERSARIAL_CT2MR] = self._adversarial_loss.of_generator(fp32(score_mr))
+        if self._reconstructs:
+            losses[Term.CYCLE_MR] = self._cycle_loss(fp32(rec_mr), real_mr)
+            losses[Term.CYCLE_CT] = self._cycle_loss(fp32(rec_ct), real_ct)
         if self._identity:
-            losses[Term.IDENTITY_CT] = l1(wide(same_ct), ct)
-            losses[Term.IDENTITY_MR] = l1(wide(same_mr), mr)
+            losses[Term.IDENTITY_CT] = l1(fp32(idt_ct), real_ct)
+            losses[Term.IDENTITY_MR] = l1(fp32(idt_mr), real_mr)
         if self._features is not None:
-            losses[Term.PERCEPTUAL_MR] = self._perceptual(cycle_mr, mr)
-            losses[Term.PERCEPTUAL_CT] = self._perceptual(cycle_ct, ct)
+            losses[Term.PERCEPTUAL_MR] = self._perceptual_loss(self._features, rec_mr, real_mr)
+            losses[Term.PERCEPTUAL_CT] = self._perceptual_loss(self._features, rec_ct, real_ct)
         if self._supervised:
-            losses[Term.SUPERVISED_CT] = l1(wide(fake_ct), ct)
-            losses[Term.SUPERVISED_MR] = l1(wide(fake_mr), mr)
+            losses[Term.SUPERVISED_CT] = l1(fp32(fake_ct), real_ct)
+            losses[Term.SUPERVISED_MR] = l1(fp32(fake_mr), real_mr)
         total = torch.stack([self._weights[Term(name)] * value for name, value in losses.items()]).sum()
         if isinstance(warmup, Tensor) or warmup > 0:
-            losses[Term.WARMUP_CT] = l1(wide(fake_ct), ct)
-            losses[Term.WARMUP_MR] = l1(wide(fake_mr), mr)
+            losses[Term.WARMUP_CT] = l1(fp32(fake_ct), real_ct)
+            losses[Term.WARMUP_MR] = l1(fp32(fake_mr), real_mr)
             total = total + warmup * (losses[Term.WARMUP_CT] + losses[Term.WARMUP_MR])
         losses[Term.GENERATOR] = total
-        return losses, wide(fake_ct).detach(), wide(fake_mr).detach()
+        return losses, fp32(fake_ct).detach(), fp32(fake_mr).detach()
 
-    @torch.no_grad()
-    def fakes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the fake CT and MR slices of a batch that the generators do not learn from."""
-        with self._autocast(batch.mr.device):
-            fake_ct = self._networks.translate(Direction.MR2CT, batch.mr)
-            fake_mr = self._networks.translate(Direction.CT2MR, batch.ct)
-        return self._widen(fake_ct), self._widen(fake_mr)
-
-    def discriminator_losses(
-        self, batch: Batch, fake_ct: Tensor, fake_mr: Tensor, ct_depth: Tensor | None, mr_depth: Tensor | None
-    ) -> Measures:
+    def discriminator_losses(self, real: Batch, fake: Batch) -> Measures:
         """Return the discriminators' losses and accuracies; ``discriminator`` is the sum to differentiate.
 
         Parameters
         ----------
-        batch
+        real
             Real slices.
-        fake_ct, fake_mr
-            Fakes to show, from the pools.
-        ct_depth, mr_depth
-            Depth maps of the fake CT and the fake MR slices.
+        fake
+            Fakes to show, from the pools, and the depth maps of the slices that they were made of.
         """
-        ct = self._discriminated(Modality.CT, batch.ct, fake_ct, batch.ct_depth, ct_depth)
-        mr = self._discriminated(Modality.MR, batch.mr, fake_mr, batch.mr_depth, mr_depth)
-        losses = {**ct, **mr}
+        losses = self._losses_of_discriminator(Modality.CT, real, fake)
+        losses |= self._losses_of_discriminator(Modality.MR, real, fake)
         total = losses[Term.DISCRIMINATOR_CT] + losses[Term.DISCRIMINATOR_MR]
         if self._penalty > 0:
             total = total + self._penalty * (losses[Term.GRADIENT_PENALTY_CT] + losses[Term.GRADIENT_PENALTY_MR])
@@ -220,13 +201,14 @@ class CycleGanStep:
         """
         losses: Measures = {}
         if generator_optimiser is None:
-            fake_ct, fake_mr = self.fakes(batch)
+            fake_ct, fake_mr = self._fakes(batch)
         else:
             losses, (fake_ct, fake_mr) = self._update_generators(batch, warmup, generator_optimiser)
         if discriminator_optimiser is not None:
             fake_ct, ct_depth = _query(ct_pool, fake_ct, batch.mr_depth)
             fake_mr, mr_depth = _query(mr_pool, fake_mr, batch.ct_depth)
-            losses |= self._update_discriminators(batch, fake_ct, fake_mr, ct_depth, mr_depth, discriminator_optimiser)
+            fake = Batch(fake_mr, fake_ct, mr_depth, ct_depth)
+            losses |= self._update_discriminators(batch, fake, discriminator_optimiser)
         return {str(name): value.detach() for name, value in losses.items()}
 
     def _update_generators(
@@ -243,76 +225,69 @@ class CycleGanStep:
             discriminators.requires_grad_(True)
             return losses, (fake_ct, fake_mr)
 
-        inputs = batch.mr, batch.ct, batch.mr_depth, batch.ct_depth
-        if self.replay is None:
-            losses, images = work(*inputs, None)  # type: ignore[arg-type]
-        elif warmup > 0:
+        weight = None
+        if self.replay is not None and warmup > 0:
+            # A number that the host holds would be recorded as it is.
             weight = to_device(torch.tensor(warmup), batch.mr.device)
-            losses, images = self.replay("generators in warm-up", work, *inputs, weight)
-        else:
-            losses, images = self.replay("generators", work, *inputs, None)
-        return dict(losses), images
+        name = "generators" if weight is None else "generators in warm-up"
+        return self._compute(name, work, batch.mr, batch.ct, batch.mr_depth, batch.ct_depth, weight)
 
-    def _update_discriminators(
-        self,
-        batch: Batch,
-        fake_ct: Tensor,
-        fake_mr: Tensor,
-        ct_depth: Tensor | None,
-        mr_depth: Tensor | None,
-        optimiser: torch.optim.Optimizer,
-    ) -> Measures:
+    def _update_discriminators(self, real: Batch, fake: Batch, optimiser: torch.optim.Optimizer) -> Measures:
         def work(*images: Tensor) -> Results:
-            losses = self.discriminator_losses(Batch(*images[:4]), *images[4:])
+            losses = self.discriminator_losses(Batch(*images[:4]), Batch(*images[4:]))
             _descend(losses[Term.DISCRIMINATOR], optimiser)
             return losses, ()
 
-        inputs = batch.mr, batch.ct, batch.mr_depth, batch.ct_depth, fake_ct, fake_mr, ct_depth, mr_depth
-        if self.replay is None:
-            return dict(work(*inputs)[0])  # type: ignore[arg-type]
-        return dict(self.replay("discriminators", work, *inputs)[0])
+        images = [(b.mr, b.ct, b.mr_depth, b.ct_depth) for b in (real, fake)]
+        return self._compute("discriminators", work, *images[0], *images[1])[0]
 
-    def _discriminated(
-        self, modality: Modality, real: Tensor, fake: Tensor, real_depth: Tensor | None, fake_depth: Tensor | None
-    ) -> Measures:
+    def _compute(self, name: str, work: Work, *inputs: Tensor | None) -> tuple[Measures, tuple[Tensor, ...]]:
+        """Do work, or launch what is recorded of it."""
+        losses, images = work(*inputs) if self.replay is None else self.replay(name, work, *inputs)
+        return dict(losses), images
+
+    @torch.no_grad()
+    def _fakes(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the fake CT and MR slices of a batch that the generators do not learn from."""
+        with self._autocast(batch.mr.device):
+            fake_ct = self._networks.translate(Direction.MR2CT, batch.mr)
+            fake_mr = self._networks.translate(Direction.CT2MR, batch.ct)
+        return self._fp32(fake_ct), self._fp32(fake_mr)
+
+    def _losses_of_discriminator(self, modality: Modality, reals: Batch, fakes: Batch) -> Measures:
         """Return one discriminator's loss, accuracy and penalty."""
         name = modality.value.lower()
+        (real, real_depth), (fake, fake_depth) = reals.of(modality), fakes.of(modality)
         with self._autocast(real.device):
-            scores = self._networks.judge_both(modality, real, fake, real_depth, fake_depth)
-        real_scores, fake_scores = map(self._widen, scores)
-        losses: Measures = {
-            f"discriminator_{name}": discriminator_loss(self._adversarial, real_scores, fake_scores),
-        }
-        if self._adversarial.threshold is not None:
-            losses[f"{ACCURACY}{name}"] = accuracy(real_scores, fake_scores, self._adversarial.threshold)
+            scores = self._networks.discriminate_both(modality, real, fake, real_depth, fake_depth)
+        score_real, score_fake = map(self._fp32, scores)
+        loss = self._adversarial_loss
+        losses: Measures = {f"discriminator_{name}": loss.of_discriminator(score_real, score_fake)}
+        if loss.threshold is not None:
+            losses[f"{ACCURACY}{name}"] = accuracy(score_real, score_fake, loss.threshold)
         if self._penalty > 0:
-            mix = self.mixture(len(real)).to(real)
+            mix = self._mixture(len(real)).to(real)
             depth = None
             if real_depth is not None and fake_depth is not None:
                 depth = mix * real_depth + (1.0 - mix) * fake_depth
-            judge = partial(self._networks.judge, modality, depth=depth)
-            losses[f"gradient_penalty_{name}"] = gradient_penalty(judge, real, fake, mix)
+            discriminator = partial(self._networks.discriminate, modality, depth=depth)
+            losses[f"gradient_penalty_{name}"] = gradient_penalty(discriminator, real, fake, mix)
         return losses
 
-    def _perceptual(self, again: Tensor, image: Tensor) -> Tensor:
+    def _perceptual_loss(self, features: Features, rec: Tensor, real: Tensor) -> Tensor:
         """Mean squared difference of features, averaged over the layers (Johnson et al. 2016, eq. 2)."""
-        assert self._features is not None
-        with self._autocast(image.device):
+        with self._autocast(real.device):
             with torch.no_grad():
-                wanted = self._features(image)
-            found = self._features(again)
-        layers = [(self._widen(a) - self._widen(b)).square().mean() for a, b in zip(found, wanted, strict=True)]
+                of_real = features(real)
+            of_rec = features(rec)
+        layers = [(self._fp32(a) - self._fp32(b)).square().mean() for a, b in zip(of_rec, of_real, strict=True)]
         return torch.stack(layers).mean()
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16, enabled=self._bf16)
 
-    def _widen(self, x: Tensor) -> Tensor:
+    def _fp32(self, x: Tensor) -> Tensor:
         return x.float() if self._bf16 else x
-
-
-def _mixture(count: int, *, rng: torch.Generator | None) -> Tensor:
-    return torch.rand((count, 1, 1, 1), generator=rng)
 
 
 def _descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -62,21 +63,11 @@ def largest_batch(attempt: Callable[[int], None], above: int) -> int:
     fits = 0
     while above - fits > 1:
         batch = (fits + above) // 2
-        if _has_memory_for(attempt, batch):
-            fits = batch
-        else:
+        if words_of_lack(partial(attempt, batch)):
             above = batch
+        else:
+            fits = batch
     return fits
-
-
-def _has_memory_for(attempt: Callable[[int], None], batch: int) -> bool:
-    try:
-        attempt(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
 
 
 def _size_of(device: torch.device) -> str:

@@ -17,7 +17,8 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality
 from ctmr.networks.blocks import convolutions, mixes_images
 from ctmr.networks.fast_layers import FastInstanceNorm2d, IndexReflectionPad2d
-from ctmr.recipe.training import Adversarial, Layers, Layout, Loss, Precision, Train
+from ctmr.recipe.training import Layers, Layout, Loss, Precision, Train
+from ctmr.training.cyclegan.losses import adversarial_loss
 from ctmr.training.cyclegan.networks import CycleGan
 
 _AMPERE = (8, 0)
@@ -337,7 +338,7 @@ def _asked(choice: str | bool) -> bool | None:
 
 
 def _penalised(loss: Loss) -> bool:
-    return loss.adversarial is Adversarial.WASSERSTEIN and loss.gradient_penalty > 0
+    return adversarial_loss(loss.adversarial).penalty_weight(loss) > 0
 
 
 def _obstacle(loss: Loss, networks: CycleGan) -> str | None:
