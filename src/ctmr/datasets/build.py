@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.system.pool import in_order
+from ctmr.system.progress import Progress
 
 PICTURES_PER_ARCHIVE = 1000
 NOT_STATED = "not stated"
@@ -91,7 +92,7 @@ def build(
     key: Key,
     dates: Dates,
     skip_refused: bool,
-    report: Callable[[str, float | None], None],
+    report: Progress,
 ) -> Built:
     """Write a plan's images below a folder.
 

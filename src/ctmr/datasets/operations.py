@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from ctmr.datasets.repository import NAME, DataRepository, same_remote
 from ctmr.datasets.scanning import scanned
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Modality
-
-Report = Callable[[str, float | None], None]
+from ctmr.system.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class AddOptions:
     replace: bool = False
 
 
-def add(name: str, source: Path, root: Path, options: AddOptions, report: Report) -> dict[str, Any]:
+def add(name: str, source: Path, root: Path, options: AddOptions, report: Progress) -> dict[str, Any]:
     """De-identify a folder of images and commit it as a dataset; makes the repository when it is not there.
 
     Returns
@@ -106,7 +104,7 @@ def _add_to_new(
     planned: ImportPlan,
     identities: IdentityFile,
     options: AddOptions,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     """Make the repository complete under another name: a killed or failed command leaves none behind."""
     fresh = root.with_name(f".{root.name}.{os.getpid()}.partial")
@@ -131,7 +129,7 @@ def _add(
     planned: ImportPlan,
     identities: IdentityFile,
     options: AddOptions,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     _check_name(repository, name, options.replace)
     data = repository.staging() / "data"
@@ -217,7 +215,7 @@ def show(name: str, root: Path, revision: str = "") -> dict[str, Any]:
 
 
 def verify(
-    name: str, root: Path, report: Report, *, revision: str = "", places: tuple[Where, ...] = tuple(Where)
+    name: str, root: Path, report: Progress, *, revision: str = "", places: tuple[Where, ...] = tuple(Where)
 ) -> tuple[str, int, list[Fault]]:
     """Look at every object of a dataset in DVC's cache and in the remote.
 
@@ -241,7 +239,7 @@ def verify(
     )
 
 
-def push(name: str, root: Path, report: Report, *, revision: str = "", repair: bool = False) -> int:
+def push(name: str, root: Path, report: Progress, *, revision: str = "", repair: bool = False) -> int:
     """Send a dataset's objects to the remote and look that each arrived; goes on where a stopped push was.
 
     Parameters
@@ -280,7 +278,7 @@ def push(name: str, root: Path, report: Report, *, revision: str = "", repair: b
         return len(faults)
 
 
-def pull(name: str, root: Path, report: Report) -> None:
+def pull(name: str, root: Path, report: Progress) -> None:
     """Get a dataset's objects from the remote, and check each; goes on where a stopped pull was.
 
     Raises

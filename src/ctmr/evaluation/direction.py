@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, baseline_candidates, fit_all_baselines
-from ctmr.evaluation.comparison import Cases, MeasuredDirection, Tell, compare
+from ctmr.evaluation.comparison import Cases, MeasuredDirection, compare
 from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
 from ctmr.imaging.volume import Direction, Unit
@@ -16,6 +16,7 @@ from ctmr.metrics.protocol import Mask, Metric, protocol
 from ctmr.metrics.stats import Summary, summarise
 from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings
 from ctmr.recipe.recipe import Recipe
+from ctmr.system.progress import Progress
 
 CHAMPION = "champion"
 FINE_MM = 3.0
@@ -67,7 +68,13 @@ class DirectionResult:
 
 
 def measure_side(
-    held: TestSet, model: Model, recipe: Recipe, *, tell: Tell, most: int | None = None, champion: Model | None = None
+    held: TestSet,
+    model: Model,
+    recipe: Recipe,
+    *,
+    tell: Progress,
+    most: int | None = None,
+    champion: Model | None = None,
 ) -> DirectionResult:
     """Measure one direction under every protocol that its data allow.
 

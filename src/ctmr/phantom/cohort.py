@@ -6,7 +6,6 @@ import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from ctmr.data.manifest import PHANTOM_PREFIX, Split
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.system.pool import in_order
+from ctmr.system.progress import Progress, silent
 
 Subject: TypeAlias = tuple[int, Split, tuple[Modality, ...]]
 """Seed, split and modalities."""
@@ -65,7 +65,7 @@ def write_cohort(
     folder: Path,
     plan: CohortPlan,
     *,
-    report: Callable[[str, float], None] = lambda message, fraction: None,
+    report: Progress = silent,
 ) -> int:
     """Write the cohort below `folder` and return the number of series.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ctmr.datasets.repository import DataRepository
 from ctmr.errors import InputError
 from ctmr.phantom.cohort import CohortPlan, write_cohort
 from ctmr.system.home import Home
+from ctmr.system.progress import Progress
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "ctmr demo",
@@ -39,7 +39,7 @@ def demo_repository(home: Home) -> Path:
     return folder
 
 
-def make_demo_dataset(home: Home, plan: CohortPlan, report: Callable[[str, float], None]) -> bool:
+def make_demo_dataset(home: Home, plan: CohortPlan, report: Progress) -> bool:
     """Make the phantom cohort and its repository, unless the same plan is there already; True when it was made."""
     mark = home.demo / "plan.json"
     wanted = json.dumps(asdict(plan), sort_keys=True)

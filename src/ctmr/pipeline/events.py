@@ -13,7 +13,7 @@ from typing import Any
 
 from ctmr.errors import CtmrError
 from ctmr.pipeline.stage import Result
-from ctmr.system.progress import Report
+from ctmr.system.progress import Progress
 
 EVENTS = "CTMR_EVENTS"
 """Environment variable with the path of the events' file; without it, tasks print for the log of their container."""
@@ -43,7 +43,7 @@ def started(stage: str) -> None:
     emit(stage, started=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def progress(stage: str) -> Report:
+def progress(stage: str) -> Progress:
     """Return where a stage reports progress."""
 
     def report(message: str, fraction: float | None = None) -> None:

@@ -28,7 +28,7 @@ from ctmr.recipe.loading import is_file_name, load, recipe_path
 from ctmr.system.files import write_file
 from ctmr.system.home import Home
 from ctmr.system.processes import Process, end_session
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 from ctmr.tracking.mlflow import whole_run
 
 PIPELINE, PARAMETERS, EVENTS, LOG, OUTCOME = "pipeline.yaml", "params.json", "events.jsonl", "log.txt", "outcome.json"
@@ -119,7 +119,7 @@ def run(
     folder: Path,
     home: Home,
     runner: Runner = Runner.KFP,
-    report_for: Callable[[str], Report] = lambda name: silent,
+    report_for: Callable[[str], Progress] = lambda name: silent,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Run:
     """Run the whole pipeline; both runners leave the same content.
@@ -184,7 +184,7 @@ def run_compiled(
     folder: Path,
     home: Home,
     pipeline: Path | None = None,
-    report_for: Callable[[str], Report] = lambda name: silent,
+    report_for: Callable[[str], Progress] = lambda name: silent,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Run:
     """Run the compiled pipeline and return what its stages left.
@@ -219,7 +219,7 @@ def _follow(
     here: Path,
     done: Run,
     home: Home,
-    report_for: Callable[[str], Report],
+    report_for: Callable[[str], Progress],
     on_result: Callable[[Result], None],
 ) -> None:
     """Execute a run's folder, passing on what its tasks tell until it has ended."""

@@ -20,7 +20,7 @@ from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_dig
 from ctmr.system.files import put_in_place, sweep_partial
 from ctmr.system.home import Code, Home
 from ctmr.system.processes import torchrun_rank
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 
 RECORD = f"{PROVENANCE}/stage.json"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -54,7 +54,7 @@ class Context:
     out: Path
     work: Path
     home: Home
-    report: Report = silent
+    report: Progress = silent
 
 
 def _always(context: Context) -> bool:
@@ -199,7 +199,7 @@ def run_stage(
     out: Path,
     home: Home,
     options: Mapping[str, str] | None = None,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> Result:
     """Run a stage, or reuse its output when key and content are as recorded.
 

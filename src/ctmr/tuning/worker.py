@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.processes import start_time
-from ctmr.system.progress import Report
+from ctmr.system.progress import Progress
 from ctmr.tuning import trial
 from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.storage import HEARTBEAT_S, DatabaseFault
@@ -177,7 +177,7 @@ def supervise(
     preprocessed: Path,
     *,
     workers: int,
-    report: Report,
+    report: Progress,
     watch: Callable[[Sequence[Slot]], None] = lambda slots: None,
 ) -> list[Slot]:
     """Keep worker processes at a study until nothing is left to try; return its slots.
@@ -263,7 +263,7 @@ def _stop(crew: Sequence[_Worker]) -> None:
 class _Progress:
     """Tells reports and failures once."""
 
-    def __init__(self, recipe: Recipe, report: Report) -> None:
+    def __init__(self, recipe: Recipe, report: Progress) -> None:
         self._reports = len(report_steps(recipe))
         self._total = recipe.tune.trials * self._reports
         self._report = report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +12,7 @@ from ctmr.datasets.dvc.archives import unpack
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git
 from ctmr.datasets.dvc.folders import copy_folder, file_md5, folder_md5
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def resolve(address: str, *, path: str = "", revision: str = "") -> DatasetSourc
     return DatasetSource(Dataset(_short_name(local.resolve().name), "folder", "", md5), str(local.resolve()))
 
 
-def materialise(source: DatasetSource, target: Path, report: Callable[[str, float | None], None]) -> None:
+def materialise(source: DatasetSource, target: Path, report: Progress) -> None:
     """Copy a pinned dataset's files into `target`, check them against the md5 and unpack archives.
 
     Raises
@@ -215,7 +215,7 @@ def _lacking(source: DatasetSource) -> str:
     if not Path(source.address, ".dvc").is_dir() or not md5.endswith(".dir"):
         return ""
     objects = Objects(Path(source.address), Pinned(md5, 0, 0))
-    cache, remote = (objects.check(where, lambda message, fraction: None, content=False) for where in Where)
+    cache, remote = (objects.check(where, silent, content=False) for where in Where)
     listing_is_gone = any(f.path == "." for f in cache)
     faults = [f for f in remote if listing_is_gone or f.path in {c.path for c in cache}]
     return sentence(source.dataset.name, faults) if faults else ""
