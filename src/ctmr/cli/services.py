@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctmr.errors import EnvironmentFault
 from ctmr.kubeflow.local_api import PIPELINES_PORT
 from ctmr.system.daemon import LOOPBACK, PORT, Daemon, ServiceRow
+from ctmr.system.environment import HOME
 from ctmr.system.home import Home
 
 MLFLOW_PORT = 5000
@@ -67,7 +68,7 @@ def pipelines(home: Home) -> Daemon:
     """Return the pipeline endpoint of a home; relative paths in its runs' parameters start where it was started."""
     command = ("-m", "ctmr.kubeflow.local_api", "--port", PORT)
     state = home.root / "pipeline-endpoint"
-    environment = {"CTMR_HOME": str(home.root)}
+    environment = {HOME: str(home.root)}
     return Daemon("pipelines", "the pipeline endpoint", state, PIPELINES_PORT, command, environment=environment)
 
 

@@ -21,10 +21,10 @@ from ctmr import errors
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import events
-from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.inline import Run, run_pipeline
 from ctmr.pipeline.stage import Result
 from ctmr.recipe.loading import is_file_name, load, recipe_path
+from ctmr.system import environment
 from ctmr.system.files import write_file
 from ctmr.system.home import Home
 from ctmr.system.processes import Process, end_session
@@ -68,19 +68,24 @@ def shipped_pipeline() -> Path:
     return Path(__file__).resolve().parents[3] / "pipelines" / "ct_mr.yaml"
 
 
-def start(folder: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(folder: Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start the child process of a run; its group holds all that it starts, and it ends when this process does.
 
     Parameters
     ----------
     folder
         Holds ``pipeline.yaml`` and ``params.json``; gets log, events and outcome.
-    environment
-        More variables for the tasks. Without `WORKSPACE` among them, outputs are kept below the home's ``runs``.
+    more
+        Environment variables for the tasks. Without `WORKSPACE` among them, outputs are kept below the home's ``runs``.
     """
     command = [sys.executable, "-W", "ignore", "-m", "ctmr.pipeline.kfp_child", str(folder)]
-    ours = {WORKSPACES: str(Home.current().runs), events.EVENTS: str(folder / EVENTS), "PYTHONUNBUFFERED": "1"}
-    variables = {**os.environ, **ours, **(environment or {})}
+    ours = {
+        environment.HOME: str(Home.current().root),
+        environment.WORKSPACE: str(Home.current().runs / environment.RUN_NAME),
+        environment.EVENTS: str(folder / EVENTS),
+        "PYTHONUNBUFFERED": "1",
+    }
+    variables = {**os.environ, **ours, **(more or {})}
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
@@ -224,7 +229,7 @@ def _follow(
 ) -> None:
     """Execute a run's folder, passing on what its tasks tell until it has ended."""
     folder, offset, began = done.folder, 0, dict[str, float]()
-    process = start(here, {WORKSPACE: str(folder.absolute()), "CTMR_HOME": str(home.root)})
+    process = start(here, {environment.WORKSPACE: str(folder.absolute()), environment.HOME: str(home.root)})
     try:
         while True:
             ended = process.poll() is not None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ctmr.system import environment
+
 
 @dataclass(frozen=True)
 class Home:
@@ -24,7 +26,7 @@ class Home:
     @staticmethod
     def current() -> Home:
         """Return the home of this process."""
-        return Home(Path(os.environ.get("CTMR_HOME") or ".ctmr").absolute())
+        return Home(Path(os.environ.get(environment.HOME) or ".ctmr").absolute())
 
     @property
     def runs(self) -> Path:
@@ -63,7 +65,7 @@ class Home:
 
     def study_storage(self, work: Path) -> str:
         """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
-        return os.environ.get("CTMR_STUDY_STORAGE") or f"sqlite:///{work / 'study.db'}"
+        return os.environ.get(environment.STUDY_STORAGE) or f"sqlite:///{work / 'study.db'}"
 
     @property
     def artifacts(self) -> Path:

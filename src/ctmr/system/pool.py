@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.errors import EnvironmentFault
+from ctmr.system.environment import PROCESSES, count_of
 
-PROCESSES = "CTMR_PROCESSES"
-"""Environment variable: processes that work side by side; without it as many as there are cores."""
 _AHEAD = 4
 """Items a process that may wait for it or be done before their turn."""
 _WATCH_S = 1.0
@@ -70,10 +69,7 @@ def in_order(work: Callable[[Item], Answer], items: Sequence[Item], *, worth: in
 
 def processes(items: int, worth: int) -> int:
     """Return how many processes work on so many items."""
-    asked = os.environ.get(PROCESSES, "")
-    if asked and (not asked.isdecimal() or int(asked) < 1):
-        raise InputError(f"{PROCESSES} is {asked!r}; it must be a number of processes from 1 on")
-    return min(int(asked) if asked else len(os.sched_getaffinity(0)), items // worth)
+    return min(count_of(PROCESSES) or len(os.sched_getaffinity(0)), items // worth)
 
 
 class Background:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.environment import STUDY_STORAGE
 
 if TYPE_CHECKING:
     import optuna
@@ -171,7 +172,7 @@ class Database:
         for secret in (self._url.password, *self._url.normalized_query.get("password", ())):
             said = said.replace(str(secret), "***") if secret else said
         return (
-            f"the study's database at {self.where} cannot be used: {said[:300]}; start it, or let CTMR_STUDY_STORAGE "
+            f"the study's database at {self.where} cannot be used: {said[:300]}; start it, or let {STUDY_STORAGE} "
             "name another"
         )
 
@@ -181,7 +182,7 @@ def _parse(address: str) -> sqlalchemy.URL:
     import sqlalchemy
     from sqlalchemy.exc import ArgumentError
 
-    allowed = "CTMR_STUDY_STORAGE must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    allowed = f"{STUDY_STORAGE} must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
         url = sqlalchemy.make_url(address)
     except ArgumentError:

@@ -12,6 +12,7 @@ from ctmr.datasets.dvc.archives import unpack
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git
 from ctmr.datasets.dvc.folders import copy_folder, file_md5, folder_md5
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.environment import HOME
 from ctmr.system.progress import Progress, silent
 
 
@@ -120,7 +121,7 @@ def materialise(source: DatasetSource, target: Path, report: Progress) -> None:
         if target.resolve().is_relative_to(Path(source.address).resolve()):
             raise InputError(
                 f"dataset {source.address} holds the folder {target.parent.name} that ctmr writes to; "
-                "give the folder of images alone, or put ctmr's state elsewhere with CTMR_HOME or --out"
+                f"give the folder of images alone, or put ctmr's state elsewhere with {HOME} or --out"
             )
         copy_folder(Path(source.address), target)
     found = folder_md5(target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import functools
 import logging
 import os
 import signal
@@ -19,14 +18,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.kubeflow.local_api import ALLOW_ANY, NAME, PIPELINES_PORT
+from ctmr.kubeflow.local_api import NAME, PIPELINES_PORT
 from ctmr.kubeflow.local_api.api import Api
 from ctmr.kubeflow.local_api.app import application
 from ctmr.kubeflow.local_api.queue import RunQueue
 from ctmr.kubeflow.local_api.records import Records
 from ctmr.pipeline import kfp_local
-from ctmr.pipeline.events import WORKSPACES
 from ctmr.system.daemon import LOOPBACK
+from ctmr.system.environment import ALLOW_ANY_PIPELINE
 from ctmr.system.home import Home
 
 CONNECTIONS_END_S = 2
@@ -41,13 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = Home.current()
-    environment = {"CTMR_HOME": str(home.root), WORKSPACES: str(home.runs)}
-    start = functools.partial(kfp_local.start, environment=environment)
     try:
         if given.at_once < 1:
             raise InputError(f"--at-once is {given.at_once}; allowed are whole numbers from 1")
-        trusted = None if os.environ.get(ALLOW_ANY) == "1" else kfp_local.shipped_pipeline()
-        serve(home, given.port, start, kfp_local.outcome, trusted=trusted, at_once=given.at_once)
+        trusted = None if os.environ.get(ALLOW_ANY_PIPELINE) == "1" else kfp_local.shipped_pipeline()
+        serve(home, given.port, kfp_local.start, kfp_local.outcome, trusted=trusted, at_once=given.at_once)
     except CtmrError as error:
         print(f"ctmr: {error}", file=sys.stderr)
         return error.exit_code
