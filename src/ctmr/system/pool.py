@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ctmr.errors import EnvironmentFault
 from ctmr.system.environment import PROCESSES, count_of
+from ctmr.system.processes import when_parent_ends
 
 _AHEAD = 4
 """Items a process that may wait for it or be done before their turn."""
-_WATCH_S = 1.0
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -109,14 +107,8 @@ _work: Callable[[Any], Any] | None = None
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A process whose owner was killed would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os._exit(1)
+    # A process whose owner was killed would wait for work for ever.
+    when_parent_ends(lambda: os._exit(1), parent)
 
 
 def _do(item: Any) -> Any:
