@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -120,11 +119,10 @@ def _write_archive(path: Path, volume: Volume, uid_seed: str, study_uid: str, fr
     from ctmr.io.dicom import write_series
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="ctmr-phantom-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="ctmr-phantom-") as scratch:
         label = "PHANTOM CT head" if volume.modality is Modality.CT else f"PHANTOM {volume.sequence} head"
         files = write_series(
-            scratch / "series",
+            Path(scratch) / "series",
             volume,
             uid_seed=uid_seed,
             study_uid=study_uid,
@@ -137,5 +135,3 @@ def _write_archive(path: Path, volume: Volume, uid_seed: str, study_uid: str, fr
             for file in sorted(files):
                 archive.writestr(zipfile.ZipInfo(file.name, (2026, 1, 1, 0, 0, 0)), file.read_bytes())
         path.write_bytes(packed.getvalue())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

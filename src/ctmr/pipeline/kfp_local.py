@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,9 +23,10 @@ from ctmr.pipeline import events
 from ctmr.pipeline.inline import Run, run_pipeline
 from ctmr.pipeline.stage import Result
 from ctmr.recipe.loading import is_file_name, load, recipe_path
-from ctmr.system import environment
+from ctmr.system import environment, processes
 from ctmr.system.files import write_file
 from ctmr.system.home import Home
+from ctmr.system.locks import locked
 from ctmr.system.processes import Process, end_session
 from ctmr.system.progress import Progress, silent
 from ctmr.tracking.mlflow import whole_run
@@ -87,9 +87,7 @@ def start(folder: Path, more: Mapping[str, str] | None = None) -> subprocess.Pop
     }
     variables = {**os.environ, **ours, **(more or {})}
     with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
-        )
+        return processes.start(command, session=True, stdout=log, stderr=log, env=variables)
 
 
 def outcome(folder: Path) -> RunOutcome:
@@ -173,13 +171,8 @@ def parameters_of(source: DatasetSource, recipe: str, settings: Sequence[str]) -
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a run's folder, or say that another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(
-                f"another run is writing to {folder}; wait until it has ended, or name another folder with --out"
-            ) from None
+    busy = f"another run is writing to {folder}; wait until it has ended, or name another folder with --out"
+    with locked(folder / ".lock", busy=busy):
         yield
 
 

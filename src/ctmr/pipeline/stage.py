@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.recipe.recipe import Recipe, section_digest
 from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_digest
-from ctmr.system.files import put_in_place, sweep_partial
+from ctmr.system.files import new_folder
 from ctmr.system.home import Code, Home
 from ctmr.system.processes import torchrun_rank
 from ctmr.system.progress import Progress, silent
@@ -238,10 +237,7 @@ def run_stage(
             )
         because = "what it did is no longer there"
     work.mkdir(parents=True, exist_ok=True)
-    sweep_partial(out)
-    temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(out, replace=True) as temporary, _told(stage, out):
         summary = stage.run(Context(inputs, options, recipe, temporary, work, home, report))
         digest = content_digest(temporary)
         seconds = time.monotonic() - started
@@ -261,18 +257,20 @@ def run_stage(
         }
         (temporary / PROVENANCE).mkdir(exist_ok=True)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        put_in_place(temporary, out)
+    return Result(stage.name, out, digest, False, seconds, summary, because)
+
+
+@contextmanager
+def _told(stage: Stage, out: Path) -> Iterator[None]:
+    """Turn an error of the system into a sentence that names the file."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         did = "could not write" if error.errno in _DISK_ERRORS else "failed on"
         raise EnvironmentFault(
             f"stage {stage.name} {did} {error.filename or out}: {error.strerror or type(error).__name__}; "
             "what was there before is untouched"
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Result(stage.name, out, digest, False, seconds, summary, because)
 
 
 def read_record(out: Path) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import time
 import warnings
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.system.environment import STUDY_STORAGE
+from ctmr.system.locks import locked
 
 if TYPE_CHECKING:
     import optuna
@@ -111,13 +111,8 @@ class Database:
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a name against all other processes; it is released when this process dies."""
         if self._sqlite:
-            with Path(f"{self._url.database}.{name}.lock").open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                try:
-                    yield
-                finally:
-                    # Closing is not enough: a process that was forked meanwhile has the file open too.
-                    fcntl.flock(stream, fcntl.LOCK_UN)
+            with locked(Path(f"{self._url.database}.{name}.lock")):
+                yield
             return
         import sqlalchemy
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
@@ -26,7 +25,9 @@ from ctmr.kubeflow.local_api.records import Records
 from ctmr.pipeline import kfp_local
 from ctmr.system.daemon import LOOPBACK
 from ctmr.system.environment import ALLOW_ANY_PIPELINE
+from ctmr.system.files import written
 from ctmr.system.home import Home
+from ctmr.system.locks import locked
 
 CONNECTIONS_END_S = 2
 log = logging.getLogger(__name__)
@@ -113,17 +114,10 @@ def configuration(app: Starlette) -> uvicorn.Config:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold a home's records for this process alone: two servers would both run what is pending."""
-    try:
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        stream = (folder / "lock").open("w")
-    except OSError as error:
-        raise EnvironmentFault(f"the {NAME} cannot keep its records in {folder}: {error}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(f"another {NAME} serves {folder} already; end it with `ctmr down`") from None
+    with locked(folder / "lock", busy=f"another {NAME} serves {folder} already; end it with `ctmr down`"):
         yield
 
 
