@@ -206,7 +206,7 @@ def _lock(descriptor: int) -> bool | None:
 
 def _sweep_one(left: Path) -> None:
     with contextlib.suppress(OSError):
-        descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(left, os.O_RDONLY)
         try:
             if _lock(descriptor):
                 _remove(left)
