@@ -248,7 +248,7 @@ def test_archives_are_opened_privately_and_removed(planted, some_tokens, tmp_pat
         for file in files:
             archive.write(file, f"scan/{file.name}")
     private = tmp_path / "home" / "ids"
-    stale = tmp_path / "home" / "ids.999999999.unpacked"
+    stale = tmp_path / "home" / ".ids.1-0123abcd.partial"
     stale.mkdir(parents=True)
     with scanned(tmp_path / "source", private) as scan:
         (found,) = scan.items

@@ -228,7 +228,7 @@ def test_a_failure_while_committing_leaves_the_repository_as_it_was(copy, said, 
 ADD = (
     "import sys; from pathlib import Path; from ctmr.datasets import repository\n"
     "from ctmr.datasets.operations import *\n"
-    "from ctmr.datasets.names import Layout\n"
+    "from ctmr.datasets.names import FolderLayout\n"
     "point, folder = sys.argv[1], Path(sys.argv[2])\n"
     "def stop_before(module, name, verb):\n"
     "    real = getattr(module, name)\n"
@@ -239,7 +239,7 @@ ADD = (
     "import time\n"
     "tool, verb = point.split()\n"
     "stop_before(repository, tool, verb)\n"
-    "options = AddOptions(Layout.PAIRED, identity_file=folder / 'ids', replace=sys.argv[3] == 'pairs')\n"
+    "options = AddOptions(FolderLayout.PAIRED, identity_file=folder / 'ids', replace=sys.argv[3] == 'pairs')\n"
     "add(sys.argv[3], folder / 'source', folder / sys.argv[4], options, lambda m, f=None: None)\n"
 )
 
@@ -276,18 +276,6 @@ def test_a_repository_that_was_killed_while_it_was_made_is_not_there(copy, said)
     add("pairs", folder / "source", folder / "fresh", options, said)
     assert not list(folder.glob(".fresh.*.partial"))
     assert [r["name"] for r in list_datasets(folder / "fresh")] == ["pairs"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 3 MB, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user cannot mount a small disk")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_full_disk_commits_nothing(copy, said, small_disk):

@@ -26,7 +26,7 @@ from ctmr.pipeline.kfp_local import Runner
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.loading import load
 from ctmr.serving.client import TritonClient
-from ctmr.serving.server import EmbeddedTriton
+from ctmr.serving.server import EmbeddedTriton, Endpoint
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home, quiet_libraries
 from ctmr.tracking.mlflow import Tracking
@@ -73,7 +73,7 @@ class World:
         running = EmbeddedTriton(self.home.triton).status()
         if running is None:
             return []
-        with TritonClient(running.endpoint.grpc) as client:
+        with TritonClient(Endpoint.of(running).grpc) as client:
             return [name for name in ("tiny-pictures_ct2mr",) if client.live_version(name)]
 
     def digests(self, folder: Path | None = None) -> dict[str, str]:

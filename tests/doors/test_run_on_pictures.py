@@ -197,7 +197,7 @@ def test_a_server_that_was_killed_is_noticed_and_served_again(world: World) -> N
 
     running = EmbeddedTriton(world.home.triton).status()
     assert running is not None
-    os.kill(running.pid, signal.SIGKILL)
+    os.kill(running.process.pid, signal.SIGKILL)
     world.run()
     assert world.live() == "1"
 

@@ -25,7 +25,7 @@ def test_a_killed_training_ends_bit_identical_to_one_that_never_stopped(kind: st
     try:
         moments = kill_repeatedly(
             victim,
-            lambda: set(folder.glob("*")) | set(folder.glob(".writing-*")),
+            lambda: set(folder.glob("*")) | set(folder.glob(".step-*")),
             {"kind": kind, "folder": str(folder)},
         )
     finally:

@@ -241,7 +241,7 @@ def test_a_disk_that_fills_while_the_output_is_put_in_place_leaves_the_old_one(t
     before = files_of(toy.out)
     toy.recipe = override(toy.recipe, [("train.steps", 3)])
     monkeypatch.setattr(where, lambda *paths: full_disk())
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(EnvironmentFault, match="/toy cannot be written: No space left on device"):
         toy()
     assert files_of(toy.out) == before
     assert [p.name for p in toy.out.parent.iterdir()] == ["toy"]

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from ctmr.errors import InputError
+from ctmr.errors import EnvironmentFault, InputError
 from ctmr.imaging.grid import picture_grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 from ctmr.serving import model_repository as repo
@@ -113,16 +113,16 @@ def test_graphs_that_are_not_the_specs_are_refused(exported, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_version(exported, tmp_path, monkeypatch):
-    write, calls = repo._write_folder, []
+    write, calls = repo.new_folder, []
 
-    def fails_at_the_second(target, files):
+    def fails_at_the_second(target):
         calls.append(target)
         if len(calls) == 2:
-            raise OSError("no space left on device")
-        write(target, files)
+            raise EnvironmentFault("no space left on device")
+        return write(target)
 
-    monkeypatch.setattr(repo, "_write_folder", fails_at_the_second)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(repo, "new_folder", fails_at_the_second)
+    with pytest.raises(EnvironmentFault, match="no space"):
         repo.write_version(tmp_path, exported[0].release(MODEL, 7))
     assert not [p for p in tree(tmp_path) if "/7/" in p]
 

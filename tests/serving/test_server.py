@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,8 @@ from ctmr.serving import model_repository as repo
 from ctmr.serving import server as embedded
 from ctmr.serving.client import TritonClient
 from ctmr.serving.rollout import canary
-from ctmr.serving.server import EmbeddedTriton, Ports
+from ctmr.serving.server import PORTS, EmbeddedTriton, Endpoint, answers
+from ctmr.system import daemon
 
 pytestmark = pytest.mark.slow
 needs_wheel = pytest.mark.skipif(
@@ -28,7 +28,7 @@ needs_wheel = pytest.mark.skipif(
     reason="the bundled Triton is not installed (pip install --no-deps nvidia-pytriton)",
 )
 
-ANY = Ports(0, 0, 0)
+ANY = dict.fromkeys(PORTS, 0)
 MODEL = "tiny_mr2ct"
 
 
@@ -39,10 +39,6 @@ def triton(tmp_path):
     triton.stop()
 
 
-def segments(triton):
-    return list(Path("/dev/shm").glob(f"{triton.shm_prefix}*"))
-
-
 @needs_wheel
 def test_it_serves_what_the_repository_holds_and_comes_back_after_a_crash(triton, tmp_path, exported):
     repo.write_version(tmp_path / "models", exported[0].release(MODEL, 4))
@@ -51,33 +47,34 @@ def test_it_serves_what_the_repository_holds_and_comes_back_after_a_crash(triton
     with TritonClient(endpoint.grpc) as client:
         assert canary(client, MODEL) == "4"
     before = triton.status()
-    assert segments(triton) and len(triton._processes()) == 4
+    processes, segments = triton.leftovers()
+    assert segments and len(processes) == 4
 
-    os.kill(before.pid, signal.SIGKILL)
+    os.kill(before.process.pid, signal.SIGKILL)
     while triton.status() is not None:
         time.sleep(0.02)
     endpoint = triton.start(tmp_path / "models", ANY)
-    assert triton.status().pid != before.pid
+    assert triton.status().process != before.process and Endpoint.of(triton.status()) == endpoint
     with TritonClient(endpoint.grpc) as client:
         assert canary(client, MODEL) == "4"
 
     assert triton.stop()
-    assert triton.status() is None and triton._processes() == [] and segments(triton) == []
+    assert triton.status() is None and triton.leftovers() == ([], [])
     assert not triton.stop()
 
 
 @needs_wheel
 def test_it_outlives_the_process_that_started_it(triton, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from ctmr.serving.server import EmbeddedTriton, Ports;"
-        "EmbeddedTriton(Path(sys.argv[1])).start(Path(sys.argv[2]), Ports(0, 0, 0))"
+        "import sys; from pathlib import Path; from ctmr.serving.server import EmbeddedTriton;"
+        "EmbeddedTriton(Path(sys.argv[1])).start(Path(sys.argv[2]), dict(http=0, grpc=0, metrics=0))"
     )
     secret = {**os.environ, "AWS_SECRET_ACCESS_KEY": "hush"}
     command = [sys.executable, "-c", script, str(tmp_path / "state"), str(tmp_path / "models")]
     subprocess.run(command, check=True, env=secret, timeout=60)
     running = triton.status()
-    assert running is not None and embedded._answers(running)
-    assert b"hush" not in Path(f"/proc/{running.pid}/environ").read_bytes()
+    assert running is not None and answers(running)
+    assert b"hush" not in Path(f"/proc/{running.process.pid}/environ").read_bytes()
     with pytest.raises(EnvironmentFault, match=r"already serves .*models, not .*others; stop it first"):
         triton.start(tmp_path / "others", ANY)
 
@@ -88,8 +85,8 @@ def test_busy_ports_are_replaced_by_free_ones_and_recorded(triton, tmp_path):
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         taken = busy.getsockname()[1]
-        endpoint = triton.start(tmp_path / "models", Ports(taken, taken, taken))
-        recorded = json.loads(triton.record.read_text())["ports"]
+        endpoint = triton.start(tmp_path / "models", dict.fromkeys(PORTS, taken))
+        recorded = triton.status().ports
         assert taken not in recorded.values() and len(set(recorded.values())) == 3
         assert endpoint.grpc == f"127.0.0.1:{recorded['grpc']}"
 
@@ -98,13 +95,13 @@ def test_busy_ports_are_replaced_by_free_ones_and_recorded(triton, tmp_path):
 def test_ports_that_another_server_takes_in_between_are_left_to_it(triton, tmp_path, monkeypatch):
     other = EmbeddedTriton(tmp_path / "other")
     theirs = other.start(tmp_path / "models", ANY)
-    found, asked = [other.status().ports], embedded._free_ports
-    monkeypatch.setattr(embedded, "_free_ports", lambda wanted: found.pop() if found else asked(wanted))
+    found, asked = [other.status().ports], daemon.free_ports
+    monkeypatch.setattr(daemon, "free_ports", lambda wanted: found.pop() if found else asked(wanted))
     try:
         ours = triton.start(tmp_path / "models", ANY)
         assert not found and ours.grpc != theirs.grpc
-        assert embedded._answers(triton.status()) and embedded._answers(other.status())
-        assert not embedded._answers(replace(triton.status(), ports=other.status().ports)), "a stranger's answer"
+        assert answers(triton.status()) and answers(other.status())
+        assert not answers(replace(triton.status(), ports=other.status().ports)), "a stranger's answer"
     finally:
         other.stop()
 
@@ -112,31 +109,10 @@ def test_ports_that_another_server_takes_in_between_are_left_to_it(triton, tmp_p
 @needs_wheel
 def test_a_server_that_does_not_come_up_is_ended_and_its_last_words_are_told(triton, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "models", lambda repository: ("nothing", "--no-such-option"))
-    monkeypatch.setattr(embedded, "_answers", lambda running: False)
-    with pytest.raises(EnvironmentFault, match=r"Triton did not come up \(.+\); its log is .*triton\.log"):
+    monkeypatch.setattr(embedded, "answers", lambda running: False)
+    with pytest.raises(EnvironmentFault, match=r"Triton did not come up on port .+: .+ \(its log is .*triton\.log\)"):
         triton.start(tmp_path / "models", ANY, timeout_s=1)
-    assert triton.status() is None and triton._processes() == []
-
-
-def test_a_recycled_process_number_is_not_mistaken_for_the_server(triton, tmp_path):
-    other = subprocess.Popen(["sleep", "60"])
-    try:
-        triton.state_dir.mkdir(parents=True)
-        record = {"pid": other.pid, "started": 1, "repository": str(tmp_path), "ports": {}, "server_id": "ctmr-1"}
-        triton.record.write_text(json.dumps(record))
-        assert triton.status() is None
-        assert not triton.stop()
-        assert other.poll() is None, "a stranger must not be ended"
-    finally:
-        other.kill()
-        other.wait()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
-def test_a_spoilt_record_counts_as_not_running(triton, content):
-    triton.state_dir.mkdir(parents=True)
-    triton.record.write_text(content)
-    assert triton.status() is None
+    assert triton.status() is None and triton.leftovers() == ([], [])
 
 
 def test_without_the_wheel_it_says_what_to_do(triton, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def kill_repeatedly(victim: Victim, checkpoints: Callable[[], set[Path]], argume
         before = checkpoints()
         pid = victim.start(**arguments)
         if moment == "while a checkpoint is written":
-            _wait_for(lambda: any(p.name.startswith(f".writing-{pid}-") for p in checkpoints()))  # noqa: B023
+            _wait_for(lambda: any(f".{pid}-" in p.name for p in checkpoints()))  # noqa: B023
             time.sleep(rng.choice((0.0, 0.001, 0.003)))
         else:
             if moment == "a little after a checkpoint":

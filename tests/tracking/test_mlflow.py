@@ -10,7 +10,7 @@ import pytest
 
 from ctmr.errors import EnvironmentFault, GateFailed
 from ctmr.system.home import Home
-from ctmr.tracking.mlflow import EXPERIMENT, GIVEN, PARENT, Tracking, held_out_metrics, whole_run
+from ctmr.tracking.mlflow import EXPERIMENT, GIVEN, PARENT_RUN, Tracking, held_out_metrics, whole_run
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ REGISTERED = {"name": "tiny-pictures", "version": "3"}
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow makes it; making one takes seconds, a copy does not."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", GIVEN, PARENT):
+        for name in ("MLFLOW_TRACKING_URI", GIVEN, PARENT_RUN):
             patch.delenv(name, raising=False)
         root = tmp_path_factory.mktemp("store")
         Tracking(Home(root))
@@ -79,21 +79,21 @@ def test_a_trial_of_the_given_run_is_its_child_in_the_same_experiment(home: Home
 def test_the_stages_of_a_whole_run_open_children_of_the_given_run(home: Home, given: str) -> None:
     with whole_run(home, dict):
         # As in a task's own process: all it has is the environment.
-        assert os.environ[PARENT] == given and GIVEN not in os.environ
+        assert os.environ[PARENT_RUN] == given and GIVEN not in os.environ
         here = Tracking(home)
         opened = [here.start(name, tags={}) for name in ("tune", "train")]
     assert len({given, *opened}) == 3
     for run_id in opened:
         assert tags(here, run_id)["mlflow.parentRunId"] == given
         assert here.client.get_run(run_id).info.experiment_id == here.client.get_run(given).info.experiment_id
-    assert os.environ[GIVEN] == given and PARENT not in os.environ
+    assert os.environ[GIVEN] == given and PARENT_RUN not in os.environ
 
 
 def test_a_task_that_is_given_a_run_of_its_own_still_obeys_the_whole_runs_parent(
     home: Home, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Tracking(home)
-    monkeypatch.setenv(PARENT, given)
+    monkeypatch.setenv(PARENT_RUN, given)
     assert tags(here, here.start("train", tags={}))["mlflow.parentRunId"] == given
 
 
@@ -141,7 +141,7 @@ def test_without_a_given_run_a_whole_run_asks_for_nothing(home: Home) -> None:
         raise AssertionError
 
     with whole_run(home, unasked):
-        assert PARENT not in os.environ
+        assert PARENT_RUN not in os.environ
     assert not (home.root / "mlflow.db").exists()
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ctmr.pipeline.inline import Run
     from ctmr.pipeline.stage import Result
     from ctmr.recipe.recipe import Recipe
-    from ctmr.system.progress import Report
+    from ctmr.system.progress import Progress
     from ctmr.tracking.lineage import Link
 
 PLAIN_INTERVAL_S = 5.0
@@ -53,7 +53,7 @@ class Console:
         self._close()
         print(json.dumps(tree, indent=1, sort_keys=True, default=str))
 
-    def report_for(self, stage: str) -> Report:
+    def report_for(self, stage: str) -> Progress:
         """Return where a stage reports progress: a live line on a terminal, a line every few seconds elsewhere."""
 
         def report(message: str, fraction: float | None = None) -> None:

@@ -38,7 +38,7 @@ def run_demo(settings: list[str], *, runner: Runner = Runner.KFP, as_json: bool 
     seconds: dict[str, float] = {}
     console.say("ctmr demo: phantom heads, unpaired CycleGAN T1 MR to CT, on this machine only")
     began = time.monotonic()
-    made = make_demo_dataset(home, CohortPlan(), lambda m, f: console.report_for("cohort")(m, f))
+    made = make_demo_dataset(home, CohortPlan(), lambda m, f=None: console.report_for("cohort")(m, f))
     seconds["cohort"] = time.monotonic() - began
     took = f"{seconds['cohort']:6.1f} s" if made else "reused"
     console.say(f"  {'cohort':<10} {took:<9} PHANTOM heads in {demo_repository(home)}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ctmr.errors import EnvironmentFault
 from ctmr.kubeflow.local_api import PIPELINES_PORT
-from ctmr.system.daemon import LOOPBACK, PORT, Daemon, ServiceRow
+from ctmr.system import environment
+from ctmr.system.daemon import HTTP, LOOPBACK, PORT, Daemon, python_server
 from ctmr.system.home import Home
 
 MLFLOW_PORT = 5000
+
+ServiceRow = dict[str, str]
 
 
 def up(home: Home) -> list[ServiceRow]:
@@ -22,14 +25,23 @@ def up(home: Home) -> list[ServiceRow]:
 
 def status(home: Home) -> list[ServiceRow]:
     """Return every service: name, state, address."""
-    from ctmr.serving.server import EmbeddedTriton
+    from ctmr.serving.server import EmbeddedTriton, Endpoint
 
-    running = EmbeddedTriton(home.triton).status()
-    rows = [{"name": "triton", "state": "running" if running else "down", "address": ""}]
-    if running:
-        where = running.endpoint
-        rows[0]["address"] = f"gRPC {where.grpc}, HTTP {where.http}, metrics {where.metrics}"
-    return [*rows, mlflow_ui(home).row(otherwise=home.tracking_uri), pipelines(home).row()]
+    triton = ""
+    if running := EmbeddedTriton(home.triton).status():
+        where = Endpoint.of(running)
+        triton = f"gRPC {where.grpc}, HTTP {where.http}, metrics {where.metrics}"
+    return [
+        {"name": "triton", "state": "running" if triton else "down", "address": triton},
+        _row("mlflow", mlflow_ui(home), home.tracking_uri),
+        _row("pipelines", pipelines(home)),
+    ]
+
+
+def _row(name: str, daemon: Daemon, otherwise: str = "") -> ServiceRow:
+    running = daemon.answering()
+    address = f"http://{LOOPBACK}:{running.port}" if running else otherwise
+    return {"name": name, "state": "running" if running else "down", "address": address}
 
 
 def down(home: Home) -> list[ServiceRow]:
@@ -44,7 +56,7 @@ def down(home: Home) -> list[ServiceRow]:
 
 def mlflow_ui(home: Home) -> Daemon:
     """Return the MLflow server of a home."""
-    command = (
+    server = python_server(
         "-m",
         "mlflow",
         "server",
@@ -59,16 +71,16 @@ def mlflow_ui(home: Home) -> Daemon:
         "--serve-artifacts",
         "--artifacts-destination",
         str(home.artifacts),
+        folder=home.root,
     )
-    return Daemon("mlflow", "the MLflow UI", home.root / "mlflow-ui", MLFLOW_PORT, command, folder=home.root)
+    return Daemon("the MLflow UI", home.root / "mlflow-ui", {HTTP: MLFLOW_PORT}, server)
 
 
 def pipelines(home: Home) -> Daemon:
     """Return the pipeline endpoint of a home; relative paths in its runs' parameters start where it was started."""
-    command = ("-m", "ctmr.kubeflow.local_api", "--port", PORT)
-    state = home.root / "pipeline-endpoint"
-    environment = {"CTMR_HOME": str(home.root)}
-    return Daemon("pipelines", "the pipeline endpoint", state, PIPELINES_PORT, command, environment=environment)
+    more = {environment.HOME: str(home.root)}
+    server = python_server("-m", "ctmr.kubeflow.local_api", "--port", PORT, environment=more)
+    return Daemon("the pipeline endpoint", home.root / "pipeline-endpoint", {HTTP: PIPELINES_PORT}, server)
 
 
 def pipelines_address() -> str:
@@ -79,7 +91,7 @@ def pipelines_address() -> str:
     EnvironmentFault
         It does not run.
     """
-    port = pipelines(Home.current()).answers_on()
-    if port is None:
+    running = pipelines(Home.current()).answering()
+    if running is None:
         raise EnvironmentFault("the local pipeline endpoint is down; start it with `ctmr up`, or name another address")
-    return f"http://{LOOPBACK}:{port}"
+    return f"http://{LOOPBACK}:{running.port}"

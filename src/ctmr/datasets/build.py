@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io import Holds
+from ctmr.system.files import scratch_folder
 from ctmr.system.pool import in_order
+from ctmr.system.progress import Progress
 
 PICTURES_PER_ARCHIVE = 1000
 NOT_STATED = "not stated"
@@ -92,7 +93,7 @@ def build(
     key: Key,
     dates: Dates,
     skip_refused: bool,
-    report: Callable[[str, float | None], None],
+    report: Progress,
 ) -> Built:
     """Write a plan's images below a folder.
 
@@ -175,9 +176,7 @@ def make(job: Job) -> Made:
 def _make_series(job: Job, archive: Path) -> Made:
     item, made = job.found.item, Made()
     cleaner = Cleaner(job.key, job.found.subject, item.uid, job.found.sequence, job.dates)
-    scratch = archive.with_name(f".{archive.name}.partial")
-    scratch.mkdir()
-    try:
+    with scratch_folder(archive) as scratch:
         members = []
         for k, file in enumerate(_in_order(item.files), start=1):
             image, uids = cleaner.clean(file, k)
@@ -188,8 +187,6 @@ def _make_series(job: Job, archive: Path) -> Made:
             pydicom.dcmwrite(scratch / name, image, enforce_file_format=True)
             members.append((name, scratch / name))
         pack(archive, members)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return made
 
 

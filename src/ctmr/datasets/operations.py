@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmr.datasets.build import build
+from ctmr.datasets.build import Built, build
 from ctmr.datasets.deid.pseudonyms import DEFAULT_FILE, IdentityFile, refuse_below
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc
 from ctmr.datasets.dvc.objects import Fault, Objects, ObjectState, Where, read_pinned, sentence
@@ -20,8 +17,8 @@ from ctmr.datasets.repository import NAME, DataRepository, same_remote
 from ctmr.datasets.scanning import scanned
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Modality
-
-Report = Callable[[str, float | None], None]
+from ctmr.system.files import new_folder
+from ctmr.system.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class AddOptions:
     replace: bool = False
 
 
-def add(name: str, source: Path, root: Path, options: AddOptions, report: Report) -> dict[str, Any]:
+def add(name: str, source: Path, root: Path, options: AddOptions, report: Progress) -> dict[str, Any]:
     """De-identify a folder of images and commit it as a dataset; makes the repository when it is not there.
 
     Returns
@@ -106,23 +103,16 @@ def _add_to_new(
     planned: ImportPlan,
     identities: IdentityFile,
     options: AddOptions,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     """Make the repository complete under another name: a killed or failed command leaves none behind."""
-    fresh = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    _clear_up(root)
-    try:
-        repository = DataRepository.make(fresh, remote, options.endpoint)
-        with repository.locked():
-            done = _add(repository, name, planned, identities, options, report)
-        if root.is_dir():
-            root.rmdir()
-        fresh.rename(root)
-        return done
-    except OSError as error:
-        raise EnvironmentFault(f"{root} could not be made: {error.strerror}; nothing was committed") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with new_folder(root) as fresh:
+        try:
+            repository = DataRepository.make(fresh, remote, options.endpoint)
+            with repository.locked():
+                return _add(repository, name, planned, identities, options, report)
+        except OSError as error:
+            raise EnvironmentFault(f"{root} could not be made: {error.strerror}; nothing was committed") from None
 
 
 def _add(
@@ -131,29 +121,17 @@ def _add(
     planned: ImportPlan,
     identities: IdentityFile,
     options: AddOptions,
-    report: Report,
+    report: Progress,
 ) -> dict[str, Any]:
     _check_name(repository, name, options.replace)
     data = repository.staging() / "data"
     try:
-        built = build(
-            planned,
-            data,
-            name=name,
-            key=identities.key,
-            dates=options.dates,
-            skip_refused=options.skip_refused,
-            report=report,
-        )
+        built = _built(planned, data, name, identities, options, report)
         index = built.index | {"license": options.license, "description": options.description}
-        identities.add(built.originals)
         report("git + DVC", 0.95)
         verb = "Replace" if name in repository.names() else "Add"
         message = f"{verb} dataset {name}: {index['images']} images of {index['subjects']} subjects"
         changed = repository.commit(name, data, index, message)
-    except OSError as error:
-        what = f"dataset {name} could not be written: {error.strerror}"
-        raise EnvironmentFault(f"{what}; nothing was committed") from None
     finally:
         repository.discard_staging()
     pinned = read_pinned(repository.root, name)
@@ -166,6 +144,27 @@ def _add(
         "changed": changed,
         "index": index,
     }
+
+
+def _built(
+    planned: ImportPlan, data: Path, name: str, identities: IdentityFile, options: AddOptions, report: Progress
+) -> Built:
+    """Build a dataset's folder and note in the identity file who is in it."""
+    try:
+        built = build(
+            planned,
+            data,
+            name=name,
+            key=identities.key,
+            dates=options.dates,
+            skip_refused=options.skip_refused,
+            report=report,
+        )
+        identities.add(built.originals)
+        return built
+    except (OSError, EnvironmentFault) as error:
+        what = f"dataset {name} could not be written: {error.strerror}" if isinstance(error, OSError) else error
+        raise EnvironmentFault(f"{what}; nothing was committed") from None
 
 
 def _check_name(repository: DataRepository, name: str, replace: bool) -> None:
@@ -217,7 +216,7 @@ def show(name: str, root: Path, revision: str = "") -> dict[str, Any]:
 
 
 def verify(
-    name: str, root: Path, report: Report, *, revision: str = "", places: tuple[Where, ...] = tuple(Where)
+    name: str, root: Path, report: Progress, *, revision: str = "", places: tuple[Where, ...] = tuple(Where)
 ) -> tuple[str, int, list[Fault]]:
     """Look at every object of a dataset in DVC's cache and in the remote.
 
@@ -241,7 +240,7 @@ def verify(
     )
 
 
-def push(name: str, root: Path, report: Report, *, revision: str = "", repair: bool = False) -> int:
+def push(name: str, root: Path, report: Progress, *, revision: str = "", repair: bool = False) -> int:
     """Send a dataset's objects to the remote and look that each arrived; goes on where a stopped push was.
 
     Parameters
@@ -280,7 +279,7 @@ def push(name: str, root: Path, report: Report, *, revision: str = "", repair: b
         return len(faults)
 
 
-def pull(name: str, root: Path, report: Report) -> None:
+def pull(name: str, root: Path, report: Progress) -> None:
     """Get a dataset's objects from the remote, and check each; goes on where a stopped pull was.
 
     Raises
@@ -334,11 +333,3 @@ def _check_places(name: str, source: Path, root: Path) -> None:
         raise InputError(f"source {source} and repository {root} lie in each other; keep originals apart from it")
     if root.is_dir() and any(root.iterdir()) and not (root / ".dvc").is_dir():
         raise InputError(f"{root} is not empty and no git + DVC repository; give one, or a new folder")
-
-
-def _clear_up(root: Path) -> None:
-    """Remove repositories that killed commands left half made."""
-    for left in root.parent.glob(f".{root.name}.*.partial"):
-        pid = left.name.removesuffix(".partial").rpartition(".")[2]
-        if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, author_environment, dvc, git
 from ctmr.datasets.dvc.remotes import check_address, remote_of
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.system.locks import locked
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _REMOTE = "storage"
@@ -56,14 +56,14 @@ class DataRepository:
         Parameters
         ----------
         root
-            New folder.
+            New or empty folder.
         remote
             Folder, or ``s3://bucket/prefix``.
         endpoint
             Address of an S3 store other than Amazon's.
         """
         check_address(remote, endpoint)
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
         git(root, "init", "--quiet", "--initial-branch=main", environment=author)
         dvc(root, "init", "--quiet")
         from dvc.config import Config
@@ -108,18 +108,10 @@ class DataRepository:
     def locked(self) -> Iterator[None]:
         """Keep other commands of ctmr out, and undo first what a killed one left half done."""
         self._tmp.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._tmp / "ctmr.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EnvironmentFault(
-                    f"another `ctmr dataset` command is at work in {self.root}; wait for it, then try again"
-                ) from None
+        busy = f"another `ctmr dataset` command is at work in {self.root}; wait for it, then try again"
+        with locked(self._tmp / "ctmr.lock", busy=busy, mode=0o600):
             self._undo()
             yield
-        finally:
-            os.close(lock)
 
     def staging(self) -> Path:
         """Return a new folder on the repository's disk that git and DVC do not see; only with `locked`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from ctmr.datasets.deid.dicom import quiet_pydicom
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.io import FORMATS, Holds, format_named
+from ctmr.system.files import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,12 @@ def scanned(source: Path, private: Path) -> Iterator[Scan]:
     linked = next((Path(d, n) for d, names, _ in os.walk(source) for n in names if Path(d, n).is_symlink()), None)
     if linked is not None:
         raise InputError(f"{linked} is a link to a folder; give that folder itself, or copy it")
-    scratch = private.with_name(f"{private.name}.{os.getpid()}.unpacked")
-    _clear_up(private)
-    try:
+    with scratch_folder(private) as scratch:
         try:
             scan = _scan(source, scratch)
         except OSError as error:
             raise EnvironmentFault(f"{source} cannot be read: {error.strerror} ({error.filename})") from None
         yield scan
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _clear_up(private: Path) -> None:
-    """Remove what killed commands left unpacked."""
-    for left in private.parent.glob(f"{private.name}.*.unpacked"):
-        pid = left.name.removesuffix(".unpacked").rpartition(".")[2]
-        if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _scan(source: Path, scratch: Path) -> Scan:
@@ -102,7 +90,6 @@ def _scan(source: Path, scratch: Path) -> Scan:
     roots = [source]
     archives = sorted(p for p in source.rglob("*") if p.suffix.lower() == ".zip" and p.is_file())
     if archives:
-        scratch.mkdir(mode=0o700, parents=True)
         roots.append(scratch)
     for archive in archives:
         unpack(archive, scratch / archive.relative_to(source).with_suffix(""))

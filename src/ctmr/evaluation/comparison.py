@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ctmr.metrics.protocol import protocol
 from ctmr.metrics.registry import MAE
 from ctmr.metrics.tissue import TissueTable, classes_by_hu, pool_tables, table_of_classes, tissue_table
 from ctmr.recipe.recipe import Recipe
+from ctmr.system.progress import Progress
 
 if TYPE_CHECKING:
     from ctmr.evaluation.sections import Compared
@@ -29,7 +30,6 @@ TISSUE_CASES = 2
 """Synthetic MR images that are translated whole, to be looked at tissue by tissue."""
 
 Cases = dict[str, list[CaseMetrics]]
-Tell = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MeasuredDirection:
 
 
 def compare(
-    test_set: TestSet, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Tell
+    test_set: TestSet, recipe: Recipe, candidates: Sequence[Candidate], indices: Sequence[int], tell: Progress
 ) -> MeasuredDirection:
     """Translate images of the test set with every candidate and measure them where truth exists.
 
@@ -124,7 +124,7 @@ def _compare(
     recipe: Recipe,
     candidates: Sequence[Candidate],
     indices: Sequence[int],
-    tell: Tell,
+    tell: Progress,
     beside: ThreadPoolExecutor,
 ) -> MeasuredDirection:
     """Translate one after the other, and measure beside it: metrics run on one core each."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, baseline_candidates, fit_all_baselines
-from ctmr.evaluation.comparison import Cases, Golden, MeasuredDirection, Tell, compare
+from ctmr.evaluation.comparison import Cases, Golden, MeasuredDirection, compare
 from ctmr.evaluation.lesions import LesionTest
 from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
@@ -19,6 +19,7 @@ from ctmr.metrics.registry import KID
 from ctmr.metrics.stats import Summary, summarise
 from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings, table_to_dict
 from ctmr.recipe.recipe import Recipe
+from ctmr.system.progress import Progress
 
 CHAMPION = "champion"
 FINE_MM = 3.0
@@ -121,7 +122,7 @@ def measure_direction(
     model: Model,
     recipe: Recipe,
     *,
-    tell: Tell,
+    tell: Progress,
     most: int | None = None,
     champion: Model | None = None,
 ) -> DirectionResult:

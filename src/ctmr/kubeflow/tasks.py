@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from ctmr.errors import CtmrError
 from ctmr.pipeline import events, stages
-from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
+from ctmr.system.environment import RUN_NAME, STUDY_STORAGE, WORKSPACE
 from ctmr.system.home import Home, quiet_libraries
 from ctmr.tracking.names import run_name
 
@@ -194,7 +194,7 @@ def reject(evaluate: str) -> None:
 def _task(name: str, *, tracking_uri: str = "", study_storage: str = "") -> Iterator[None]:
     """Set the addresses, and end the process with one sentence and the right exit code where a person erred."""
     quiet_libraries()
-    for variable, value in (("MLFLOW_TRACKING_URI", tracking_uri), ("CTMR_STUDY_STORAGE", study_storage)):
+    for variable, value in (("MLFLOW_TRACKING_URI", tracking_uri), (STUDY_STORAGE, study_storage)):
         if value:
             os.environ[variable] = value
     events.started(name)
@@ -206,9 +206,8 @@ def _task(name: str, *, tracking_uri: str = "", study_storage: str = "") -> Iter
 
 
 def _workspace(name: str) -> str:
-    if os.environ.get(WORKSPACE):
-        return str(Path(os.environ[WORKSPACE]).absolute())
-    return str(Path(os.environ[WORKSPACES]).absolute() / name) if os.environ.get(WORKSPACES) else ""
+    folder = os.environ.get(WORKSPACE)
+    return str(Path(folder.replace(RUN_NAME, name)).absolute()) if folder else ""
 
 
 def _metadata(result: Result) -> dict[str, Any]:

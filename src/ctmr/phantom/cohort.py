@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from ctmr.data.manifest import PHANTOM_PREFIX, Split
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.system.pool import in_order
+from ctmr.system.progress import Progress, silent
 
 Subject: TypeAlias = tuple[int, Split, tuple[Modality, ...]]
 """Seed, split and modalities."""
@@ -65,7 +64,7 @@ def write_cohort(
     folder: Path,
     plan: CohortPlan,
     *,
-    report: Callable[[str, float], None] = lambda message, fraction: None,
+    report: Progress = silent,
 ) -> int:
     """Write the cohort below `folder` and return the number of series.
 
@@ -120,11 +119,10 @@ def _write_archive(path: Path, volume: Volume, uid_seed: str, study_uid: str, fr
     from ctmr.io.dicom import write_series
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="ctmr-phantom-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="ctmr-phantom-") as scratch:
         label = "PHANTOM CT head" if volume.modality is Modality.CT else f"PHANTOM {volume.sequence} head"
         files = write_series(
-            scratch / "series",
+            Path(scratch) / "series",
             volume,
             uid_seed=uid_seed,
             study_uid=study_uid,
@@ -137,5 +135,3 @@ def _write_archive(path: Path, volume: Volume, uid_seed: str, study_uid: str, fr
             for file in sorted(files):
                 archive.writestr(zipfile.ZipInfo(file.name, (2026, 1, 1, 0, 0, 0)), file.read_bytes())
         path.write_bytes(packed.getvalue())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

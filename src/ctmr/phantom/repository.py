@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, dvc
 from ctmr.datasets.repository import DataRepository
 from ctmr.errors import InputError
 from ctmr.phantom.cohort import CohortPlan, write_cohort
+from ctmr.system.files import scratch_folder
 from ctmr.system.home import Home
+from ctmr.system.progress import Progress
 
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "ctmr demo",
@@ -39,7 +40,7 @@ def demo_repository(home: Home) -> Path:
     return folder
 
 
-def make_demo_dataset(home: Home, plan: CohortPlan, report: Callable[[str, float], None]) -> bool:
+def make_demo_dataset(home: Home, plan: CohortPlan, report: Progress) -> bool:
     """Make the phantom cohort and its repository, unless the same plan is there already; True when it was made."""
     mark = home.demo / "plan.json"
     wanted = json.dumps(asdict(plan), sort_keys=True)
@@ -47,11 +48,10 @@ def make_demo_dataset(home: Home, plan: CohortPlan, report: Callable[[str, float
     if mark.is_file() and mark.read_text() == wanted and (folder / f"{DATASET}.dvc").is_file():
         return False
     mark.unlink(missing_ok=True)
-    scratch = home.demo / "cohort.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    write_cohort(scratch, plan, report=report)
-    report("git + DVC repository", 1.0)
-    track(scratch, folder, home.demo / "remote", name=DATASET, message="Phantom cohort of the ctmr demo")
+    with scratch_folder(home.demo / "cohort") as scratch:
+        write_cohort(scratch / DATASET, plan, report=report)
+        report("git + DVC repository", 1.0)
+        track(scratch / DATASET, folder, home.demo / "remote", name=DATASET, message="Phantom cohort of the ctmr demo")
     mark.write_text(wanted)
     return True
 

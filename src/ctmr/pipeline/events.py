@@ -1,4 +1,4 @@
-"""Between a run and its tasks: variables that it hands them, and their events, a JSON line each in a file."""
+"""Between a run and its tasks: what these tell of themselves, a JSON line each in a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,8 @@ from typing import Any
 
 from ctmr.errors import CtmrError
 from ctmr.pipeline.stage import Result
-from ctmr.system.progress import Report
-
-EVENTS = "CTMR_EVENTS"
-"""Environment variable with the path of the events' file; without it, tasks print for the log of their container."""
-
-WORKSPACE = "CTMR_WORKSPACE"
-"""Environment variable of a run on one machine: the folder that keeps the stages' outputs between runs."""
-WORKSPACES = "CTMR_WORKSPACES"
-"""The same, when the folder's name shall be ``<recipe>-<dataset>`` below the one that this variable names."""
+from ctmr.system.environment import EVENTS
+from ctmr.system.progress import Progress
 
 TaskEvent = Mapping[str, Any]
 
@@ -43,7 +36,7 @@ def started(stage: str) -> None:
     emit(stage, started=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def progress(stage: str) -> Report:
+def progress(stage: str) -> Progress:
     """Return where a stage reports progress."""
 
     def report(message: str, fraction: float | None = None) -> None:

@@ -17,7 +17,7 @@ from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 from ctmr.tracking.mlflow import whole_run
 from ctmr.tracking.names import model_name
 
@@ -52,7 +52,7 @@ def outputs_below(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in stages.names()}
 
 
-def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Report = silent) -> DatasetSource:
+def resolve_dataset(address: str, path: str, revision: str, home: Home, report: Progress = silent) -> DatasetSource:
     """Pin a dataset; ``demo`` is the phantom cohort, made now where it is not there yet."""
     from ctmr.datasets.dvc import resolve
     from ctmr.system.home import quiet_libraries
@@ -73,7 +73,7 @@ def run_pipeline(
     *,
     folder: Path,
     home: Home,
-    report_for: Callable[[str], Report] = lambda name: silent,
+    report_for: Callable[[str], Progress] = lambda name: silent,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Run:
     """Run all stages; stop after evaluate when the gate fails.

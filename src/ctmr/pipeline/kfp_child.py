@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import yaml
 from ctmr.errors import InputError
 from ctmr.pipeline import events
 from ctmr.pipeline.kfp_local import EVENTS, FAILED, LOG, PARAMETERS, PIPELINE, SUCCEEDED, RunOutcome
+from ctmr.system.processes import when_parent_ends
 
 Tree = dict[str, Any]
 
@@ -27,7 +26,8 @@ _QUOTED = re.compile(r"'([^']+)'")
 
 def main(folder: Path) -> int:
     """Run the pipeline of a folder; return the exit code."""
-    _die_with_parent()
+    # Should the process that started this run be gone, nobody would stop it and what it started.
+    when_parent_ends(lambda: os.killpg(0, signal.SIGKILL), os.getppid())
     try:
         _execute(folder)
         how = RunOutcome(SUCCEEDED)
@@ -102,18 +102,6 @@ def _last_words(log: Path) -> str:
 
 def _plain(text: str) -> str:
     return _COLOUR.sub("", text)
-
-
-def _die_with_parent(interval_s: float = 0.5) -> None:
-    """End with everything below, should the process that started this run be gone: nobody would stop it."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval_s)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

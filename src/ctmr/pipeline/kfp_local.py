@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,14 +20,15 @@ from ctmr import errors
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import events
-from ctmr.pipeline.events import WORKSPACE, WORKSPACES
 from ctmr.pipeline.inline import Run, run_pipeline
 from ctmr.pipeline.stage import Result
 from ctmr.recipe.loading import is_file_name, load, recipe_path
+from ctmr.system import environment, processes
 from ctmr.system.files import write_file
 from ctmr.system.home import Home
+from ctmr.system.locks import locked
 from ctmr.system.processes import Process, end_session
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 from ctmr.tracking.mlflow import whole_run
 
 PIPELINE, PARAMETERS, EVENTS, LOG, OUTCOME = "pipeline.yaml", "params.json", "events.jsonl", "log.txt", "outcome.json"
@@ -68,23 +68,26 @@ def shipped_pipeline() -> Path:
     return Path(__file__).resolve().parents[3] / "pipelines" / "ct_mr.yaml"
 
 
-def start(folder: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(folder: Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start the child process of a run; its group holds all that it starts, and it ends when this process does.
 
     Parameters
     ----------
     folder
         Holds ``pipeline.yaml`` and ``params.json``; gets log, events and outcome.
-    environment
-        More variables for the tasks. Without `WORKSPACE` among them, outputs are kept below the home's ``runs``.
+    more
+        Environment variables for the tasks. Without `WORKSPACE` among them, outputs are kept below the home's ``runs``.
     """
     command = [sys.executable, "-W", "ignore", "-m", "ctmr.pipeline.kfp_child", str(folder)]
-    ours = {WORKSPACES: str(Home.current().runs), events.EVENTS: str(folder / EVENTS), "PYTHONUNBUFFERED": "1"}
-    variables = {**os.environ, **ours, **(environment or {})}
+    ours = {
+        environment.HOME: str(Home.current().root),
+        environment.WORKSPACE: str(Home.current().runs / environment.RUN_NAME),
+        environment.EVENTS: str(folder / EVENTS),
+        "PYTHONUNBUFFERED": "1",
+    }
+    variables = {**os.environ, **ours, **(more or {})}
     with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, start_new_session=True
-        )
+        return processes.start(command, session=True, stdout=log, stderr=log, env=variables)
 
 
 def outcome(folder: Path) -> RunOutcome:
@@ -119,7 +122,7 @@ def run(
     folder: Path,
     home: Home,
     runner: Runner = Runner.KFP,
-    report_for: Callable[[str], Report] = lambda name: silent,
+    report_for: Callable[[str], Progress] = lambda name: silent,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Run:
     """Run the whole pipeline; both runners leave the same content.
@@ -168,13 +171,8 @@ def parameters_of(source: DatasetSource, recipe: str, settings: Sequence[str]) -
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a run's folder, or say that another run has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(
-                f"another run is writing to {folder}; wait until it has ended, or name another folder with --out"
-            ) from None
+    busy = f"another run is writing to {folder}; wait until it has ended, or name another folder with --out"
+    with locked(folder / ".lock", busy=busy):
         yield
 
 
@@ -184,7 +182,7 @@ def run_compiled(
     folder: Path,
     home: Home,
     pipeline: Path | None = None,
-    report_for: Callable[[str], Report] = lambda name: silent,
+    report_for: Callable[[str], Progress] = lambda name: silent,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> Run:
     """Run the compiled pipeline and return what its stages left.
@@ -219,12 +217,12 @@ def _follow(
     here: Path,
     done: Run,
     home: Home,
-    report_for: Callable[[str], Report],
+    report_for: Callable[[str], Progress],
     on_result: Callable[[Result], None],
 ) -> None:
     """Execute a run's folder, passing on what its tasks tell until it has ended."""
     folder, offset, began = done.folder, 0, dict[str, float]()
-    process = start(here, {WORKSPACE: str(folder.absolute()), "CTMR_HOME": str(home.root)})
+    process = start(here, {environment.WORKSPACE: str(folder.absolute()), environment.HOME: str(home.root)})
     try:
         while True:
             ended = process.poll() is not None

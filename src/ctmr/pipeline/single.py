@@ -15,7 +15,7 @@ from ctmr.pipeline.parameters import DEMO
 from ctmr.pipeline.stage import Result, Stage, read_record, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
-from ctmr.system.progress import Report
+from ctmr.system.progress import Progress
 from ctmr.tracking.mlflow import GIVEN, Tracking
 from ctmr.tracking.names import run_name
 
@@ -33,7 +33,7 @@ def run_alone(
     *,
     folder: Path,
     home: Home,
-    report: Report,
+    report: Progress,
     source: DatasetSource | None = None,
     inputs: Sequence[str] = (),
     options: Mapping[str, str] | None = None,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.recipe.recipe import Recipe, section_tree
 from ctmr.system.digest import PROVENANCE, content_digest, file_digest, tree_digest
-from ctmr.system.files import put_in_place, sweep_partial
+from ctmr.system.files import new_folder
 from ctmr.system.home import Code, Home
 from ctmr.system.processes import torchrun_rank
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 
 RECORD = f"{PROVENANCE}/stage.json"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -54,7 +53,7 @@ class Context:
     out: Path
     work: Path
     home: Home
-    report: Report = silent
+    report: Progress = silent
 
 
 def _always(context: Context) -> bool:
@@ -221,7 +220,7 @@ def run_stage(
     out: Path,
     home: Home,
     options: Mapping[str, str] | None = None,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> Result:
     """Run a stage, or reuse its output when key and content are as recorded.
 
@@ -263,10 +262,7 @@ def _work(stage: Stage, context: Context, place: StageKey, started: float) -> di
     """Run a stage, put its output in place and return its record; a failure leaves the old output where it was."""
     out = context.out
     context.work.mkdir(parents=True, exist_ok=True)
-    sweep_partial(out)
-    temporary = out.parent / f".{out.name}.{os.getpid()}.partial"
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(out, replace=True) as temporary, _told(stage, out):
         summary = stage.run(replace(context, out=temporary))
         record = {
             "stage": stage.name,
@@ -283,18 +279,20 @@ def _work(stage: Stage, context: Context, place: StageKey, started: float) -> di
         }
         (temporary / PROVENANCE).mkdir(exist_ok=True)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        put_in_place(temporary, out)
+    return record
+
+
+@contextmanager
+def _told(stage: Stage, out: Path) -> Iterator[None]:
+    """Turn an error of the system into a sentence that names the file."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         did = "could not write" if error.errno in _DISK_ERRORS else "failed on"
         raise EnvironmentFault(
             f"stage {stage.name} {did} {error.filename or out}: {error.strerror or type(error).__name__}; "
             "what was there before is untouched"
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return record
 
 
 def read_record(out: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -17,11 +16,9 @@ import yaml
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.pipeline.stage import RECORD, Context
-from ctmr.system.processes import torchrun_rank
+from ctmr.system.environment import HOME, TRAIN_PROCESSES, count_of
+from ctmr.system.processes import start, torchrun_rank
 
-PROCESSES = "CTMR_TRAIN_PROCESSES"
-"""Environment variable: processes that train together on this machine; without it one."""
-_PR_SET_PDEATHSIG = 1
 _KEPT_LINES = 200
 _SENTENCE = "ctmr: "
 
@@ -34,10 +31,8 @@ def wanted() -> int:
     InputError
         ``CTMR_TRAIN_PROCESSES`` is no number of processes.
     """
-    asked = os.environ.get(PROCESSES, "")
-    if asked and (not asked.isdecimal() or int(asked) < 1):
-        raise InputError(f"{PROCESSES} is {asked!r}; it must be a number of processes from 1 on")
-    return int(asked) if asked and torchrun_rank()[1] == 1 else 1
+    asked = count_of(TRAIN_PROCESSES) or 1
+    return asked if torchrun_rank()[1] == 1 else 1
 
 
 def run(context: Context, processes: int) -> dict[str, Any]:
@@ -69,16 +64,16 @@ def run(context: Context, processes: int) -> dict[str, Any]:
         str(folder),
         *(f"--input={name}={path.absolute()}" for name, path in context.inputs.items()),
     ]
-    environment = {**os.environ, "CTMR_HOME": str(context.home.root)}
+    environment = {**os.environ, HOME: str(context.home.root)}
     last: deque[str] = deque(maxlen=_KEPT_LINES)
-    with subprocess.Popen(
+    # Without its parent torchrun would go on training.
+    with start(
         words,
-        stdin=subprocess.DEVNULL,
+        ends_by=signal.SIGTERM,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        preexec_fn=_end_with_parent,
     ) as launcher:
         assert launcher.stdout is not None
         try:
@@ -113,8 +108,3 @@ def _error(lines: list[str], code: int) -> CtmrError:
         if any(re.search(rf"exitcode\s*: {kind.exit_code}\b", line) for line in lines):
             return kind(said[0])
     return CtmrError(said[0])
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends: torchrun without it would go on training."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

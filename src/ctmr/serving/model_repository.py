@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,6 +13,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Unit
 from ctmr.serving.export import MAX_BATCH, ServedSpec
+from ctmr.system.files import new_folder, write_file
 from ctmr.tracking.names import Part, candidate_name, is_candidate
 
 GENERATOR_QUEUE = 256
@@ -110,10 +109,13 @@ def write_version(repository: Path, release: Release) -> bool:
         for part in missing:
             folder = repository / f"{release.model}{part}"
             folder.mkdir(parents=True, exist_ok=True)
-            _write_folder(folder / release.version, contents[part])
+            # Its temporary name is no number, so that no server takes the half-written folder for a version.
+            with new_folder(folder / release.version) as version:
+                for name, content in contents[part].items():
+                    (version / name).write_bytes(content)
             written.append(folder / release.version)
             if not (folder / "config.pbtxt").exists():
-                _write_text(folder / "config.pbtxt", _config(release, part))
+                write_file(folder / "config.pbtxt", _config(release, part).encode())
     except BaseException:
         # Half a version would be refused as other content the next time.
         for version in written:
@@ -121,7 +123,7 @@ def write_version(repository: Path, release: Release) -> bool:
         raise
     script = repository / f"{release.model}{Part.VOLUME}" / release.version / SCRIPT
     if not script.exists() or script.read_bytes() != contents[Part.VOLUME][SCRIPT]:
-        _write_text(script, contents[Part.VOLUME][SCRIPT].decode())
+        write_file(script, contents[Part.VOLUME][SCRIPT], replace=True)
     return bool(missing)
 
 
@@ -179,7 +181,7 @@ def set_versions(repository: Path, model: str, part: Part, wanted: set[str]) -> 
     text = config.read_text()
     changed = _POLICY.sub(_policy(wanted), text)
     if changed != text:
-        _write_text(config, changed)
+        write_file(config, changed.encode(), replace=True)
 
 
 def remove_version(repository: Path, model: str, version: str) -> None:
@@ -249,26 +251,3 @@ def _policy(wanted: set[str]) -> str:
 
 def _without_policy(config: str) -> str:
     return _POLICY.sub("", config)
-
-
-def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    # A name without digits only, so that no server takes the half-written folder for a version.
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
-        for name, content in files.items():
-            with (temporary / name).open("wb") as stream:
-                stream.write(content)
-                os.fsync(stream.fileno())
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _write_text(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        os.fsync(stream.fileno())
-    temporary.replace(target)

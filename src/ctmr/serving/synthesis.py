@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.system.home import Home
+from ctmr.system.progress import Progress
 from ctmr.tracking.names import Part, registered_name, served_name
 
 if TYPE_CHECKING:
     from ctmr.io.dicom import SyntheticProvenance
     from ctmr.serving.client import Translated
 
-Report = Callable[[str, float | None], None]
 
-
-def synthesize(source: Path, out: Path, *, to: str, model: str, url: str, home: Home, report: Report) -> dict[str, Any]:
+def synthesize(
+    source: Path, out: Path, *, to: str, model: str, url: str, home: Home, report: Progress
+) -> dict[str, Any]:
     """Translate an image through Triton.
 
     Parameters

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
+from ctmr.system import environment
+
 
 @dataclass(frozen=True)
 class Home:
@@ -25,7 +27,7 @@ class Home:
     @staticmethod
     def current() -> Home:
         """Return the home of this process."""
-        return Home(Path(os.environ.get("CTMR_HOME") or ".ctmr").absolute())
+        return Home(Path(os.environ.get(environment.HOME) or ".ctmr").absolute())
 
     @property
     def runs(self) -> Path:
@@ -64,7 +66,7 @@ class Home:
 
     def study_storage(self, work: Path) -> str:
         """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
-        return os.environ.get("CTMR_STUDY_STORAGE") or sqlite_address(work / "study.db")
+        return os.environ.get(environment.STUDY_STORAGE) or sqlite_address(work / "study.db")
 
     @property
     def artifacts(self) -> Path:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.errors import EnvironmentFault
+from ctmr.system.environment import PROCESSES, count_of
+from ctmr.system.processes import when_parent_ends
 
-PROCESSES = "CTMR_PROCESSES"
-"""Environment variable: processes that work side by side; without it as many as there are cores."""
 _AHEAD = 4
 """Items a process that may wait for it or be done before their turn."""
-_WATCH_S = 1.0
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -70,10 +67,7 @@ def in_order(work: Callable[[Item], Answer], items: Sequence[Item], *, worth: in
 
 def processes(items: int, worth: int) -> int:
     """Return how many processes work on so many items."""
-    asked = os.environ.get(PROCESSES, "")
-    if asked and (not asked.isdecimal() or int(asked) < 1):
-        raise InputError(f"{PROCESSES} is {asked!r}; it must be a number of processes from 1 on")
-    return min(int(asked) if asked else len(os.sched_getaffinity(0)), items // worth)
+    return min(count_of(PROCESSES) or len(os.sched_getaffinity(0)), items // worth)
 
 
 class Background:
@@ -113,14 +107,8 @@ _work: Callable[[Any], Any] | None = None
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A process whose owner was killed would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os._exit(1)
+    # A process whose owner was killed would wait for work for ever.
+    when_parent_ends(lambda: os._exit(1), parent)
 
 
 def _do(item: Any) -> Any:

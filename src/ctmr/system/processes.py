@@ -1,14 +1,23 @@
-"""Processes of this machine: know one again although numbers are recycled, end one with all below it, share cores."""
+"""Processes of this machine: start one, know it again although numbers are recycled, end it with all below it."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import subprocess
+import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ctmr.errors import EnvironmentFault
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 _KILL_S = 10.0
 _POLL_S = 0.05
 _ENDED = ("Z", "X")
@@ -48,12 +57,12 @@ class Process:
         fields = _stat(pid)
         if fields is None:
             raise ProcessLookupError(f"there is no process {pid}")
-        return Process(pid, int(fields[19]), _boot())
+        return Process(pid, int(fields[19]), boot_id())
 
     @property
     def lives(self) -> bool:
         """True until it ends."""
-        return start_time(self.pid) == self.started and _boot() == self.boot
+        return start_time(self.pid) == self.started and boot_id() == self.boot
 
 
 def start_time(pid: int) -> int | None:
@@ -74,6 +83,74 @@ def share_cores() -> None:
 def torchrun_rank() -> tuple[int, int]:
     """Return this process's number, from 0, among those that torchrun started, and how many they are; (0, 1) alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(
+    command: Sequence[str], *, session: bool = False, ends_by: signal.Signals | None = None, **more: Any
+) -> subprocess.Popen[Any]:
+    """Start a program that can ask nobody anything.
+
+    Parameters
+    ----------
+    session
+        Make it the leader of a session of its own, so that `end_session` ends all that it starts.
+    ends_by
+        Signal that the kernel sends it when the thread that started it ends, however that ends.
+    more
+        As `subprocess.Popen` takes them.
+    """
+    tied = None if ends_by is None else _tie(os.getpid(), ends_by)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=session, preexec_fn=tied, **more)
+
+
+def _tie(parent: int, number: signal.Signals) -> Callable[[], None]:
+    def ask() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            # It ended before the kernel was asked.
+            os.kill(os.getpid(), number)
+
+    return ask
+
+
+def when_parent_ends(call: Callable[[], object], parent: int, *, every_s: float = 0.5) -> None:
+    """Have another thread call this once the parent process is gone: a child that can do so ends itself.
+
+    Parameters
+    ----------
+    parent
+        Its process id.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        call()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end(process: Process, grace_s: float) -> None:
+    """End one process: politely, and by force after a grace.
+
+    Raises
+    ------
+    EnvironmentFault
+        It does not end, even when killed.
+    """
+    for number, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
+        until = time.monotonic() + seconds
+        if process.lives:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        while process.lives and time.monotonic() < until:
+            time.sleep(_POLL_S)
+    if process.lives:
+        raise EnvironmentFault(
+            f"process {process.pid} does not end, even when killed; look at it with `ps {process.pid}`"
+        )
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
 
 
 def end_session(leader: Process, grace_s: float) -> None:
@@ -111,19 +188,36 @@ def listens(leader: Process, port: int) -> bool:
     return False
 
 
+def running_programs(name: str, argument: str) -> list[Process]:
+    """Return the processes, but not this one, of programs whose name begins so and that have so much of an argument."""
+    found = []
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].rpartition(b"/")[2].startswith(os.fsencode(name)) and any(
+                os.fsencode(argument) in word for word in words
+            ):
+                found.append(Process.of(pid))
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _pids() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+
+
 def _members(leader: Process) -> list[Process]:
     """Live processes of a session; none when the session is of another boot or its number was given away again."""
-    boot = _boot()
+    boot = boot_id()
     now = _stat(leader.pid)
     if boot != leader.boot or (now is not None and int(now[19]) != leader.started):
         return []
     found = []
-    for folder in Path("/proc").iterdir():
-        fields = _stat(int(folder.name)) if folder.name.isdecimal() else None
+    for pid in _pids():
+        fields = _stat(pid)
         if fields is None or fields[0] in _ENDED or int(fields[3]) != leader.pid:
             continue
         if int(fields[19]) >= leader.started:
-            found.append(Process(int(folder.name), int(fields[19]), boot))
+            found.append(Process(pid, int(fields[19]), boot))
     return found
 
 
@@ -136,7 +230,8 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Return the id of this boot of the machine; empty where the kernel tells none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

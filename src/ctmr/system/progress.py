@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Report(Protocol):
-    """Where a stage says what it is doing; `fraction` in [0, 1] drives a progress bar."""
+class Progress(Protocol):
+    """Where long work says what it is doing; `fraction` in [0, 1] drives a progress bar."""
 
     def __call__(self, message: str, fraction: float | None = None) -> None: ...
 
 
 def silent(message: str, fraction: float | None = None) -> None:
-    """Report nothing."""
+    """Tell nobody."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ctmr.errors import InputError
+from ctmr.system.files import append_line
 from ctmr.system.home import Home
 from ctmr.tracking.names import served_name
 
@@ -35,18 +35,8 @@ class Link:
 
 def record(home: Home, entry: dict[str, Any]) -> None:
     """Append one synthetic image to the ledger; on disk when it returns."""
-    home.ledger.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({**entry, "written": datetime.now(UTC).isoformat(timespec="seconds")}, sort_keys=True) + "\n"
-    descriptor = os.open(home.ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            # A line that a power cut tore must not swallow this one.
-            line = "\n" + line
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    line = json.dumps({**entry, "written": datetime.now(UTC).isoformat(timespec="seconds")}, sort_keys=True)
+    append_line(home.ledger, line, mode=0o600)
 
 
 def trace(uid: str, home: Home) -> list[Link]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.system.digest import flatten
+from ctmr.system.environment import PARENT_RUN
 from ctmr.system.home import Home, quiet_libraries
 
 EXPERIMENT = "ctmr"
@@ -20,16 +21,14 @@ TAG = "ctmr."
 """Prefix of every tag we set."""
 GIVEN = "MLFLOW_RUN_ID"
 """Environment variable of a run that somebody opened for us, as `mlflow run` does."""
-PARENT = "CTMR_PARENT_RUN"
-"""Environment variable of the run that was given for a whole pipeline: parent of the runs that its stages open."""
 
 
 @contextmanager
 def whole_run(home: Home, summaries: Callable[[], Mapping[str, Mapping[str, Any]]]) -> Iterator[None]:
     """Make a given MLflow run the parent of all runs that a pipeline's stages open, and tell it the outcome.
 
-    Inside, this process and those that it starts see `PARENT` in place of `GIVEN`: two stages must not write into one
-    run. Without a given run nothing happens.
+    Inside, this process and those that it starts see `PARENT_RUN` in place of `GIVEN`: two stages must not write into
+    one run. Without a given run nothing happens.
 
     Parameters
     ----------
@@ -40,8 +39,8 @@ def whole_run(home: Home, summaries: Callable[[], Mapping[str, Mapping[str, Any]
     if not given:
         yield
         return
-    before = os.environ.get(PARENT)
-    os.environ[PARENT] = given
+    before = os.environ.get(PARENT_RUN)
+    os.environ[PARENT_RUN] = given
     del os.environ[GIVEN]
     try:
         yield
@@ -55,9 +54,9 @@ def whole_run(home: Home, summaries: Callable[[], Mapping[str, Mapping[str, Any]
     finally:
         os.environ[GIVEN] = given
         if before is None:
-            del os.environ[PARENT]
+            del os.environ[PARENT_RUN]
         else:
-            os.environ[PARENT] = before
+            os.environ[PARENT_RUN] = before
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Tracking:
         """Return the experiment of a given run, beside which MLflow shows its children, else our own."""
         from mlflow.exceptions import MlflowException
 
-        given = os.environ.get(PARENT) or os.environ.get(GIVEN)
+        given = os.environ.get(PARENT_RUN) or os.environ.get(GIVEN)
         if given:
             return str(self.client.get_run(given).info.experiment_id)
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -132,9 +131,9 @@ class Tracking:
     def start(self, name: str, *, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Open a run and return its id.
 
-        Without `parent`, the run becomes a child of `PARENT`; where only `GIVEN` is set, that run is used.
+        Without `parent`, the run becomes a child of `PARENT_RUN`; where only `GIVEN` is set, that run is used.
         """
-        parent = parent or os.environ.get(PARENT)
+        parent = parent or os.environ.get(PARENT_RUN)
         given = os.environ.get(GIVEN)
         with faults(self.uri):
             all_tags = {**{TAG + k: v for k, v in tags.items()}, "mlflow.runName": name}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.system.digest import file_digest
+from ctmr.system.files import new_folder, sweep, write_file
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before for when the newest is damaged."""
@@ -23,7 +22,6 @@ KEPT = 2
 _FORMAT = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _STEP = "step-"
-_WRITING = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -72,40 +70,28 @@ def save(folder: Path, *, step: int, digest: str, tensors: Mapping[str, Tensor],
     EnvironmentFault
         When the disk cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = folder / f"{_STEP}{step:09d}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear_up(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_WRITING}{os.getpid()}-", dir=folder))
+    sweep(folder)
+    with new_folder(target, replace=True) as temporary:
         try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _TENSORS)
-            body = {
-                "format": _FORMAT,
-                "step": step,
-                "digest": digest,
-                "tensors_sha256": file_digest(temporary / _TENSORS),
-                "scalars": dict(scalars),
-            }
-            text = json.dumps({"body": body, "sha256": _body_sha256(body)}, sort_keys=True)
-            (temporary / _STATE).write_text(text)
-            for name in (_TENSORS, _STATE):
-                _flush(temporary / name)
-            _flush(temporary)
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-            _flush(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        for old in _checkpoints(folder)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"checkpoint {target} cannot be written ({error}); free space or fix its permissions and run again"
-        ) from error
+            save_file(_on_cpu(tensors), temporary / _TENSORS)
+        except SafetensorError as error:
+            # It tells errors of the system so.
+            raise EnvironmentFault(f"{target} cannot be written: {error}; free space, then run again") from error
+        body = {
+            "format": _FORMAT,
+            "step": step,
+            "digest": digest,
+            "tensors_sha256": file_digest(temporary / _TENSORS),
+            "scalars": dict(scalars),
+        }
+        text = json.dumps({"body": body, "sha256": _body_sha256(body)}, sort_keys=True)
+        (temporary / _STATE).write_text(text)
+    for old in _checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -156,27 +142,13 @@ def save_batch(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, st
     EnvironmentFault
         When the disk cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as as_bytes
 
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(facts))
-        _flush(temporary)
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"{path} cannot be written ({error}); free space or fix its permissions and run again"
-        ) from error
+    write_file(path, as_bytes(_on_cpu(tensors), dict(facts)), replace=True)
 
 
-def _clear_up(folder: Path) -> None:
-    """Remove what killed processes left half-written; what a process that lives is writing stays."""
-    for left in folder.glob(f"{_WRITING}*"):
-        pid = left.name.removeprefix(_WRITING).partition("-")[0]
-        if not (pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
-            shutil.rmtree(left, ignore_errors=True)
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
 def _intact_body(path: Path) -> dict[str, Any] | None:
@@ -195,11 +167,3 @@ def _intact_body(path: Path) -> dict[str, Any] | None:
 
 def _body_sha256(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

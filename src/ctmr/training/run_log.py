@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -103,16 +102,6 @@ def history(reports: Sequence[StepEvent]) -> dict[str, list[float]]:
     """Return the loss terms by name over the reports, without the totals."""
     names = sorted({n for r in reports for n in r.losses} & set(Term) - set(TOTALS))
     return {n: [r.losses.get(n, 0.0) for r in reports] for n in names}
-
-
-def write_again(path: Path, content: bytes) -> None:
-    """Write a file of the work folder so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def _table(path: Path, rows: Mapping[int, Mapping[str, float]], names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import time
 import warnings
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.environment import STUDY_STORAGE
+from ctmr.system.locks import locked
 
 if TYPE_CHECKING:
     import optuna
@@ -110,13 +111,8 @@ class Database:
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a name against all other processes; it is released when this process dies."""
         if self._sqlite:
-            with Path(f"{self._url.database}.{name}.lock").open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-                try:
-                    yield
-                finally:
-                    # Closing is not enough: a process that was forked meanwhile has the file open too.
-                    fcntl.flock(stream, fcntl.LOCK_UN)
+            with locked(Path(f"{self._url.database}.{name}.lock")):
+                yield
             return
         import sqlalchemy
 
@@ -171,7 +167,7 @@ class Database:
         for secret in (self._url.password, *self._url.normalized_query.get("password", ())):
             said = said.replace(str(secret), "***") if secret else said
         return (
-            f"the study's database at {self.where} cannot be used: {said[:300]}; start it, or let CTMR_STUDY_STORAGE "
+            f"the study's database at {self.where} cannot be used: {said[:300]}; start it, or let {STUDY_STORAGE} "
             "name another"
         )
 
@@ -181,7 +177,7 @@ def _parse(address: str) -> sqlalchemy.URL:
     import sqlalchemy
     from sqlalchemy.exc import ArgumentError
 
-    allowed = "CTMR_STUDY_STORAGE must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    allowed = f"{STUDY_STORAGE} must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
         url = sqlalchemy.make_url(address)
     except ArgumentError:

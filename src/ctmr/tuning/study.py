@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
 from ctmr.recipe.recipe import Recipe
+from ctmr.system.environment import STUDY_STORAGE
 from ctmr.system.processes import Process, start_time
 from ctmr.tuning.naming import space_changes
 from ctmr.tuning.storage import PATIENCE_S, Database
@@ -241,7 +242,7 @@ class Study:
             except KeyError:
                 raise InputError(
                     f"there is no study {self.name} at {self._database.where}; create it before its workers start, in "
-                    "a database that they all reach (CTMR_STUDY_STORAGE)"
+                    f"a database that they all reach ({STUDY_STORAGE})"
                 ) from None
         return self._study
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.recipe.recipe import Recipe
-from ctmr.system.processes import start_time
-from ctmr.system.progress import Report
+from ctmr.system.processes import start_time, when_parent_ends
+from ctmr.system.progress import Progress
 from ctmr.tuning import trial
 from ctmr.tuning.evidence import TrialEvidence
 from ctmr.tuning.storage import HEARTBEAT_S, DatabaseFault
@@ -55,17 +55,18 @@ def run_worker(
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    when_parent_ends(stop.set, supervisor)
     try:
-        work_on(Study(name, address, Recipe.model_validate(tree), supervisor), preprocessed, stop, supervisor)
+        work_on(Study(name, address, Recipe.model_validate(tree), supervisor), preprocessed, stop)
     except Exception as error:
         with contextlib.suppress(OSError):
             channel.send(_text(error))
 
 
-def work_on(study: Study, preprocessed: Path, stop: threading.Event, supervisor: int) -> None:
+def work_on(study: Study, preprocessed: Path, stop: threading.Event) -> None:
     """Take and train slots until nothing is left to try, `stop` is set, or a trial broke this process."""
     idle_since = time.monotonic()
-    with _Heartbeat(study, stop, supervisor) as heartbeat:
+    with _Heartbeat(study) as heartbeat:
         while not stop.is_set():
             claim = study.claim()
             if claim is not None:
@@ -125,11 +126,10 @@ def _text(error: Exception) -> str:
 
 
 class _Heartbeat:
-    """Thread that beats for the slot in work, and stops the worker when its supervisor is gone."""
+    """Thread that beats for the slot in work."""
 
-    def __init__(self, study: Study, stop: threading.Event, supervisor: int) -> None:
-        self._study, self._stop = study, stop
-        self._supervisor, self._started = supervisor, start_time(supervisor)
+    def __init__(self, study: Study) -> None:
+        self._study = study
         self._claim: Claim | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -152,13 +152,9 @@ class _Heartbeat:
             self._claim = None
 
     def _run(self) -> None:
-        seconds = 0
-        while not self._end.wait(1.0):
-            if start_time(self._supervisor) != self._started:
-                self._stop.set()
-            seconds += 1
+        while not self._end.wait(HEARTBEAT_S):
             claim = self._claim
-            if claim is not None and seconds % HEARTBEAT_S == 0:
+            if claim is not None:
                 self._study.beat(claim)
 
 
@@ -177,7 +173,7 @@ def supervise(
     preprocessed: Path,
     *,
     workers: int,
-    report: Report,
+    report: Progress,
     watch: Callable[[Sequence[Slot]], None] = lambda slots: None,
 ) -> list[Slot]:
     """Keep worker processes at a study until nothing is left to try; return its slots.
@@ -263,7 +259,7 @@ def _stop(crew: Sequence[_Worker]) -> None:
 class _Progress:
     """Tells reports and failures once."""
 
-    def __init__(self, recipe: Recipe, report: Report) -> None:
+    def __init__(self, recipe: Recipe, report: Progress) -> None:
         self._reports = len(report_steps(recipe))
         self._total = recipe.tune.trials * self._reports
         self._report = report

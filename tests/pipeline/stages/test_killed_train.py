@@ -61,7 +61,7 @@ def test_a_killed_train_stage_leaves_the_same_content_and_metrics(
         assert victim.ended() == 0, victim.errors()
         moments = kill_repeatedly(
             victim,
-            lambda: {*work.glob("*/checkpoints/*"), *work.glob("*/checkpoints/.writing-*")},
+            lambda: {*work.glob("*/checkpoints/*"), *work.glob("*/checkpoints/.step-*")},
             arguments("killed"),
         )
     finally:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.files import sweep, write_file, written
+from ctmr.system.locks import locked
 
 DEFAULT_FILE = Path("~/.ctmr-identities")
 _MAPS = ("subjects", "uids", "files")
@@ -123,35 +122,15 @@ class IdentityFile:
         return dict(tree)
 
     def _write(self, tree: Mapping[str, object]) -> None:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}.", suffix=".partial")
-        temporary = Path(name)
-        try:
-            # mkstemp makes it 0600 from the start, and rename keeps that.
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(tree, stream, indent=1, sort_keys=True)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_file(self.path, json.dumps(tree, indent=1, sort_keys=True).encode(), replace=True, mode=0o600)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
+        with written(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path.with_name(self.path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
-            raise EnvironmentFault(f"the identity file {self.path} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.path.parent.glob(f"{self.path.name}.*.partial"):
-                left.unlink(missing_ok=True)
+        with locked(self.path.with_name(self.path.name + ".lock"), mode=0o600):
+            sweep(self.path.parent, self.path.name)
             yield
-        except OSError as error:
-            raise EnvironmentFault(f"the identity file {self.path} cannot be written: {error.strerror}") from None
-        finally:
-            os.close(lock)
 
 
 def refuse_below(path: Path, folders: Mapping[str, Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
 from ctmr.system.home import quiet_libraries
+from ctmr.system.processes import start
 
 GIT_LIMIT_S = 120
 DVC_LIMIT_S = 300
@@ -20,7 +20,6 @@ TRANSFER_LIMIT_S = 12 * 3600
 """For what moves a whole dataset; a transfer that was stopped goes on where it was when it is run again."""
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_PR_SET_PDEATHSIG = 1
 _CHATTER = "Having any troubles?"
 """All that a failed `dvc get --quiet` may say."""
 
@@ -89,17 +88,17 @@ def _run(folder: Path, command: list[str], extra: Mapping[str, str], limit_s: fl
     name = "dvc" if command[0] == sys.executable else Path(command[0]).name
     verb = command[3] if name == "dvc" else command[1]
     try:
-        process = subprocess.Popen(
+        # A transfer whose ctmr was killed must not go on alone, holding DVC's lock.
+        process = start(
             command,
+            session=True,
+            ends_by=signal.SIGKILL,
             cwd=folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
     except OSError as error:
         raise EnvironmentFault(f"{name} {verb} could not start in {folder}: {error.strerror}; install {name}") from None
@@ -116,12 +115,7 @@ def _run(folder: Path, command: list[str], extra: Mapping[str, str], limit_s: fl
     if process.returncode:
         reason = _reason(err) or _reason(out) or f"exit code {process.returncode}"
         raise CommandFailed(f"{name} {verb} failed in {folder}: {reason}", reason)
-    return out
-
-
-def _die_with_parent() -> None:
-    # A transfer whose ctmr was killed must not go on alone, holding DVC's lock.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return str(out)
 
 
 def _reason(text: str) -> str:

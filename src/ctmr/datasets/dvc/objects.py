@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import yaml
 from ctmr.datasets.dvc.commands import CommandFailed, first_line, git
 from ctmr.datasets.dvc.remotes import preflight, remote_of
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.progress import Progress
 
 _CHUNK_BYTES = 1 << 20
 _AT_ONCE = 8
@@ -108,7 +109,7 @@ class Objects:
         self.repository = repository
         self.pinned = pinned
 
-    def check(self, where: Where, report: Callable[[str, float | None], None], *, content: bool = True) -> list[Fault]:
+    def check(self, where: Where, report: Progress, *, content: bool = True) -> list[Fault]:
         """Look at every object and return what is wrong, the list of files first.
 
         Parameters
@@ -136,7 +137,7 @@ class Objects:
                     report(f"{where}: {path}", (k + 1) / len(listing))
             return faults
 
-    def mend_remote(self, faults: list[Fault], report: Callable[[str, float | None], None]) -> None:
+    def mend_remote(self, faults: list[Fault], report: Progress) -> None:
         """Put the cache's own copy in place of every missing or corrupted object of the remote."""
         with self._store(Where.CACHE) as cache, self._store(Where.REMOTE) as remote:
             listing, _ = self._listing(Where.CACHE, cache)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +12,8 @@ from ctmr.datasets.dvc.archives import unpack
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git
 from ctmr.datasets.dvc.folders import copy_folder, file_md5, folder_md5
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system.environment import HOME
+from ctmr.system.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def resolve(address: str, *, path: str = "", revision: str = "") -> DatasetSourc
     return DatasetSource(Dataset(_short_name(local.resolve().name), "folder", "", md5), str(local.resolve()))
 
 
-def materialise(source: DatasetSource, target: Path, report: Callable[[str, float | None], None]) -> None:
+def materialise(source: DatasetSource, target: Path, report: Progress) -> None:
     """Copy a pinned dataset's files into `target`, check them against the md5 and unpack archives.
 
     Raises
@@ -120,7 +121,7 @@ def materialise(source: DatasetSource, target: Path, report: Callable[[str, floa
         if target.resolve().is_relative_to(Path(source.address).resolve()):
             raise InputError(
                 f"dataset {source.address} holds the folder {target.parent.name} that ctmr writes to; "
-                "give the folder of images alone, or put ctmr's state elsewhere with CTMR_HOME or --out"
+                f"give the folder of images alone, or put ctmr's state elsewhere with {HOME} or --out"
             )
         copy_folder(Path(source.address), target)
     found = folder_md5(target)
@@ -215,7 +216,7 @@ def _lacking(source: DatasetSource) -> str:
     if not Path(source.address, ".dvc").is_dir() or not md5.endswith(".dir"):
         return ""
     objects = Objects(Path(source.address), Pinned(md5, 0, 0))
-    cache, remote = (objects.check(where, lambda message, fraction: None, content=False) for where in Where)
+    cache, remote = (objects.check(where, silent, content=False) for where in Where)
     listing_is_gone = any(f.path == "." for f in cache)
     faults = [f for f in remote if listing_is_gone or f.path in {c.path for c in cache}]
     return sentence(source.dataset.name, faults) if faults else ""

@@ -16,5 +16,3 @@ Records lie in ``pipelines/records.db`` of the home, each run's files (pipeline,
 
 NAME = "ctmr local runner"
 PIPELINES_PORT = 8888
-ALLOW_ANY = "CTMR_ALLOW_ANY_PIPELINE"
-"""Environment variable of the server: 1 lifts the limit to this checkout's own executors."""

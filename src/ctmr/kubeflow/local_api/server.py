@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import functools
 import logging
 import os
 import signal
@@ -19,15 +17,17 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.kubeflow.local_api import ALLOW_ANY, NAME, PIPELINES_PORT
+from ctmr.kubeflow.local_api import NAME, PIPELINES_PORT
 from ctmr.kubeflow.local_api.api import Api
 from ctmr.kubeflow.local_api.app import application
 from ctmr.kubeflow.local_api.queue import RunQueue
 from ctmr.kubeflow.local_api.records import Records
 from ctmr.pipeline import kfp_local
-from ctmr.pipeline.events import WORKSPACES
 from ctmr.system.daemon import LOOPBACK
+from ctmr.system.environment import ALLOW_ANY_PIPELINE
+from ctmr.system.files import written
 from ctmr.system.home import Home
+from ctmr.system.locks import locked
 
 CONNECTIONS_END_S = 2
 log = logging.getLogger(__name__)
@@ -41,13 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = Home.current()
-    environment = {"CTMR_HOME": str(home.root), WORKSPACES: str(home.runs)}
-    start = functools.partial(kfp_local.start, environment=environment)
     try:
         if given.at_once < 1:
             raise InputError(f"--at-once is {given.at_once}; allowed are whole numbers from 1")
-        trusted = None if os.environ.get(ALLOW_ANY) == "1" else kfp_local.shipped_pipeline()
-        serve(home, given.port, start, kfp_local.outcome, trusted=trusted, at_once=given.at_once)
+        trusted = None if os.environ.get(ALLOW_ANY_PIPELINE) == "1" else kfp_local.shipped_pipeline()
+        serve(home, given.port, kfp_local.start, kfp_local.outcome, trusted=trusted, at_once=given.at_once)
     except CtmrError as error:
         print(f"ctmr: {error}", file=sys.stderr)
         return error.exit_code
@@ -116,17 +114,10 @@ def configuration(app: Starlette) -> uvicorn.Config:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold a home's records for this process alone: two servers would both run what is pending."""
-    try:
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        stream = (folder / "lock").open("w")
-    except OSError as error:
-        raise EnvironmentFault(f"the {NAME} cannot keep its records in {folder}: {error}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(f"another {NAME} serves {folder} already; end it with `ctmr down`") from None
+    with locked(folder / "lock", busy=f"another {NAME} serves {folder} already; end it with `ctmr down`"):
         yield
 
 

@@ -14,9 +14,9 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from ctmr.kubeflow.local_api import ALLOW_ANY
 from ctmr.kubeflow.local_api.faults import invalid
 from ctmr.kubeflow.local_api.parameters import Declared, ParameterType
+from ctmr.system.environment import ALLOW_ANY_PIPELINE
 
 Tree = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 _.-]{0,199}")
@@ -190,7 +190,7 @@ def check_trusted(submitted: Specification, reference: Path | None) -> None:
         raise invalid(
             f"the pipeline {submitted.name!r} would run foreign code: command, args, image or env of {foreign} differ "
             f"from every executor of {reference.parent.name}/{reference.name} in this checkout; submit that pipeline, "
-            f"or start the local runner with {ALLOW_ANY}=1, which lets any pipeline run as you"
+            f"or start the local runner with {ALLOW_ANY_PIPELINE}=1, which lets any pipeline run as you"
         )
 
 

@@ -17,10 +17,11 @@ from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.pipeline.stages.train import RUN_RECORD
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
+from ctmr.system.progress import Progress
 
 if TYPE_CHECKING:
     from ctmr.evaluation.candidates import Model
-    from ctmr.evaluation.comparison import Cases, Tell
+    from ctmr.evaluation.comparison import Cases
     from ctmr.evaluation.direction import DirectionResult
     from ctmr.evaluation.gate import Verdict
     from ctmr.evaluation.result import EvaluationResult
@@ -113,7 +114,7 @@ def _open(context: Context) -> tuple[TestSet, Model]:
     return TestSet.open(context.inputs, description.grid, direction), Model.load(folder, direction)
 
 
-def _part(context: Context, start: float, length: float) -> Tell:
+def _part(context: Context, start: float, length: float) -> Progress:
     """Progress of one part of the stage."""
     return lambda message, fraction: context.report(message, start + length * (fraction or 0.0))
 

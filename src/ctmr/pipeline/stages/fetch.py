@@ -42,7 +42,7 @@ def run(context: Context) -> dict[str, Any]:
     source = DatasetSource.from_option(context.options["dataset"])
     raw = context.out / "raw"
     context.report(f"fetching {source.dataset.name}", 0.0)
-    materialise(source, raw, lambda message, fraction: context.report(message, 0.2 * (fraction or 0.0)))
+    materialise(source, raw, lambda message, fraction=None: context.report(message, 0.2 * (fraction or 0.0)))
     (context.out / "dataset.json").write_text(json.dumps(source.dataset.to_json(), indent=1, sort_keys=True) + "\n")
     entries = find_images(raw)
     if not entries:

@@ -17,7 +17,8 @@ from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe, section_tree
 from ctmr.system.digest import content_digest
-from ctmr.training.run_log import TOTALS, RunLog, history, write_again, write_tables
+from ctmr.system.files import write_file
+from ctmr.training.run_log import TOTALS, RunLog, history, write_tables
 
 if TYPE_CHECKING:
     from ctmr.data.sampling import TrainingData
@@ -146,7 +147,7 @@ def _train(context: Context, recipe: Recipe, trainer: Trainer, samples: Samples,
             totals = ", ".join(f"{k} {event.losses[k]:.2f}" for k in TOTALS if k in event.losses)
             context.report(f"step {event.step} of {recipe.train.steps}: {totals}", event.step / recipe.train.steps)
         elif isinstance(event, events.SampleEvent):
-            write_again(folder / f"step_{event.step:07d}.png", samples.draw(event))
+            write_file(folder / f"step_{event.step:07d}.png", samples.draw(event), replace=True)
         elif isinstance(event, events.ReadingEvent):
             log.readings(event.step, event.readings)
         elif isinstance(event, events.AlarmEvent):
@@ -170,7 +171,7 @@ def open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
         f"{recipe.name}", tags={"stage": "train", "recipe": recipe.name, "code_revision": Code().revision}
     )
     tracking.params(run_id, _settings(context, recipe))
-    write_again(record, json.dumps({"run_id": run_id}).encode())
+    write_file(record, json.dumps({"run_id": run_id}).encode(), replace=True)
     return run_id
 
 

@@ -13,7 +13,7 @@ from ctmr.errors import EnvironmentFault
 from ctmr.pipeline.stage import Context, Stage, locate
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.home import Home
-from ctmr.system.progress import Report, silent
+from ctmr.system.progress import Progress, silent
 from ctmr.tracking.names import study_name
 from ctmr.tuning.figures import draw, importances
 from ctmr.tuning.naming import study_folder
@@ -48,7 +48,7 @@ def create(inputs: Mapping[str, Path], recipe: Recipe, home: Home) -> str:
     return study.name
 
 
-def work(inputs: Mapping[str, Path], recipe: Recipe, home: Home, report: Report = silent) -> None:
+def work(inputs: Mapping[str, Path], recipe: Recipe, home: Home, report: Progress = silent) -> None:
     """Keep one worker process at the study until no trial is left; start it again when it dies.
 
     Parameters
