@@ -21,7 +21,7 @@ from ctmr.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from ctmr.metrics.distribution import Extractor, unit_interval
+    from ctmr.metrics.distribution import Extractor
     from ctmr.networks.translator import Translator
 
 MIN_IMAGES = 2
@@ -142,6 +142,7 @@ class Scorer:
         """Return the middle slices of a few validation images, their translations, and what they are compared with."""
         import torch
 
+        from ctmr.metrics.distribution import unit_interval
         from ctmr.networks.normaliser import normaliser_for
 
         translator = self._translator(forward)
@@ -163,7 +164,8 @@ class Scorer:
             rows.append(np.stack([*row, again[0, 0]]))
         source, target_name = self.direction.source.value.upper(), self.direction.target.value.upper()
         columns = (source, f"synthetic {target_name}", *((f"true {target_name}",) if truths else ()), f"{source} again")
-        return Pictures(columns, (unit_interval(np.stack(rows), -1.0, 1.0) * 255).round().astype(np.uint8))
+        grey = unit_interval(np.stack(rows), -1.0, 1.0) * 255
+        return Pictures(columns, grey.round().astype(np.uint8))
 
     def _translator(self, forward: nn.Module) -> Translator:
         translator = make_translator(self.description, self.direction, forward)
@@ -171,7 +173,7 @@ class Scorer:
 
     def unpaired(self, forward: nn.Module, backward: nn.Module, cases: int = 0) -> Terms:
         """Return the terms of the unpaired score, which exist where there are pairs as well."""
-        from ctmr.metrics.distribution import features, kid, load_extractor
+        from ctmr.metrics.distribution import features, kid, load_extractor, unit_interval
         from ctmr.metrics.fidelity import measure_cycle
         from ctmr.metrics.structure import measure_structure
 
