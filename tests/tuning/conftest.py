@@ -23,6 +23,7 @@ from urllib.parse import quote_plus
 
 import pytest
 from few_pixels import database, preprocessed, tiny
+from studies import trials_of
 
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.pipeline.stages import tune
@@ -153,10 +154,13 @@ class Place:
     def study(self) -> Study:
         return tune.open_study(self.inputs, self.recipe, self.home)
 
+    def trials(self, state: str = "") -> list[Any]:
+        """Return Optuna's trials, of one state if it is named."""
+        return [trial for trial in trials_of(self.study) if state in ("", trial.state.name)]
+
     def running(self) -> dict[int, int]:
         """Return the process ids of workers by the slot they train."""
-        trials = self.study._trials()
-        return {t.user_attrs[SLOT]: t.user_attrs[WORKER]["pid"] for t in trials if t.state.name == "RUNNING"}
+        return {t.user_attrs[SLOT]: t.user_attrs[WORKER]["pid"] for t in self.trials("RUNNING")}
 
     def children(self, parent: str) -> list[Any]:
         """Return the MLflow runs below one."""
@@ -210,7 +214,7 @@ def session(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -260,11 +264,9 @@ class Workers:
         self._monkeypatch.setattr(trial, "scores", scores)
 
     @staticmethod
-    def quick(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> Iterator[trial.Reported]:
+    def quick(preprocessed: Path, recipe: Recipe) -> Iterator[trial.Reported]:
         """Report twice a score that depends on the parameters alone."""
         for step in (1, 2):
-            if stopped():
-                raise trial.StoppedError
             yield trial.Reported(step, target(recipe) + 2 - step)
 
 

@@ -18,7 +18,7 @@ from ctmr.recipe.recipe import Recipe
 from ctmr.recipe.tuning import LogUniform, Uniform
 from ctmr.tuning import storage
 from ctmr.tuning.figures import importances
-from ctmr.tuning.trial import Slot, SlotState, StoppedError
+from ctmr.tuning.trial import Slot, SlotState
 
 pytestmark = pytest.mark.slow
 
@@ -120,10 +120,10 @@ def test_the_password_of_the_database_is_nowhere(place, workers, postgresql_serv
     """Not in what is said, not in any file of the home, MLflow's among them, whether trials end well or fail."""
     monkeypatch.setenv("CTMR_STUDY_STORAGE", postgresql)
 
-    def fail(preprocessed, recipe, stopped):
+    def fail(preprocessed, recipe):
         if recipe.loss.cycle == 7.0:
             raise RuntimeError("out of memory")
-        yield from workers.quick(preprocessed, recipe, stopped)
+        yield from workers.quick(preprocessed, recipe)
 
     workers.use(fail)
     here, said = place(), []
@@ -152,13 +152,10 @@ def test_a_server_that_is_down_is_exit_3_and_one_sentence_without_its_password(
 def paced(workers, go):
     """Trials that wait, after their first report, until they may go on."""
 
-    def scores(preprocessed, recipe, stopped):
-        first, second = workers.quick(preprocessed, recipe, lambda: False)
+    def scores(preprocessed, recipe):
+        first, second = workers.quick(preprocessed, recipe)
         yield first
-        while not go.is_set():
-            if stopped():
-                raise StoppedError
-            time.sleep(0.02)
+        go.wait()
         yield second
 
     workers.use(scores)
@@ -200,7 +197,7 @@ def test_a_study_goes_on_after_a_server_that_was_gone_for_longer_than_anybody_wa
     def watch(message, fraction=None):
         said.append(message)
         if len(said) == 1:
-            monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
+            monkeypatch.setattr(storage, "RETRY_S", 1.0)
             postgresql_server.stop()
             go.set()
 
@@ -208,6 +205,8 @@ def test_a_study_goes_on_after_a_server_that_was_gone_for_longer_than_anybody_wa
         here.run(report=watch)
     assert postgresql_server.PASSWORD not in str(caught.value)
     postgresql_server.start()
-    monkeypatch.setattr(storage, "PATIENCE_S", 120.0)
+    monkeypatch.setattr(storage, "RETRY_S", 120.0)
+    # Else what could not be given back would count as somebody's for the new server's first minute.
+    monkeypatch.setattr(storage, "GRACE_S", 0)
     result, _ = here.run()
     assert result.digest == whole.digest

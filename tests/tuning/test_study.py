@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -12,20 +11,17 @@ from multiprocessing import get_context
 
 import optuna
 import pytest
-import sqlalchemy
+from studies import trials_of
 
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.pipeline.stage import StageKey
 from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.recipe.tuning import Choice, Integers, Uniform
-from ctmr.system.processes import start_time
 from ctmr.tuning import storage
 from ctmr.tuning.naming import study_folder
-from ctmr.tuning.study import SLOT, LostError, Study
-from ctmr.tuning.trial import SlotState
-
-PARAMS = {"train.lr_generator": 3e-4, "train.lr_discriminator": 2e-4, "loss.cycle": 7.25}
+from ctmr.tuning.study import SLOT, Study
+from ctmr.tuning.trial import SlotState, propose
 
 
 def recipe_of(trials, wave):
@@ -43,50 +39,35 @@ def address(request, tmp_path):
 def opened(address, tmp_path):
     """Open this test's study; every test has a study of its own, on PostgreSQL in the same database."""
 
-    def open_(trials=4, wave=2, create=True):
-        study = Study(f"study-{tmp_path.name}", address, recipe_of(trials, wave))
+    studies = []
+
+    def open_(trials=4, wave=2, create=True, host="here"):
+        studies.append(Study(f"study-{tmp_path.name}", address, recipe_of(trials, wave), host))
         if create:
-            study.create()
-        return study
+            studies[-1].create()
+        return studies[-1]
 
-    return open_
-
-
-class Sleeper:
-    """A process that does nothing but live, and be the worker that a study is told of."""
-
-    def __init__(self, study, above=None):
-        self.process = subprocess.Popen(["sleep", "600"])
-        above = os.getpid() if above is None else above.process.pid
-        self.study = study
-        study._me = {
-            **study._me,
-            "pid": self.process.pid,
-            "started": start_time(self.process.pid),
-            "supervisor": above,
-            "supervisor_started": start_time(above),
-        }
-
-    def kill(self):
-        """Kill it without asking for its exit status: a zombie is dead too."""
-        self.process.send_signal(signal.SIGKILL)
-        while start_time(self.process.pid) is not None:
-            time.sleep(0.01)
+    yield open_
+    for study in studies:
+        study.leave()
 
 
 @pytest.fixture
-def worker(opened):
-    """Return a worker: a study of its own that speaks for a process of its own."""
-    started = []
+def supervisor(opened):
+    """Return a study whose slots somebody is present to take; on another machine if it is named."""
 
-    def start(above=None, **shape):
-        started.append(Sleeper(opened(**shape), above))
-        return started[-1]
+    def start(host="here", **shape):
+        study = opened(host=host, **shape)
+        study.attend()
+        return study
 
-    yield start
-    for sleeper in started:
-        sleeper.process.kill()
-        sleeper.process.wait()
+    return start
+
+
+@pytest.fixture
+def old_server(monkeypatch):
+    """A server that has run for long."""
+    monkeypatch.setattr(storage, "GRACE_S", 0)
 
 
 def states(study):
@@ -94,24 +75,23 @@ def states(study):
 
 
 def trials_by_slot(study):
-    return Counter(t.user_attrs[SLOT] for t in study._trials())
+    return Counter(t.user_attrs[SLOT] for t in trials_of(study))
 
 
 # Creation
 
 
-def test_a_created_study_waits_with_all_its_slots_and_creating_it_again_adds_none(opened):
+def test_a_created_study_waits_with_all_its_slots(opened):
     opened(), opened()
     study = opened(create=False)
     assert states(study) == ["waiting"] * 4
-    assert trials_by_slot(study) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert not study.over(study.slots())
 
 
 def test_a_study_that_nobody_created_is_refused_by_name(opened):
     study = opened(create=False)
     with pytest.raises(InputError, match=f"there is no study {study.name} at .*create it"):
-        study.claim()
+        study.claim(1)
 
 
 def at_once(count, work, *arguments):
@@ -122,7 +102,7 @@ def at_once(count, work, *arguments):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     return [process.exitcode for process in processes]
 
 
@@ -131,34 +111,26 @@ def test_processes_that_create_a_study_at_once_create_one(address, tmp_path):
         barrier.wait()
         Study(f"once-{tmp_path.name}", address, recipe_of(12, 4)).create()
 
-    assert at_once(6, create) == [0] * 6
+    assert at_once(4, create) == [0] * 4
     study = Study(f"once-{tmp_path.name}", address, recipe_of(12, 4))
-    assert trials_by_slot(study) == dict.fromkeys(range(12), 1)
+    assert states(study) == ["waiting"] * 12 and study.claim(1).number == 0
 
 
-@pytest.mark.parametrize("mender", ["create", "claim"])
-def test_a_creation_that_was_cut_in_two_is_completed(opened, mender, monkeypatch):
-    added = []
-
-    def add(self, trial, real=optuna.Study.add_trial):
-        if len(added) == 2:
-            raise KeyboardInterrupt
-        added.append(trial)
-        real(self, trial)
+def test_a_creation_that_was_cut_in_two_is_completed(opened, monkeypatch):
+    def cut(self, key, value):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "add_trial", add)
+        patch.setattr(optuna.Study, "set_user_attr", cut)
         with pytest.raises(KeyboardInterrupt):
             opened()
-    study = opened(create=mender == "create")
-    study.claim()
-    assert trials_by_slot(study) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert len(opened().uid) == 32
 
 
 def test_studies_of_other_names_in_the_same_database_are_strangers(address, opened, tmp_path):
     mine, other = opened(), Study(f"other-{tmp_path.name}", address, recipe_of(2, 2))
     other.create()
-    other.fail(other.claim(), "no")
+    other.fail(other.claim(1), "no")
     assert states(mine) == ["waiting"] * 4
     assert mine.uid != other.uid
 
@@ -166,28 +138,29 @@ def test_studies_of_other_names_in_the_same_database_are_strangers(address, open
 # Taking slots
 
 
-def test_slots_are_taken_in_order_and_a_wave_waits_for_the_end_of_those_before(worker):
-    one, two, three = worker(), worker(), worker()
-    first, second = one.study.claim(), two.study.claim()
+def test_slots_are_taken_in_order_and_a_wave_waits_for_the_end_of_those_before(supervisor):
+    one, two, three = supervisor(), supervisor(), supervisor()
+    first, second = one.claim(1), two.claim(1)
     assert (first.number, second.number) == (0, 1)
-    assert three.study.claim() is None
-    two.study.complete(second, 1.0)
-    assert three.study.claim() is None
-    one.study.fail(first, "no")
-    third = three.study.claim()
+    assert three.claim(1) is None
+    two.complete(second, 1.0)
+    assert three.claim(1) is None
+    one.fail(first, "no")
+    third = three.claim(1)
     assert third.number == 2
     assert [s.state for s in third.slots[:2]] == [SlotState.FAILED, SlotState.COMPLETE]
 
 
 def test_processes_that_take_slots_at_once_never_take_the_same(address, opened, tmp_path):
-    count, slots = 6, 24
+    count, slots = 4, 12
     study = opened(slots, slots)
 
     def take(barrier, number):
-        mine = opened(slots, slots, create=False)
+        mine = Study(study.name, address, study.recipe)
+        mine.attend()
         barrier.wait()
         for _ in range(slots // count):
-            claim = mine.claim()
+            claim = mine.claim(1)
             with (tmp_path / f"taken-{number}").open("a") as stream:
                 stream.write(f"{claim.number}\n")
             mine.complete(claim, 1.0)
@@ -198,22 +171,30 @@ def test_processes_that_take_slots_at_once_never_take_the_same(address, opened, 
     assert study.over(study.slots())
 
 
-def test_what_a_slot_tried_and_reported_is_kept_exactly(worker):
-    study = worker().study
-    claim = study.claim()
-    study.begin(claim, PARAMS)
+def test_what_a_slot_tried_and_reported_is_kept_exactly(supervisor):
+    study = supervisor()
+    claim = study.claim(1)
     study.report(claim, 5, 0.1 + 0.2)
     study.report(claim, 10, 1 / 3)
-    study.complete(claim, 1 / 3, pruned=True)
+    study.prune(claim)
     slot = study.slots()[0]
-    assert (slot.state, slot.params, slot.score) == (SlotState.PRUNED, PARAMS, 1 / 3)
+    assert (slot.state, slot.score) == (SlotState.PRUNED, 1 / 3)
+    assert slot.params == claim.params == propose(study.recipe, 0, [])
     assert slot.reports == {5: 0.1 + 0.2, 10: 1 / 3}
-    assert study._trials()[0].params == PARAMS
+    assert trials_of(study)[0].params == slot.params
 
 
-def test_what_a_trial_leaves_is_kept_in_bytes_and_the_last_word_counts(worker):
-    study = worker().study
-    claim = study.claim()
+def test_optunas_own_tools_see_no_value_outside_the_search_range(address, tmp_path):
+    recipe = override(recipe_of(2, 2), [("loss.cycle", 99.0)])
+    study = Study(f"outside-{tmp_path.name}", address, recipe)
+    study.create()
+    assert study.claim(1).params["loss.cycle"] == 99.0
+    assert set(trials_of(study)[0].params) == set(recipe.tune.space) - {"loss.cycle"}
+
+
+def test_what_a_trial_leaves_is_kept_in_bytes_and_the_last_word_counts(supervisor):
+    study = supervisor()
+    claim = study.claim(1)
     study.keep(claim, {"losses.json": b"{}", "pictures.npz": bytes(range(256)) * 500})
     study.keep(claim, {"losses.json": b"[1]"})
     study.complete(claim, 1.0)
@@ -225,12 +206,12 @@ def test_what_a_trial_leaves_is_kept_in_bytes_and_the_last_word_counts(worker):
 # The search space
 
 
-def searching(study, space):
+def searching(study, address, space):
     tune = study.recipe.tune.model_copy(update={"space": space})
-    return Study(study.name, study.address, study.recipe.model_copy(update={"tune": tune}))
+    return Study(study.name, address, study.recipe.model_copy(update={"tune": tune}))
 
 
-def test_a_changed_search_space_is_refused_by_name(opened):
+def test_a_changed_search_space_is_refused_by_name(opened, address):
     study = opened()
     before = study.recipe.tune.space
     changed = {
@@ -239,20 +220,19 @@ def test_a_changed_search_space_is_refused_by_name(opened):
         "train.pool": Integers(low=0, high=50, step=10),
         "network.generator.kind": Choice(values=("resnet", "unet")),
     }
-    other = searching(study, changed)
+    other = searching(study, address, changed)
     for refused in (other.create, other.require_same_space):
         with pytest.raises(InputError) as caught:
             refused()
         assert str(caught.value) == (
-            f"the study {study.name} at {study._database.where} searches another space: "
+            f"the study {study.name} at {study.database.where} searches another space: "
             "tune.space.loss.cycle was uniform 5 to 15 and is uniform 5 to 20; "
             "tune.space.network.generator.kind was not searched and is choice of resnet, unet; "
             "tune.space.train.lr_discriminator was log_uniform 0.0001 to 0.001 and is not searched; "
             "tune.space.train.pool was not searched and is int 0 to 50 in steps of 10; "
             "put it back to go on with that study, or give tune.study a name that begins another"
         )
-    assert trials_by_slot(study) == {0: 1, 1: 1, 2: 1, 3: 1}
-    searching(study, dict(reversed(before.items()))).create()
+    searching(study, address, dict(reversed(before.items()))).create()
     study.create()
 
 
@@ -281,138 +261,144 @@ def test_recipes_that_differ_in_their_search_space_alone_mean_one_study(tmp_path
 # The slots of the dead
 
 
-def test_the_slot_of_a_dead_worker_is_tried_once_more_and_then_fails(worker):
-    first, second, third = worker(), worker(), worker()
-    claims = [first.study.claim()]
-    first.kill()
-    claims.append(second.study.claim())
-    second.kill()
-    assert [c.number for c in claims] == [0, 0]
-    assert third.study.claim().number == 1
-    slot = third.study.slots()[0]
+def test_the_slot_of_a_worker_that_died_is_tried_once_more_and_then_fails(supervisor):
+    study = supervisor()
+    for _ in range(2):
+        claim = study.claim(1)
+        assert claim.number == 0
+        study.count_death(claim)
+    assert study.claim(1).number == 1
+    slot = study.slots()[0]
     assert slot.state is SlotState.FAILED and slot.score is None
-    assert slot.error.startswith("its process died 2 times, the last time on ")
+    assert slot.error == "its process died 2 times, the last time on here"
 
 
-def test_a_worker_that_died_with_its_supervisor_costs_its_slot_nothing(worker):
+def test_a_slot_that_was_given_back_is_taken_again(supervisor):
+    one, two = supervisor(), supervisor()
     for _ in range(3):
-        above = worker()
-        below = worker(above=above)
-        assert below.study.claim().number == 0
-        below.kill(), above.kill()
-    assert worker().study.claim().number == 0
+        one.release(one.claim(1))
+    assert two.claim(1).number == 0
+    assert states(one) == ["running", "waiting", "waiting", "waiting"]
 
 
-def test_a_slot_that_was_given_back_is_taken_again(worker):
-    one, two = worker(), worker()
+def test_a_supervisor_that_was_killed_costs_its_slot_nothing_and_one_that_lives_keeps_it(
+    address, supervisor, old_server
+):
+    live = supervisor()
+
+    def die(name, recipe):
+        study = Study(name, address, recipe, "here")
+        study.attend()
+        assert study.claim(1).number == 0
+        os.kill(os.getpid(), signal.SIGKILL)
+
     for _ in range(3):
-        one.study.release(one.study.claim())
-    assert two.study.claim().number == 0
-    assert states(one.study) == ["running", "waiting", "waiting", "waiting"]
+        process = get_context("fork").Process(target=die, args=(live.name, live.recipe))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and states(live)[0] == "running"
+    assert live.claim(1).number == 0
+    assert supervisor().claim(1).number == 1
+    assert trials_by_slot(live) == {0: 4, 1: 1}
 
 
-def test_a_recycled_process_id_is_another_process(worker):
-    one, two = worker(), worker()
-    one.study._me["started"] -= 1
-    assert one.study.claim().number == 0
-    assert two.study.claim().number == 0
+def test_a_whole_machine_that_ends_counts_against_its_slot(supervisor, old_server):
+    near = supervisor()
+    for number in range(2):
+        far = supervisor(host=f"pod-{number}")
+        claim = far.claim(1)
+        assert claim.number == 0
+        far.leave()
+        near.release(near.claim(1))
+    assert near.slots()[0].error == "its process died 2 times, the last time on pod-1"
 
 
-def test_a_slot_whose_worker_never_heard_that_it_got_it_is_taken_by_the_same_worker(worker):
-    one = worker()
-    assert [one.study.claim().number for _ in range(3)] == [0, 0, 0]
+def test_who_was_thought_dead_and_comes_back_is_told_and_changes_nothing(supervisor, old_server):
+    late, near = supervisor(), supervisor()
+    claim = late.claim(1)
+    assert late.report(claim, 5, 1.0)
+    late.leave()
+    assert near.claim(1).number == 0
+    assert not late.report(claim, 10, 1.0)
+    late.complete(claim, 1.0)
+    late.fail(claim, "no")
+    assert states(near)[0] == "running"
 
 
-@pytest.fixture
-def old_server(monkeypatch):
-    """A server that has run for long."""
-    monkeypatch.setattr(storage.Database, "is_young", False)
+def test_a_slot_whose_taker_never_heard_that_it_got_it_is_taken_by_the_same(supervisor, monkeypatch):
+    study, lost = supervisor(), []
+
+    def ask(self, space, real=optuna.Study.ask):
+        trial = real(self, space)
+        if not lost:
+            lost.append(trial.number)
+            raise optuna.exceptions.StorageInternalError("the connection broke")
+        return trial
+
+    monkeypatch.setattr(optuna.Study, "ask", ask)
+    assert study.claim(1).number == 0
+    assert [t.state.name for t in trials_of(study)] == ["FAIL", "RUNNING"]
 
 
-def silence(study):
-    """Make the last heartbeat of all trials an hour old."""
-    with study._storage.engine.begin() as connection:
-        connection.execute(
-            sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = :then"),
-            {"then": optuna.storages._rdb.storage.datetime(2020, 1, 1)},
-        )
+def test_a_slot_that_was_enqueued_and_never_asked_for_holds_nobody_up(supervisor, monkeypatch):
+    def cut(self, space):
+        raise KeyboardInterrupt
 
-
-def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(worker, old_server):
-    far, near = worker(), worker()
-    far.study._me["host"] = "elsewhere/boot/pid:[1]"
-    claim = far.study.claim()
-    assert near.study.claim().number == 1
-    near.study.release(near.study.claim())
-    silence(near.study)
-    assert near.study.claim().number == 0
-    with pytest.raises(LostError):
-        far.study.report(claim, 5, 1.0)
-    with pytest.raises(LostError):
-        far.study.complete(claim, 1.0)
-
-
-def test_a_heartbeat_keeps_a_worker_on_another_machine_alive(worker, old_server):
-    far, near = worker(), worker()
-    far.study._me["host"] = "elsewhere/boot/pid:[1]"
-    claim = far.study.claim()
-    silence(near.study)
-    far.study.beat(claim)
-    assert near.study.claim().number == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", cut)
+        with pytest.raises(KeyboardInterrupt):
+            supervisor().claim(1)
+    study = supervisor()
+    assert [study.claim(1).number for _ in range(2)] == [0, 1]
+    assert [t.state.name for t in trials_of(study)] == ["FAIL", "RUNNING", "RUNNING"]
 
 
 @pytest.mark.slow
 def test_nobody_is_dead_for_a_server_that_was_away_itself(postgresql_server, postgresql, tmp_path, monkeypatch):
-    """Heartbeats could not arrive: a worker elsewhere that trained on through it must keep its slot."""
-    far, near = (Study(f"away-{tmp_path.name}", postgresql, recipe_of(4, 4)) for _ in range(2))
+    """Its locks are gone: a supervisor elsewhere that goes on through it must keep its slots."""
+    near, far = (Study(f"away-{tmp_path.name}", postgresql, recipe_of(4, 4), host) for host in ("near", "far"))
     far.create()
-    far._me["host"] = "elsewhere/boot/pid:[1]"
-    claim = far.claim()
-    silence(near)
+    far.attend()
+    claim = far.claim(1)
     postgresql_server.stop()
     postgresql_server.start()
-    assert near.claim().number == 1
-    far.complete(claim, 1.0)
+    assert near.claim(1).number == 1
+    far.attend()
     monkeypatch.setattr(storage, "GRACE_S", 0)
-    assert not near._database.is_young
-
-
-def test_a_worker_on_this_machine_needs_no_heartbeat(worker):
-    """A laptop that slept has workers that were silent and live."""
-    one, two = worker(), worker()
-    one.study.claim()
-    silence(two.study)
-    assert two.study.claim().number == 1
+    assert near.claim(1).number == 2
+    far.complete(claim, 1.0)
+    assert states(near)[0] == "complete"
+    far.leave(), near.leave()
 
 
 # Failures
 
 
-def test_a_failed_slot_is_not_tried_again_and_the_study_goes_on(worker):
-    study = worker(trials=3, wave=1).study
-    study.fail(study.claim(), "RuntimeError: out of memory")
+def test_a_failed_slot_is_not_tried_again_and_the_study_goes_on(supervisor):
+    study = supervisor(trials=3, wave=1)
+    study.fail(study.claim(1), "RuntimeError: out of memory")
     slot = study.slots()[0]
     assert (slot.state, slot.error) == (SlotState.FAILED, "RuntimeError: out of memory")
-    claim = study.claim()
+    claim = study.claim(1)
     assert claim.number == 1
     study.complete(claim, 1.0)
-    study.fail(study.claim(), "no")
-    assert study.over(study.slots()) and study.claim() is None
+    study.fail(study.claim(1), "no")
+    assert study.over(study.slots()) and study.claim(1) is None
     assert states(study) == ["failed", "complete", "failed"]
 
 
-def test_after_two_waves_of_failures_nothing_more_is_tried_until_somebody_was_told(worker):
-    study = worker(trials=9, wave=1).study
-    study.fail(study.claim(), "no")
+def test_after_two_waves_of_failures_nothing_more_is_tried_until_somebody_was_told(supervisor):
+    study = supervisor(trials=9, wave=1)
+    study.fail(study.claim(1), "no")
     assert not study.over(study.slots())
-    study.fail(study.claim(), "no")
-    assert study.over(study.slots()) and study.claim() is None
+    study.fail(study.claim(1), "no")
+    assert study.over(study.slots()) and study.claim(1) is None
     study.create()
     assert study.over(study.slots())
     study.tell_failure()
     study.create()
     assert states(study) == ["waiting"] * 9
-    assert study.claim().number == 0
+    assert study.claim(1).number == 0
 
 
 # The database
@@ -472,7 +458,7 @@ def test_a_database_that_another_process_keeps_locked_ends_no_worker(tmp_path, m
     monkeypatch.setattr(storage, "_SQLITE_TIMEOUT_S", 0.05)
     study = Study("s", f"sqlite:///{tmp_path / 'study.db'}", recipe_of(2, 2))
     study.create()
-    claim = study.claim()
+    claim = study.claim(1)
     other = sqlite3.connect(tmp_path / "study.db", check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.0, other.rollback)
@@ -488,8 +474,8 @@ def test_a_database_that_another_process_keeps_locked_ends_no_worker(tmp_path, m
 def test_a_database_that_is_gone_for_good_ends_in_one_sentence(tmp_path, monkeypatch):
     study = Study("s", f"sqlite:///{tmp_path / 'study.db'}", recipe_of(2, 2))
     study.create()
-    claim = study.claim()
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.1)
+    claim = study.claim(1)
+    monkeypatch.setattr(storage, "RETRY_S", 0.1)
     with sqlite3.connect(tmp_path / "study.db") as other:
         other.execute("DROP TABLE trial_intermediate_values")
     with pytest.raises(EnvironmentFault, match="cannot be used: no such table"):

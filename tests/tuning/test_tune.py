@@ -18,7 +18,6 @@ from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.tuning import worker as study_worker
 from ctmr.tuning.figures import MIN_COMPLETE
-from ctmr.tuning.study import RELEASED, SLOT, WORKER
 from ctmr.tuning.tracking import StudyRun
 
 pytestmark = pytest.mark.slow
@@ -101,36 +100,14 @@ def test_a_study_leaves_its_figures_in_provenance_and_in_mlflow(undisturbed):
     assert shares == [] if len(complete) < MIN_COMPLETE else sum(shares) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_nothing_and_the_stage_after_them_only_writes(
-    place, undisturbed, workers, monkeypatch
-):
+def test_one_process_for_all_trials_changes_nothing_and_the_stage_after_it_only_writes(place, undisturbed, monkeypatch):
     here = place("home", *REAL)
     name = here.create()
-    here.work(workers)
-    monkeypatch.setattr(study_worker, "_start", None)
+    here.work(1)
+    monkeypatch.setattr(study_worker, "get_context", None)
     result, _ = here.run()
     assert result.digest == undisturbed[1].digest
     assert here.study.name == name
-
-
-def test_a_worker_that_is_killed_in_the_middle_of_a_trial_is_replaced(place, undisturbed):
-    here, killed = place("home", *REAL), []
-
-    def kill(message, fraction=None):
-        running = here.running()
-        if not killed and running:
-            killed.append(max(running.items()))
-            os.kill(killed[0][1], signal.SIGKILL)
-
-    result, _ = here.run(report=kill)
-    assert result.digest == undisturbed[1].digest
-    trials = here.study._trials()
-    died = [t for t in trials if t.state.name == "FAIL"]
-    assert [(t.user_attrs[SLOT], t.user_attrs[WORKER]["pid"]) for t in died] == killed
-    assert len(trials) == 5
-    names = [r.info.run_name for r in here.children(result.summary["mlflow_run"])]
-    assert sorted(names) == [f"trial {k}" for k in range(4)]
 
 
 STAGE = """
@@ -156,12 +133,11 @@ def test_a_study_whose_every_process_was_killed_goes_on_with_what_is_missing(pla
     until(lambda: any(s.number >= 2 and s.params and not s.finished for s in study.slots()))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = [t.number for t in study._trials() if t.state.name in ("COMPLETE", "PRUNED")]
+    before = [t.number for t in here.trials() if t.state.name in ("COMPLETE", "PRUNED")]
     result, _ = here.run()
     assert result.digest == undisturbed[1].digest
-    after = [t for t in study._trials() if t.state.name in ("COMPLETE", "PRUNED")]
+    after = [t for t in here.trials() if t.state.name in ("COMPLETE", "PRUNED")]
     assert set(before) >= {0, 1} and len(after) == 4
-    assert all(t.user_attrs.get(RELEASED) for t in study._trials() if t.state.name == "FAIL")
     names = [r.info.run_name for r in here.children(result.summary["mlflow_run"])]
     assert sorted(names) == [f"trial {k}" for k in range(4)]
 

@@ -1,18 +1,21 @@
 """Workers of the study: real processes that compute a score instead of training, fail, hang or are killed."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 
 import pytest
+from studies import trials_of
 
 from ctmr.errors import EnvironmentFault
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.processes import start_time
 from ctmr.tuning import worker
-from ctmr.tuning.study import RELEASED, SLOT, WORKER, Study
-from ctmr.tuning.trial import Reported, StoppedError
+from ctmr.tuning.study import SLOT, WORKER, Study
+from ctmr.tuning.trial import Reported
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +36,8 @@ def test_four_workers_on_postgresql_one_of_them_killed(place, postgresql, worker
     whole, killed = place("sqlite", *settings).run()[0], []
     monkeypatch.setenv("CTMR_STUDY_STORAGE", postgresql)
 
-    def slow(preprocessed, recipe, stopped):
-        for report in workers.quick(preprocessed, recipe, stopped):
+    def slow(preprocessed, recipe):
+        for report in workers.quick(preprocessed, recipe):
             yield report
             time.sleep(0.5)
 
@@ -49,11 +52,12 @@ def test_four_workers_on_postgresql_one_of_them_killed(place, postgresql, worker
 
     result, _ = here.run(report=kill)
     assert result.digest == whole.digest
-    trials = here.study._trials()
-    assert len({t.user_attrs[WORKER]["pid"] for t in trials}) > 2
-    died = [t for t in trials if t.state.name == "FAIL"]
+    assert len({t.user_attrs[WORKER]["pid"] for t in here.trials()}) > 2
+    died = here.trials("FAIL")
     assert [(t.user_attrs[SLOT], t.user_attrs[WORKER]["pid"]) for t in died] == killed
     assert not list(here.root.glob("work/**/*.db"))
+    names = [r.info.run_name for r in here.children(result.summary["mlflow_run"])]
+    assert sorted(names) == sorted(f"trial {k}" for k in range(10))
 
 
 ENDLESS = """
@@ -64,33 +68,34 @@ from ctmr.tuning import worker as study_worker, trial
 from ctmr.system.progress import silent
 from ctmr.tuning.study import Study
 
-def endless(preprocessed, recipe, stopped):
+def endless(preprocessed, recipe):
     yield trial.Reported(1, 1.0)
-    while not stopped():
-        time.sleep(0.01)
-    raise trial.StoppedError
+    time.sleep(600)
 
 trial.scores = endless
 fork = multiprocessing.get_context("fork")
-worker.get_context = lambda method: fork
+study_worker.get_context = lambda method: fork
 study = Study("orphans", sys.argv[1], Recipe())
 study.create()
-worker.supervise(study, Path("none"), workers=2, report=silent)
+study_worker.supervise(study, Path("none"), workers=2, report=silent)
 """
 
 
-def test_workers_whose_supervisor_was_killed_give_their_trials_back_and_end(tmp_path, session, until):
+@pytest.mark.parametrize("how", ["KILL", "TERM", "INT"])
+def test_workers_end_with_their_supervisor_and_their_trials_are_given_back(how, tmp_path, session, until):
     address = f"sqlite:///{tmp_path / 'study.db'}"
     study = Study("orphans", address, Recipe())
     study.create()
     process = session(ENDLESS, address)
     until(lambda: sum(bool(s.reports) for s in study.slots()) == 2)
-    workers = [t.user_attrs[WORKER] for t in study._trials() if t.state.name == "RUNNING"]
-    process.kill()
-    process.wait()
-    until(lambda: all(start_time(w["pid"]) != w["started"] for w in workers))
-    assert {s.state.value for s in study.slots()} == {"waiting"}
-    assert [t.user_attrs.get(RELEASED) for t in study._trials() if t.state.name == "FAIL"] == [True, True]
+    workers = [t.user_attrs[WORKER]["pid"] for t in trials_of(study)]
+    process.send_signal(signal.Signals[f"SIG{how}"])
+    assert process.wait() == {"KILL": -signal.SIGKILL, "TERM": 128 + signal.SIGTERM, "INT": -signal.SIGINT}[how]
+    until(lambda: all(start_time(pid) is None for pid in workers))
+    expected = ["running", "running"] if how == "KILL" else ["waiting", "waiting"]
+    assert [s.state.value for s in study.slots()[:2]] == expected
+    assert [study.claim(0).number for _ in range(2)] == [0, 1]
+    assert len(trials_of(study)) == 4
 
 
 # Interrupts
@@ -109,29 +114,33 @@ def test_a_study_that_was_interrupted_goes_on_to_the_same_trials(place, workers,
     assert sorted(names) == [f"trial {k}" for k in range(4)]
 
 
-def test_a_worker_that_is_asked_to_end_gives_its_trial_back(place, workers, until):
-    def endless(preprocessed, recipe, stopped):
-        yield Reported(1, 1.0)
-        until(stopped)
-        raise StoppedError
+def test_a_worker_that_is_asked_to_end_gives_its_trial_back(place, workers, tmp_path):
+    asked = tmp_path / "asked"
 
-    workers.use(endless)
-    here = place()
-    with pytest.raises(KeyboardInterrupt):
-        here.run(report=cut_at("trial 1: step 1"))
-    assert [s.state.value for s in here.study.slots()] == ["waiting"] * 4
-    assert [t.user_attrs[RELEASED] for t in here.study._trials() if t.state.name == "FAIL"] == [True, True]
+    def endless_at_first(preprocessed, recipe):
+        yield Reported(1, 1.0)
+        with contextlib.suppress(FileExistsError):
+            (asked / str(recipe.loss.cycle)).mkdir(parents=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        yield Reported(2, 1.0)
+
+    workers.use(endless_at_first)
+    here = place("home", ("tune.pruner", "none"))
+    _, tree = here.run()
+    assert [t["state"] for t in tree["trials"]] == ["complete"] * 4
+    assert Counter(t.user_attrs[SLOT] for t in here.trials("FAIL")) == dict.fromkeys(range(4), 1)
 
 
 # Failures
 
 
 def test_a_trial_whose_process_always_dies_fails_and_the_others_go_on(place, workers):
-    def die_below(preprocessed, recipe, stopped):
+    def die_below(preprocessed, recipe):
         yield Reported(1, 5.0)
         if recipe.loss.cycle == 7.0:
             os.kill(os.getpid(), signal.SIGKILL)
-        yield from workers.quick(preprocessed, recipe, stopped)
+        yield from workers.quick(preprocessed, recipe)
 
     workers.use(die_below)
     here, said = place("home", ("tune.pruner", "none")), []
@@ -148,14 +157,14 @@ def test_a_trial_whose_process_always_dies_fails_and_the_others_go_on(place, wor
 
 @pytest.mark.parametrize("how", ["raises", "nan", "inf"])
 def test_a_trial_that_fails_or_diverges_fails_alone(place, workers, how):
-    def fail(preprocessed, recipe, stopped):
+    def fail(preprocessed, recipe):
         if recipe.loss.cycle == 7.0:
             if how == "raises":
                 raise RuntimeError("out of memory\nand a traceback")
             yield Reported(1, 3.0)
             yield Reported(2, float(how))
         else:
-            yield from workers.quick(preprocessed, recipe, stopped)
+            yield from workers.quick(preprocessed, recipe)
 
     workers.use(fail)
     here = place("home", ("tune.pruner", "none"))
@@ -164,15 +173,14 @@ def test_a_trial_that_fails_or_diverges_fails_alone(place, workers, how):
     assert tree["trials"][0]["score"] is None and tree["best"] != 0
     error = here.study.slots()[0].error
     assert error == ("RuntimeError: out of memory" if how == "raises" else f"its score is {how}")
-    trials = here.study._trials()
-    assert len(trials) == 4
-    failed, *others = (t.user_attrs[WORKER]["pid"] for t in trials)
+    assert len(here.trials()) == 4
+    failed, *others = (t.user_attrs[WORKER]["pid"] for t in here.trials())
     if how == "raises":
         assert failed not in others
 
 
 def test_when_every_trial_fails_the_last_error_is_told_and_the_next_run_tries_again(place, workers):
-    def fail(preprocessed, recipe, stopped):
+    def fail(preprocessed, recipe):
         raise RuntimeError(f"out of memory with {recipe.loss.cycle}")
         yield
 
@@ -180,7 +188,7 @@ def test_when_every_trial_fails_the_last_error_is_told_and_the_next_run_tries_ag
     here = place("home", ("tune.trials", 9))
     with pytest.raises(EnvironmentFault, match="every trial failed; the last said: RuntimeError: out of memory with"):
         here.run()
-    assert sum("error" in t.user_attrs for t in here.study._trials()) == 4
+    assert sum("error" in t.user_attrs for t in here.trials()) == 4
     workers.use(workers.quick)
     result, tree = here.run()
     assert [t["state"] for t in tree["trials"]].count("failed") == 0
@@ -190,7 +198,7 @@ def test_when_every_trial_fails_the_last_error_is_told_and_the_next_run_tries_ag
 
 
 def test_a_hopeless_trial_is_pruned_and_never_the_best(place, workers):
-    def worse_each_time(preprocessed, recipe, stopped):
+    def worse_each_time(preprocessed, recipe):
         offset = 0.0 if recipe.loss.cycle == 7.0 else recipe.loss.cycle
         yield Reported(1, 1.0 + offset)
         yield Reported(2, 1.0 + offset)
@@ -205,15 +213,6 @@ def test_a_hopeless_trial_is_pruned_and_never_the_best(place, workers):
 
 
 def test_a_worker_that_never_takes_a_trial_is_not_started_for_ever(place, workers, monkeypatch):
-    monkeypatch.setattr(worker, "work_on", lambda *arguments: os._exit(7))
+    monkeypatch.setattr(worker, "run_worker", lambda *arguments: os._exit(7))
     with pytest.raises(EnvironmentFault, match="ended 3 times before it took a trial, the last time with exit code 7"):
-        place().run()
-
-
-def test_what_ends_a_worker_is_told_in_its_words(place, workers, monkeypatch):
-    def gone(*arguments):
-        raise EnvironmentFault("the study's database at x is gone")
-
-    monkeypatch.setattr(worker, "work_on", gone)
-    with pytest.raises(EnvironmentFault, match=r"^the study's database at x is gone$"):
         place().run()

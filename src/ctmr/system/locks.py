@@ -45,3 +45,18 @@ def locked(path: Path, *, busy: str = "", mode: int = 0o666) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """True when another process, or thread, holds the lock of a file; a file that is not there holds none."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

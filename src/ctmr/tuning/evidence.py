@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class TrialEvidence:
     ----------
     losses
         Training step → loss → mean since the point before.
+    scores
+        Training step → validation score; not among the `files`, the study has them.
     pictures
         ``None`` before the first report.
     step
@@ -30,12 +33,24 @@ class TrialEvidence:
     """
 
     losses: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
     pictures: Pictures | None = None
     step: int = 0
+
+    @property
+    def score(self) -> float:
+        """The last score; not a number before the first."""
+        return self.scores[max(self.scores)] if self.scores else math.nan
+
+    @property
+    def finite(self) -> dict[int, float]:
+        """The scores that are finite."""
+        return {step: score for step, score in self.scores.items() if math.isfinite(score)}
 
     def add(self, reported: Reported) -> None:
         """Take what a report brings."""
         self.losses |= reported.losses
+        self.scores[reported.step] = reported.score
         if reported.pictures is not None:
             self.pictures, self.step = reported.pictures, reported.step
 

@@ -48,7 +48,7 @@ class StudyRun:
             self.parent = self._parent()
 
     def log_finished(self, slots: Sequence[Slot]) -> None:
-        """Log every finished slot that has no child run yet, and complete a child that a kill left unfinished."""
+        """Log every finished slot that has no child run yet, and anew a child that a kill left unfinished."""
         new = [slot for slot in slots if slot.finished and slot.number not in self._logged]
         if not new:
             return
@@ -98,19 +98,19 @@ class StudyRun:
         return parent
 
     def _log(self, slot: Slot, child: Run | None) -> None:
-        if child is not None and child.info.status != "RUNNING":
-            return
+        if child is not None:
+            if child.info.status != "RUNNING":
+                return
+            # A kill cut it in two.
+            self.tracking.client.delete_run(child.info.run_id)
         evidence = TrialEvidence.of(self.study.kept(slot))
-        if child is None:
-            run_id = self.tracking.start(trial_name(slot.number), tags=self._tags(slot), parent=self.parent)
-        else:
-            run_id = str(child.info.run_id)
+        run_id = self.tracking.start(trial_name(slot.number), tags=self._tags(slot), parent=self.parent)
         self.tracking.params(run_id, slot.params)
         curves = {SCORE: dict(slot.reports)}
         for step, losses in evidence.losses.items():
             for name, value in losses.items():
                 curves.setdefault(f"train.{name}", {})[step] = value
-        self._curves(run_id, curves, begun=child is not None)
+        self._curves(run_id, curves)
         if evidence.pictures is not None:
             self._pictures(run_id, slot, evidence)
         if slot.error:
@@ -122,24 +122,21 @@ class StudyRun:
         tags = {"stage": "trial", "state": slot.state.value}
         return tags if mine is None else {**tags, "bracket": str(mine)}
 
-    def _curves(self, run_id: str, curves: Mapping[str, Mapping[int, float]], *, begun: bool) -> None:
-        """Log points at once; those that a kill let through are left out."""
+    def _curves(self, run_id: str, curves: Mapping[str, Mapping[int, float]]) -> None:
         from mlflow.entities import Metric
 
         from ctmr.tracking.mlflow import faults
 
         client, now = self.tracking.client, int(time.time() * 1000)
+        logged = [
+            Metric(name, value, now, step)
+            for name, points in curves.items()
+            for step, value in points.items()
+            if math.isfinite(value)
+        ]
         with faults(self.tracking.uri):
-            begun_with = {name: client.get_metric_history(run_id, name) for name in (curves if begun else ())}
-            known = {(name, point.step) for name, points in begun_with.items() for point in points}
-            new = [
-                Metric(name, value, now, step)
-                for name, points in curves.items()
-                for step, value in points.items()
-                if (name, step) not in known and math.isfinite(value)
-            ]
-            for k in range(0, len(new), _BATCH):
-                client.log_batch(run_id, metrics=new[k : k + _BATCH])
+            for k in range(0, len(logged), _BATCH):
+                client.log_batch(run_id, metrics=logged[k : k + _BATCH])
 
     def _pictures(self, run_id: str, slot: Slot, evidence: TrialEvidence) -> None:
         """Log the trial's sample: validation images and what it made of them at its last report."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -58,7 +58,7 @@ class Slot:
     error
         Why it failed.
     trial
-        Optuna's id of the trial that this is told from; ``None`` while it waits.
+        Optuna's number of the trial that this is told from; ``None`` while it waits.
     """
 
     number: int
@@ -78,10 +78,6 @@ class Slot:
     def scored(self) -> bool:
         """True when it taught the study something."""
         return self.state in (SlotState.COMPLETE, SlotState.PRUNED)
-
-
-class StoppedError(Exception):
-    """The trial was asked to stop before its end."""
 
 
 class Reported(NamedTuple):
@@ -232,7 +228,7 @@ def trial_recipe(recipe: Recipe, params: Mapping[str, Any]) -> Recipe:
     return tuned.model_copy(update={"train": tuned.train.model_copy(update=changed)})
 
 
-def scores(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> Iterator[Reported]:
+def scores(preprocessed: Path, recipe: Recipe) -> Iterator[Reported]:
     """Train a trial, yielding what it reports after each of `report_steps`.
 
     Parameters
@@ -241,13 +237,6 @@ def scores(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> I
         Output of preprocess.
     recipe
         Of `trial_recipe`.
-    stopped
-        Asked after every training step.
-
-    Raises
-    ------
-    StoppedError
-        When `stopped` said so.
     """
     from ctmr.training.events import StepEvent
     from ctmr.training.setup import describe, training_data
@@ -262,13 +251,8 @@ def scores(preprocessed: Path, recipe: Recipe, stopped: Callable[[], bool]) -> I
     trainer = Trainer(recipe.network, recipe.loss, train, data, report_every=every, samples=0)
     scorer = Scorer.make(preprocessed / "shards", recipe, describe(preprocessed, recipe))
     for target in report_steps(recipe):
-        losses = {}
-        while trainer.step < target:
-            for event in trainer.run(until_step=trainer.step + 1):
-                if isinstance(event, StepEvent):
-                    losses[event.step] = dict(event.losses)
-            if stopped():
-                raise StoppedError
+        events = trainer.run(until_step=target)
+        losses = {event.step: dict(event.losses) for event in events if isinstance(event, StepEvent)}
         forward, backward = (trainer.generator(d) for d in (direction, other))
         last = target == train.steps
         score = scorer(forward, backward, 0 if last else recipe.tune.subset_cases)

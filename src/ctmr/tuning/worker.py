@@ -1,4 +1,4 @@
-"""Worker processes of the tuning study: each takes slots and trains them; a supervisor starts them again."""
+"""Trials of the tuning study in processes of their own, and the supervisor that takes slots and starts them again."""
 
 from __future__ import annotations
 
@@ -6,166 +6,85 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.recipe.recipe import Recipe
-from ctmr.system.processes import start_time, when_parent_ends
+from ctmr.system.processes import when_parent_ends
 from ctmr.system.progress import Progress
 from ctmr.tuning import trial
 from ctmr.tuning.evidence import TrialEvidence
-from ctmr.tuning.storage import HEARTBEAT_S, DatabaseFault
-from ctmr.tuning.study import Claim, LostError, Study
-from ctmr.tuning.trial import Slot, SlotState, StoppedError, propose, report_steps, should_prune, trial_recipe
+from ctmr.tuning.study import Claim, Study
+from ctmr.tuning.trial import Reported, Slot, SlotState, report_steps, should_prune, trial_recipe
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 IDLE_DEATHS = 3
-"""A worker that dies so often in a row before it took a slot cannot work here."""
+"""A worker that dies so often in a row before it got a trial cannot work here."""
 _POLL_S = 0.2
 _LONGEST_POLL_S = 5.0
-_STOP_S = 10.0
-"""Time a worker has to give its slot back; a training step takes less."""
+_END_S = 10.0
 _ERROR_LENGTH = 500
 
 
-def run_worker(
-    channel: Connection, name: str, address: str, tree: Mapping[str, Any], preprocessed: Path, supervisor: int
-) -> None:
-    """Work on a study until nothing is left to try; a process of its own.
+class Ready(NamedTuple):
+    """Word of a worker that it can train a trial, or how its last one ended.
 
-    SIGTERM, and the end of the supervisor, make it give its slot back and end. What ends it otherwise is told to the
-    channel in one sentence.
+    Attributes
+    ----------
+    error
+        Of the trial; empty where there was none.
+    usable
+        False when another trial needs a new process.
+    """
+
+    error: str = ""
+    usable: bool = True
+
+
+def run_worker(channel: Connection, preprocessed: Path) -> None:
+    """Train trials, one after the other: a process of its own, which ends with its parent.
 
     Parameters
     ----------
-    tree
-        The recipe as plain types.
-    supervisor
-        Its process id.
+    channel
+        Brings the `Recipe` of a trial, and after each `Reported` whether to go on; takes `Reported` and `Ready`.
     """
-    stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    when_parent_ends(stop.set, supervisor)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    when_parent_ends(partial(os._exit, 1), os.getppid())
+    ready = Ready()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            channel.send(ready)
+            ready = _train(channel, channel.recv(), preprocessed)
+
+
+def _train(channel: Connection, recipe: Recipe, preprocessed: Path) -> Ready:
     try:
-        work_on(Study(name, address, Recipe.model_validate(tree), supervisor), preprocessed, stop)
+        for reported in trial.scores(preprocessed, recipe):
+            channel.send(reported)
+            if not channel.recv():
+                break
     except Exception as error:
-        with contextlib.suppress(OSError):
-            channel.send(_text(error))
-
-
-def work_on(study: Study, preprocessed: Path, stop: threading.Event) -> None:
-    """Take and train slots until nothing is left to try, `stop` is set, or a trial broke this process."""
-    idle_since = time.monotonic()
-    with _Heartbeat(study) as heartbeat:
-        while not stop.is_set():
-            claim = study.claim()
-            if claim is not None:
-                with heartbeat.of(claim):
-                    usable = _try(study, claim, preprocessed, stop)
-                if not usable:
-                    return
-                idle_since = time.monotonic()
-            elif study.over(study.slots()):
-                return
-            else:
-                # Whoever waits for long may notice late; many idle workers then cost the database little.
-                stop.wait(min(_LONGEST_POLL_S, max(_POLL_S, (time.monotonic() - idle_since) / 10)))
-
-
-def _try(study: Study, claim: Claim, preprocessed: Path, stop: threading.Event) -> bool:
-    """Train a slot and record how it ended; False when another trial needs a new process."""
-    recipe, reports, evidence = study.recipe, dict[int, float](), TrialEvidence()
-    try:
-        params = propose(recipe, claim.number, claim.slots)
-        study.begin(claim, params)
-        score = math.nan
-        for reported in trial.scores(preprocessed, trial_recipe(recipe, params), stop.is_set):
-            score = reported.score
-            evidence.add(reported)
-            if math.isfinite(score):
-                reports[reported.step] = score
-                study.report(claim, reported.step, score)
-            if should_prune(recipe, claim.number, claim.slots, reports):
-                study.keep(claim, evidence.files())
-                study.complete(claim, reports[max(reports)], pruned=True)
-                return True
-        study.keep(claim, evidence.files())
-        if math.isfinite(score):
-            study.complete(claim, score)
-        else:
-            study.fail(claim, f"its score is {score}")
-    except LostError:
-        pass
-    except DatabaseFault:
-        raise
-    except StoppedError:
-        with contextlib.suppress(LostError):
-            study.release(claim)
-    except Exception as error:
-        with contextlib.suppress(LostError):
-            study.keep(claim, evidence.files())
-            study.fail(claim, _text(error))
-        # What we did not foresee, as a fault of the GPU, may have left the process unable to train anything.
-        return isinstance(error, CtmrError)
-    return True
+        # What ctmr does not raise itself, as a fault of the GPU, may have left the process unable to train anything.
+        return Ready(_text(error), isinstance(error, CtmrError))
+    return Ready()
 
 
 def _text(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return (first if isinstance(error, CtmrError) else f"{type(error).__name__}: {first}")[:_ERROR_LENGTH]
-
-
-class _Heartbeat:
-    """Thread that beats for the slot in work."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self._claim: Claim | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> _Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    @contextlib.contextmanager
-    def of(self, claim: Claim) -> Iterator[None]:
-        """Beat for a slot."""
-        self._claim = claim
-        try:
-            yield
-        finally:
-            self._claim = None
-
-    def _run(self) -> None:
-        while not self._end.wait(HEARTBEAT_S):
-            claim = self._claim
-            if claim is not None:
-                self._study.beat(claim)
-
-
-@dataclass
-class _Worker:
-    """A worker process, seen by its supervisor."""
-
-    process: BaseProcess
-    channel: Connection
-    started: int | None
-    idle_deaths: int = 0
 
 
 def supervise(
@@ -176,9 +95,10 @@ def supervise(
     report: Progress,
     watch: Callable[[Sequence[Slot]], None] = lambda slots: None,
 ) -> list[Slot]:
-    """Keep worker processes at a study until nothing is left to try; return its slots.
+    """Train slots in worker processes until nothing is left to try; return all slots.
 
-    A study that is over starts none. A worker that dies is started again.
+    A study that is over starts none. A worker that dies is started again. SIGTERM ends this process as an interrupt
+    does: with its trials given back.
 
     Parameters
     ----------
@@ -192,89 +112,179 @@ def supervise(
     Raises
     ------
     EnvironmentFault
-        When a worker cannot work here: the database does not answer, or it dies again and again before it takes a
-        slot.
+        When the database does not answer, or a worker dies again and again before it got a trial.
     """
-    progress = _Progress(study.recipe, report)
-    slots = study.slots()
-    crew: list[_Worker] = []
+    crew, told = _Crew(study, preprocessed), set[str]()
     try:
-        if not study.over(slots):
-            unfinished = sum(not slot.finished for slot in slots)
-            crew += [_start(study, preprocessed) for _ in range(min(workers, unfinished))]
-        while True:
-            progress(slots)
-            watch(slots)
-            if study.over(slots):
-                return slots
-            ended = wait([worker.channel for worker in crew], timeout=_POLL_S)
-            slots = study.slots()
-            if not study.over(slots):
-                for worker in [w for w in crew if w.channel in ended]:
-                    crew[crew.index(worker)] = _again(worker, study, preprocessed)
+        with _sigterm_raises():
+            while True:
+                slots = study.slots()
+                _tell_news(study.recipe, slots, report, told)
+                watch(slots)
+                if study.over(slots):
+                    return slots
+                study.attend()
+                crew.work(min(workers, sum(not slot.finished for slot in slots)))
     finally:
-        _stop(crew)
+        crew.end()
+        study.leave()
 
 
-def _start(study: Study, preprocessed: Path, idle_deaths: int = 0) -> _Worker:
-    spawn = get_context("spawn")
-    here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(
-        target=run_worker,
-        args=(there, study.name, study.address, study.recipe.dump(), preprocessed, os.getpid()),
-        daemon=True,
-    )
-    process.start()
-    there.close()
-    return _Worker(process, here, start_time(process.pid or 0), idle_deaths)
+@dataclass
+class _Worker:
+    """A worker process, seen by its supervisor; `claim` is what it trains, `ready` that it waits for something."""
+
+    process: BaseProcess
+    channel: Connection
+    idle_deaths: int
+    ready: bool = False
+    claim: Claim | None = None
+    evidence: TrialEvidence = field(default_factory=TrialEvidence)
+
+    def send(self, what: Recipe | bool) -> None:
+        """Tell it something; that it has died will be heard."""
+        with contextlib.suppress(OSError):
+            self.channel.send(what)
 
 
-def _again(worker: _Worker, study: Study, preprocessed: Path) -> _Worker:
-    """Start a worker again that has ended; what it has said ends the study here."""
-    with contextlib.suppress(EOFError, ConnectionResetError):
-        raise EnvironmentFault(worker.channel.recv())
-    worker.process.join()
-    worker.channel.close()
-    deaths = 0 if study.has_worked(worker.process.pid or 0, worker.started) else worker.idle_deaths + 1
-    if deaths == IDLE_DEATHS:
-        raise EnvironmentFault(
-            f"a worker of study {study.name} ended {deaths} times before it took a trial, the last time with exit code "
-            f"{worker.process.exitcode}; look for what ends it (memory, a broken installation) and start again"
-        )
-    return _start(study, preprocessed, deaths)
+class _Crew:
+    """The workers of a supervisor, which speaks to the study for them."""
 
+    def __init__(self, study: Study, preprocessed: Path) -> None:
+        self._study, self._preprocessed = study, preprocessed
+        self._workers: list[_Worker] = []
+        self._quiet_since = time.monotonic()
 
-def _stop(crew: Sequence[_Worker]) -> None:
-    for worker in crew:
-        worker.process.terminate()
-    end = time.monotonic() + _STOP_S
-    for worker in crew:
-        worker.process.join(max(0.0, end - time.monotonic()))
-        if worker.process.is_alive():
+    def work(self, count: int) -> None:
+        """Hear what the workers say, or wait for a while, and give trials to those that have none."""
+        if not self._workers:
+            self._workers = [self._start() for _ in range(count)]
+        # Whoever waits for long may notice late; many that wait then cost the database little.
+        pause = min(_LONGEST_POLL_S, max(_POLL_S, (time.monotonic() - self._quiet_since) / 10))
+        heard = wait([worker.channel for worker in self._workers], timeout=pause)
+        for worker in [w for w in self._workers if w.channel in heard]:
+            self._quiet_since = time.monotonic()
+            try:
+                said = worker.channel.recv()
+            except (EOFError, OSError):
+                self._bury(worker)
+                continue
+            if isinstance(said, Reported):
+                worker.send(self._goes_on(worker, said))
+            else:
+                self._finish(worker, said)
+        for worker in self._workers:
+            if worker.ready:
+                self._assign(worker)
+
+    def end(self) -> None:
+        """Stop all workers and give back what they train."""
+        for worker in self._workers:
             worker.process.kill()
+        for worker in self._workers:
             worker.process.join()
+            worker.channel.close()
+            if worker.claim is not None:
+                self._study.release(worker.claim)
+
+    def _start(self, idle_deaths: int = 0) -> _Worker:
+        spawn = get_context("spawn")
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=run_worker, args=(there, self._preprocessed), daemon=True)
+        process.start()
+        there.close()
+        return _Worker(process, here, idle_deaths)
+
+    def _replace(self, worker: _Worker, idle_deaths: int = 0) -> None:
+        worker.process.kill()
+        worker.process.join()
         worker.channel.close()
+        self._workers[self._workers.index(worker)] = self._start(idle_deaths)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Count the death of a worker against its trial, or against itself if it had none, and start another."""
+        worker.process.join(_END_S)
+        claim, worker.claim, deaths = worker.claim, None, 0
+        if claim is None:
+            deaths = worker.idle_deaths + 1
+        elif worker.process.exitcode == -signal.SIGTERM:
+            self._study.release(claim)
+        else:
+            self._study.count_death(claim)
+        if deaths == IDLE_DEATHS:
+            raise EnvironmentFault(
+                f"a worker of study {self._study.name} ended {deaths} times before it took a trial, the last time with "
+                f"exit code {worker.process.exitcode}; look for what ends it (memory, a broken installation) and start "
+                "again"
+            )
+        self._replace(worker, deaths)
+
+    def _assign(self, worker: _Worker) -> None:
+        """Give a worker the next trial, if there is one."""
+        claim = self._study.claim(worker.process.pid or 0)
+        if claim is None:
+            return
+        try:
+            recipe = trial_recipe(self._study.recipe, claim.params)
+        except CtmrError as error:
+            self._study.fail(claim, _text(error))
+            return
+        worker.ready, worker.claim, worker.idle_deaths, worker.evidence = False, claim, 0, TrialEvidence()
+        worker.send(recipe)
+
+    def _goes_on(self, worker: _Worker, said: Reported) -> bool:
+        """Record a report; False when that was the trial's last."""
+        claim, evidence = worker.claim, worker.evidence
+        if claim is None:
+            return False
+        evidence.add(said)
+        if math.isfinite(said.score) and not self._study.report(claim, said.step, said.score):
+            worker.claim = None
+        elif should_prune(self._study.recipe, claim.number, claim.slots, evidence.finite):
+            self._study.keep(claim, evidence.files())
+            self._study.prune(claim)
+            worker.claim = None
+        return worker.claim is not None
+
+    def _finish(self, worker: _Worker, said: Ready) -> None:
+        """Record how a trial ended, if it is not known yet."""
+        if worker.claim is not None:
+            score = worker.evidence.score
+            self._study.keep(worker.claim, worker.evidence.files())
+            if said.error or not math.isfinite(score):
+                self._study.fail(worker.claim, said.error or f"its score is {score}")
+            else:
+                self._study.complete(worker.claim, score)
+        worker.claim, worker.ready = None, said.usable
+        if not said.usable:
+            self._replace(worker)
 
 
-class _Progress:
-    """Tells reports and failures once."""
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise where it would end this process at once; only the main thread can have that."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def __init__(self, recipe: Recipe, report: Progress) -> None:
-        self._reports = len(report_steps(recipe))
-        self._total = recipe.tune.trials * self._reports
-        self._report = report
-        self._told: set[tuple[int, int | str]] = set()
 
-    def __call__(self, slots: Sequence[Slot]) -> None:
-        done = sum(self._reports if slot.finished else len(slot.reports) for slot in slots)
-        for slot in slots:
-            for step, score in slot.reports.items():
-                last = slot.state is SlotState.PRUNED and step == max(slot.reports)
-                self._tell(slot, step, f"step {step}, score {score:.4g}{', pruned' if last else ''}", done)
-            if slot.error:
-                self._tell(slot, "failed", f"failed: {slot.error}", done)
-
-    def _tell(self, slot: Slot, what: int | str, message: str, done: int) -> None:
-        if (slot.number, what) not in self._told:
-            self._told.add((slot.number, what))
-            self._report(f"trial {slot.number}: {message}", min(1.0, done / self._total))
+def _tell_news(recipe: Recipe, slots: Sequence[Slot], report: Progress, told: set[str]) -> None:
+    """Tell reports and failures once."""
+    most = len(report_steps(recipe))
+    done = sum(most if slot.finished else len(slot.reports) for slot in slots) / (most * len(slots))
+    for slot in slots:
+        news = [f"step {step}, score {score:.4g}" for step, score in slot.reports.items()]
+        if slot.state is SlotState.PRUNED:
+            news[-1] += ", pruned"
+        if slot.error:
+            news.append(f"failed: {slot.error}")
+        for new in [f"trial {slot.number}: {what}" for what in news]:
+            if new not in told:
+                told.add(new)
+                report(new, min(1.0, done))

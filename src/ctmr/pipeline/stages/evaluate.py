@@ -116,7 +116,11 @@ def _open(context: Context) -> tuple[TestSet, Model]:
 
 def _part(context: Context, start: float, length: float) -> Progress:
     """Progress of one part of the stage."""
-    return lambda message, fraction: context.report(message, start + length * (fraction or 0.0))
+
+    def tell(message: str, fraction: float | None = None) -> None:
+        context.report(message, start + length * (fraction or 0.0))
+
+    return tell
 
 
 def _champion(context: Context, test_set: TestSet) -> tuple[str, Model | None]:
