@@ -154,7 +154,7 @@ def test_a_run_ends_with_the_process_that_started_it(compiled: Path, tmp_path: P
     (folder / kfp_local.PIPELINE).write_text(compiled.read_text())
     (folder / kfp_local.PARAMETERS).write_text(json.dumps({"what": "wait"}))
     code = (
-        "import sys, time; from pathlib import Path; from ctmr.pipeline import kfp_local as runner;"
+        "import sys, time; from pathlib import Path; from ctmr.pipeline import kfp_local;"
         "kfp_local.start(Path(sys.argv[1])); time.sleep(300)"
     )
     starter = subprocess.Popen([sys.executable, "-c", code, str(folder)])
