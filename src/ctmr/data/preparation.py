@@ -41,7 +41,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PreparedImage:
+class PreparedEntry:
     """What one image became.
 
     Attributes
@@ -122,14 +122,14 @@ class Preparer:
                         "engine to ants"
                     )
 
-    def __call__(self, work: Work) -> PreparedImage | Unusable:
+    def __call__(self, work: Work) -> PreparedEntry | Unusable:
         """Prepare one image; what is wrong with its file is an answer, not an error."""
         try:
             return self._prepare(work)
         except InputError as error:
             return Unusable(str(error))
 
-    def _prepare(self, work: Work) -> PreparedImage:
+    def _prepare(self, work: Work) -> PreparedEntry:
         volumes: list[Volume] = [images.read(self.raw, row) for row in work.channels]
         first, unit = work.channels[0], volumes[0].unit
         subject, split = str(first[Column.SUBJECT]), str(first[Column.SPLIT])
@@ -154,7 +154,7 @@ class Preparer:
         if work.shown:
             way.append(Picture("on the grid", np.array(array[0, depth // 2]), self.grid.spacing_mm or (1.0, 1.0)))
         find_head = head_mask_ct if unit is Unit.HU else head_mask_grey
-        return PreparedImage(
+        return PreparedEntry(
             ShardVolume(
                 image=str(first[Column.IMAGE]),
                 subject=subject,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ctmr.data import images
 from ctmr.data.manifest import PHANTOM_PREFIX, Column, Outcome, Split
-from ctmr.data.preparation import Picture, PreparedImage, Preparer, Unusable, Work
+from ctmr.data.preparation import Picture, PreparedEntry, Preparer, Unusable, Work
 from ctmr.data.shards import ShardWriter
 from ctmr.errors import InputError
 from ctmr.imaging.grid import Grid, ImageStep, Registration, picture_grid, volume_grid
@@ -137,7 +137,7 @@ class _Shards:
         room = SHOWN - len(self.shown.setdefault(modality, []))
         work = [Work(channels, shown=number < room) for number, channels in enumerate(members)]
         worth = 1 if preparer.grid.image_steps else IMAGES_A_PROCESS
-        first: PreparedImage | None = None
+        first: PreparedEntry | None = None
         with ExitStack() as stack:
             writer: ShardWriter | None = None
             for item, done in zip(work, in_order(preparer, work, worth=worth), strict=True):
