@@ -1,4 +1,4 @@
-"""The house's rules: sizes, names, and who may touch what is private.
+"""The house's rules: sizes, names, docstrings, and who may touch what is private.
 
 Every exception stands here with its reason. An exception that is none any more fails too, so that the lists only get
 shorter.
@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "ctmr"
 FILE_LINES = 400
 FUNCTION_CODE_LINES = 60
 FOLDER_MODULES = 14
+QUESTIONS = ("What", "How", "Who", "Which", "Where", "Whether", "Whom", "Whose", "When", "Why", "Whatever")
 
 LONG_FILES: dict[str, str] = {
     "metrics/protocol.py": "the table of all protocols, one entry after the other",
@@ -173,6 +174,16 @@ def test_no_two_public_classes_share_a_name() -> None:
                 where[node.name].append(name)
     twice = {name: places for name, places in where.items() if len(places) > 1}
     assert set(twice) == set(SAME_CLASS_NAMES), twice
+
+
+def test_a_docstring_begins_with_a_noun_or_a_verb() -> None:
+    questions = [
+        f"{name}:{docstring.lineno}: {words}"
+        for name, tree in trees().items()
+        for node, docstring in documented(tree)
+        if (words := str(ast.get_docstring(node)).partition("\n")[0]).partition(" ")[0].rstrip(",.:;") in QUESTIONS
+    ]
+    assert not questions, "\n".join(questions)
 
 
 def test_no_module_imports_a_private_name_of_another() -> None:

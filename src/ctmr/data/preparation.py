@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PreparedEntry:
-    """What one image became.
+    """Entry of a shard that one image became.
 
     Attributes
     ----------

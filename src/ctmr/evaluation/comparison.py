@@ -68,7 +68,7 @@ class Exhibit:
 
 @dataclass
 class MeasuredDirection:
-    """What the candidates did on the held-out test.
+    """Measurements of the candidates on the test set.
 
     Attributes
     ----------

@@ -41,7 +41,7 @@ Pixels = Annotated[int, Field(ge=8, le=4096)]
 
 
 class Interpolation(StrEnum):
-    """How values between voxels are found when an image is brought onto the grid."""
+    """Interpolation between voxels when an image is brought onto the grid."""
 
     NEAREST = "nearest"
     LINEAR = "linear"
@@ -54,7 +54,7 @@ class Interpolation(StrEnum):
 
 
 class Transform(StrEnum):
-    """What a registration may do to an image."""
+    """Freedom of a registration."""
 
     RIGID = "rigid"
     AFFINE = "affine"
@@ -191,7 +191,7 @@ ImageStep = Annotated[HeadMask | TableRemoval | BiasField | Registration, Field(
 
 
 class Grid(BaseModel):
-    """What a model was trained on.
+    """Kind of images that a model was trained on.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ def through_plane_flicker(
     axis: int,
     clip: tuple[float, float] | None = None,
 ) -> float | None:
-    """How much a prediction jumps from slice to slice, relative to the truth.
+    """Measure how much a prediction jumps from slice to slice, relative to the truth.
 
     The mean of ``|v[k] - (v[k-1] + v[k+1]) / 2|`` of the prediction over that of the truth, taken where a voxel and
     both neighbours lie in the mask. A steady change along the axis counts nothing; slices that were translated one by

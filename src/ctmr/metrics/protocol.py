@@ -15,7 +15,7 @@ _ROUNDING = 1e-9
 
 
 class Pairing(StrEnum):
-    """Which two images a number compares."""
+    """Pair of images that a number compares."""
 
     PAIRED = "paired"
     CYCLE = "cycle"
@@ -26,7 +26,7 @@ class Pairing(StrEnum):
 
 
 class Mask(StrEnum):
-    """Where a number is taken."""
+    """Region where a number is taken."""
 
     NONE = "none"
     HEAD_FROM_CT = "head_from_ct"
@@ -77,7 +77,7 @@ class Metric(StrEnum):
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Which way is good; ``None`` where neither is: best in between, or a spread."""
+        """Direction that is good; ``None`` where neither is: best in between, or a spread."""
         return None if self in _NO_DIRECTION else self in _HIGHER_IS_BETTER
 
     @property
@@ -113,7 +113,7 @@ _BOUNDS: dict[Metric, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number was measured. Two numbers of different protocols are never compared.
+    """Definition of how a number is measured. Two numbers of different protocols are never compared.
 
     Attributes
     ----------

@@ -46,7 +46,7 @@ class ModalityDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """What the weights mean.
+    """Description of what the weights mean.
 
     Attributes
     ----------

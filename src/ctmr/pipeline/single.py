@@ -20,7 +20,7 @@ from ctmr.tracking.mlflow import GIVEN, Tracking
 
 
 class Champion(StrEnum):
-    """Whom `evaluate` compares a model with."""
+    """Rivals that `evaluate` compares a model with."""
 
     REGISTERED = "registered"
     NONE = "none"

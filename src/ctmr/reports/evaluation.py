@@ -36,7 +36,7 @@ MOST_SHEETS = 4
 
 @dataclass(frozen=True)
 class EvaluationEvidence:
-    """What a verdict rests on, and what was measured besides.
+    """Measurements that a verdict rests on, and those made besides.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class EvaluationEvidence:
 
     @property
     def others(self) -> dict[str, Mapping[str, Summary]]:
-        """What stands beside the model, by the name that tables use."""
+        """Rivals beside the model, by the name that tables use."""
         return _others(self.side, self.champion)
 
     def write(self, folder: Path, title: str) -> list[Path]:

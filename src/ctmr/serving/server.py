@@ -43,7 +43,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server answers."""
+    """Addresses where a server answers."""
 
     grpc: str
     http: str
@@ -83,7 +83,7 @@ class Running:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it answers."""
+        """Address where it answers."""
         return Endpoint.at(self.ports)
 
 

@@ -58,12 +58,12 @@ class Daemon:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """File that its output goes to."""
         return self.state.with_suffix(".log")
 
     @property
     def record(self) -> Path:
-        """What says which process it is, and its port."""
+        """File that says which process it is, and its port."""
         return self.state.with_suffix(".json")
 
     def answers_on(self) -> int | None:

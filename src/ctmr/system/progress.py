@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """Where a stage says what it is doing; `fraction` in [0, 1] drives a progress bar."""
+    """Listener for what a stage is doing; `fraction` in [0, 1] drives a progress bar."""
 
     def __call__(self, message: str, fraction: float | None = None) -> None: ...
 

@@ -28,7 +28,7 @@ _WRITING = ".writing-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """Contents of a checkpoint.
 
     Attributes
     ----------

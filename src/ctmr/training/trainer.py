@@ -99,7 +99,7 @@ class Trainer:
         team.require_divisible(train.batch, self._networks)
         self._ema = copy.deepcopy(self._networks.generators).requires_grad_(False) if train.ema else None
         self.plan = resolve(train, loss, self._networks, data.size, self._device)
-        """How steps are computed."""
+        """Plan of how steps are computed."""
         self._notices += [self.plan.notice] if self.plan.notice else []
         self.plan.prepare(self._networks)
         self._step_function = CycleGanStep(self._networks, loss, self.plan.precision, self._rng)

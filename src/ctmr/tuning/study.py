@@ -146,7 +146,7 @@ class Study:
 
     @property
     def uid(self) -> str:
-        """What tells this study from one of the same name in another database."""
+        """Mark that tells this study from one of the same name in another database."""
         return self._database.retry(lambda: str(self._loaded().user_attrs[UID]))
 
     def slots(self) -> list[Slot]:

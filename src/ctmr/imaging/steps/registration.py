@@ -47,7 +47,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where each point of a reference lies in the image that was registered to it.
+    """Map from each point of a reference to the image that was registered to it.
 
     Attributes
     ----------

@@ -191,7 +191,7 @@ def _with_lesions(
 
 
 def _tree(evidence: EvaluationEvidence, baselines: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-    """What ``verdict.json`` holds: the verdict, and every number behind it."""
+    """Return what ``verdict.json`` holds: the verdict, and every number behind it."""
     side, other = evidence.side, evidence.other
     tree = evidence.verdict.to_dict() | {
         "direction": side.held.direction.value,
