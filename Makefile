@@ -14,8 +14,8 @@ install: ## Make .venv from constraints.txt
 demo: install ## Everything on this machine: data, training, gate, registry, Triton, a synthetic DICOM series
 	@$(BIN)/ctmr demo $(ARGS)
 
-test: install ## All tests, two files at a time
-	@$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+test: install ## All tests, two files at a time, and which ten were slowest
+	@$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=10 $(ARGS)
 
 check: install lint ## Lint, types, import contracts and the fast tests, in under two minutes
 	@$(BIN)/python -m pytest -q -m "not slow and not drill" -n 2 $(ARGS)
@@ -26,7 +26,7 @@ lint:
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-drill: install ## The long fault drills, in full
+drill: install ## The long drills in full: kills, and the demo as a person runs it
 	@CTMR_DRILL=full $(BIN)/python -m pytest -q -m drill $(ARGS)
 
 doors: install ## Write dvc.yaml, MLproject and pipelines/ct_mr.yaml from the stages

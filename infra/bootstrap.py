@@ -17,6 +17,8 @@ import sys
 import venv
 from pathlib import Path
 
+import commit_msg
+
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -33,6 +35,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 3
+    if said := commit_msg.install(ROOT):
+        print(f"environment: {said}")
     wanted = fingerprint()
     if MARK.is_file() and MARK.read_text() == wanted and PYTHON.exists():
         print("environment: .venv is up to date")

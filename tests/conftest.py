@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,10 @@ TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "GX_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "true",
+}
+
+SHARE_A_RUN = {
+    f"tests/doors/test_{name}.py" for name in ("run_on_pictures", "compiled_run", "mlproject_door", "dvc_door")
 }
 
 # Test files run two at a time, each with PyTorch's threads.
@@ -51,8 +56,22 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the whole runs first: the longest files must not be what everything waits for at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/doors/"))
+    """Begin with the whole runs, then what else is slow: the longest files must not be what all wait for at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.nodeid.startswith("tests/doors/"), item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole files, and those that share a run to one worker, so that what they share is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the run on pictures" if file in SHARE_A_RUN else file
+
+    return FileScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

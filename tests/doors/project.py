@@ -1,32 +1,19 @@
-"""A copy of this project in a git repository of its own, where its doors are tried on a few small pictures."""
+"""A copy of this project in a git repository of its own, where its doors are tried."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctmr.pipeline import stages
-from tests.doors.test_run_on_pictures import TINY
 
 STAGE_NAMES = stages.names()
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKSPACE_STAGES = [name for name in STAGE_NAMES if name not in ("register", "deploy")]
-SETTINGS = [
-    *(s for s in TINY if not s.startswith("gate=")),
-    "tune.trials=1",
-    "tune.workers=1",
-    "gate.cycle_slice.ssim.min=-1",
-    "gate.structure.nmi.min=-1",
-    "gate.unpaired_distribution.kid.max=100",
-]
-"""Limits one by one: a recipe's file keeps the default ones, so a replaced gate would differ between doors."""
 NOT_OURS = ("MLFLOW_", "CTMR_", "DVC_", "GIT_")
 
 
@@ -101,8 +88,3 @@ def copy_project(folder: Path) -> Project:
         stream.write(".venv\n")
     project.commit()
     return project
-
-
-def digests(folder: Path, stages: Sequence[str] = WORKSPACE_STAGES) -> dict[str, str]:
-    """Stage → content digest of its output below a run folder, whoever made it."""
-    return {n: json.loads((folder / n / "provenance" / "stage.json").read_text())["digest"] for n in stages}

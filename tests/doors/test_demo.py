@@ -1,16 +1,14 @@
-"""The main job, run once for real: phantom DICOM in DVC to a synthetic DICOM series through Triton."""
+"""The main job: phantom DICOM in DVC to a synthetic DICOM series through Triton, with a model that hardly learned.
+
+What a model must learn in the full demo is measured in `tests/drills/test_full_demo.py`.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,53 +18,27 @@ from ctmr.io.dicom import read_header, read_series
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.protocol import protocol
 from ctmr.serving.server import EmbeddedTriton
-from ctmr.system.home import Home
 from ctmr.tracking.mlflow import Tracking
+from tests.doors.demo import PROTOCOL, Demo, run_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-PROTOCOL = "paired_volume_hu"
-
-
-@dataclass
-class Demo:
-    """What one ``ctmr demo --json`` left."""
-
-    home: Home
-    tree: dict[str, Any]
-    environment: dict[str, str]
-
-    def summary(self, stage: str) -> dict[str, Any]:
-        """The summary of a stage."""
-        found: dict[str, Any] = self.tree["stages"][stage]["summary"]
-        return found
-
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run ctmr in this demo's home."""
-        return subprocess.run(
-            [sys.executable, "-m", "ctmr.cli", *words], env=self.environment, capture_output=True, text=True
-        )
+SHORT = (
+    "train.steps=20",
+    "train.sample_every=10",
+    "train.checkpoint_every=10",
+    "tune.steps=6",
+    f"gate.{PROTOCOL}.psnr.min=0",
+    f"gate.{PROTOCOL}.ssim.min=-1",
+    f"gate.{PROTOCOL}.mae.max=5000",
+)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("the nvidia-pytriton wheel, which carries tritonserver, is not installed")
-    root = tmp_path_factory.mktemp("demo")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"CTMR_HOME": str(root)}
-    home = Home(root)
-    done = subprocess.run(
-        [sys.executable, "-m", "ctmr.cli", "demo", "--json"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    yield Demo(home, json.loads(done.stdout), environment)
-    EmbeddedTriton(home.triton).stop()
-
-
-def means(demo: Demo, who: str | None = None) -> dict[str, float]:
-    summary = demo.summary("evaluate")
-    found: dict[str, float] = (summary["metrics"] if who is None else summary["baselines"][who])[PROTOCOL]
-    return found
+def demo(tmp_path_factory: pytest.TempPathFactory, needs_triton: None) -> Iterator[Demo]:
+    made = run_demo(tmp_path_factory.mktemp("demo"), *SHORT)
+    yield made
+    EmbeddedTriton(made.home.triton).stop()
 
 
 def test_the_dataset_is_pinned_in_a_repository_of_its_own(demo: Demo) -> None:
@@ -85,19 +57,6 @@ def test_training_saw_no_subject_in_both_modalities(demo: Demo) -> None:
     train = manifest[manifest["split"] == "train"]
     assert train.groupby("subject")["modality"].nunique().max() == 1
     assert manifest.groupby("subject")["split"].nunique().max() == 1
-
-
-def test_the_model_beats_every_baseline_translator_that_saw_no_pairs(demo: Demo) -> None:
-    own = means(demo)
-    rivals = [means(demo, who) for who in demo.summary("evaluate")["baselines"]]
-    assert own["psnr"] >= max(r["psnr"] for r in rivals) + 1.0
-    assert own["ssim"] >= max(r["ssim"] for r in rivals) + 0.05
-    assert own["mae"] < min(r["mae"] for r in rivals)
-
-
-def test_bone_and_fat_are_not_swapped_and_air_is_dark(demo: Demo) -> None:
-    tissue = {k: v["prediction"] for k, v in demo.summary("evaluate")["tissues"].items()}
-    assert tissue["air outside"] < -900 < tissue["fat"] < tissue["brain"] < 150 < 600 < tissue["bone"]
 
 
 def test_at_least_four_trials_were_tried(demo: Demo) -> None:
@@ -155,17 +114,16 @@ def test_lineage_walks_back_to_the_dataset_and_finds_everything(demo: Demo) -> N
 
 
 def test_a_second_demo_reuses_every_stage(demo: Demo) -> None:
-    done = demo.command("demo", "--json")
-    again = json.loads(done.stdout)
-    assert all(stage["reused"] for stage in again["stages"].values())
+    again = run_demo(demo.home.root, *SHORT)
+    assert all(stage["reused"] for stage in again.tree["stages"].values())
 
 
 def test_an_unreachable_gate_exits_1_and_leaves_the_served_version_alone(demo: Demo) -> None:
     before = Tracking(demo.home).versions("demo-phantom")
-    done = demo.command("demo", "--set", f"gate.{PROTOCOL}.psnr.min=99")
+    settings = [word for setting in (*SHORT, f"gate.{PROTOCOL}.psnr.min=99") for word in ("--set", setting)]
+    done = demo.command("demo", "--runner", "inline", *settings)
     assert done.returncode == 1
     assert "not at least 99" in done.stderr and "Traceback" not in done.stderr
     assert [v.version for v in Tracking(demo.home).versions("demo-phantom")] == [v.version for v in before]
     assert demo.command("lineage", demo.tree["synthetic"]["series_uid"]).returncode == 0
     assert EmbeddedTriton(demo.home.triton).status() is not None
-    assert demo.command("demo", "--json").returncode == 0

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from ctmr.recipe.loading import load, render
-from tests.doors.project import SETTINGS, WORKSPACE_STAGES, Project, copy_project, digests
+from tests.doors.pictures import SETTINGS, WORKSPACE_STAGES, digests
+from tests.doors.project import Project, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -42,11 +41,7 @@ SETTINGS = [
 ]
 
 
-def test_a_stack_goes_from_the_data_to_the_server_and_back(
-    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("the nvidia-pytriton wheel, which carries tritonserver, is not installed")
+def test_a_stack_goes_from_the_data_to_the_server_and_back(tmp_path: Path, home: Home, needs_triton: None) -> None:
     quiet_libraries()
     for seed in range(14):
         split, modality = "train" if seed < 6 else "val" if seed < 10 else "test", "CT" if seed % 2 else "MR"

@@ -79,7 +79,7 @@ def test_a_run_is_watched_with_a_line_for_each_change(local_runner, compiled, ca
     [("true", True), ("3", 3), ("2.5", 2.5), ('["a"]', ["a"]), ('{"a": 1}', {"a": 1}), ('"3"', "3"), ("v 1", "v 1")],
 )
 def test_values_are_read_as_kfp_reads_them(text, value):
-    assert module._values([f"it={text}"]) == {"it": value}
+    assert module.parameters_of([f"it={text}"]) == {"it": value}
 
 
 def test_the_runs_name_is_the_experiments_unless_it_has_one(local_runner, compiled):
@@ -106,9 +106,9 @@ def test_a_run_of_a_cluster_that_failed_without_a_sentence_takes_its_tasks(monke
         display_name="train", state="FAILED", error=GoogleRpcStatus(code=13, message="OOMKilled")
     )
     run = V2beta1Run(run_id="r", state="FAILED", run_details=V2beta1RunDetails(task_details=[task]))
-    found = module._failure(run)
+    found = module.failure(run)
     assert (type(found), str(found)) == (CtmrError, "OOMKilled")
-    assert "does not say why" in str(module._failure(V2beta1Run(run_id="r", state="FAILED")))
+    assert "does not say why" in str(module.failure(V2beta1Run(run_id="r", state="FAILED")))
 
 
 def test_a_cancelled_run_is_an_error(local_runner, compiled):

@@ -219,6 +219,13 @@ def test_the_first_output_appears_only_when_it_is_complete(toy):
     assert set(files_of(toy.out)) == {"copy.txt", "provenance/note.txt", RECORD}
 
 
+def test_a_stage_for_one_process_refuses_several_that_torchrun_started(toy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="stage toy runs in one process, and torchrun started 2"):
+        toy()
+    assert toy.runs == 0 and not toy.out.exists()
+
+
 def full_disk(context=None):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/model.onnx")
 

@@ -74,15 +74,18 @@ def test_the_path_that_evaluate_measures_cuts_the_same_stacks(released, array):
     assert np.abs(translate_array(model, array, [9, 0, 4]) - wanted[[9, 0, 4]]).max() < 0.01
 
 
-def test_the_graph_takes_stacks_in_physical_units_and_gives_one_slice(released, array):
+def test_the_graph_takes_stacks_in_physical_units_and_gives_one_slice(released, array, tmp_path):
     model, release = released
     session = onnxruntime.InferenceSession(str(release.generator), providers=["CPUExecutionProvider"])
     stack = CHANNELS * (2 * model.neighbours + 1)
     assert [i.shape[1:] for i in session.get_inputs()] == [[stack, *SIZE], [CHANNELS, 2]]
     assert session.get_outputs()[0].shape[1:] == [1, *SIZE]
-    config = repo._config(release, Part.GENERATOR)
+    repo.write_version(tmp_path, release)
+    config, volume = (
+        (tmp_path / f"{release.model}{part}" / "config.pbtxt").read_text() for part in (Part.GENERATOR, Part.VOLUME)
+    )
     assert f"dims: [ {stack}, 24, 32 ]" in config and f"dims: [ {CHANNELS}, 2 ]" in config
-    assert f"dims: [ {CHANNELS}, -1, 24, 32 ]" in repo._config(release, Part.VOLUME)
+    assert f"dims: [ {CHANNELS}, -1, 24, 32 ]" in volume
 
 
 @pytest.mark.slow

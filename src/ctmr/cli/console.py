@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress, one line a stage, tables; or one JSON document for machines."""
+"""Output in the terminal: progress, one line a stage, tables; or one JSON document for machines."""
 
 from __future__ import annotations
 

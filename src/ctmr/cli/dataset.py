@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 class CheckedStore(StrEnum):
-    """Where objects are looked at."""
+    """Places where objects are looked at."""
 
     CACHE = "cache"
     REMOTE = "remote"
@@ -118,7 +118,7 @@ def list_(repo: Repo, json_: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name, repo: Repo, revision: Revision = "", json_: AsJson = False) -> None:
-    """What a dataset holds: counts by split, modality and sequence, revision, md5, size."""
+    """Show what a dataset holds: counts by split, modality and sequence, revision, md5, size."""
     from ctmr.datasets.build import NOT_STATED
     from ctmr.datasets.operations import show as look
 

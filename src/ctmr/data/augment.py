@@ -17,7 +17,7 @@ BACKGROUND = -1.0
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for each image.
+    """Changes drawn at random for each image.
 
     Attributes
     ----------

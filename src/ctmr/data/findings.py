@@ -24,7 +24,7 @@ _CHUNK = 1024
 
 
 class FindingKind(StrEnum):
-    """What a finding does."""
+    """Consequence of a finding."""
 
     LEFT_OUT = "left_out"
     DROP = "drop"

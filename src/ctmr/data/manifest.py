@@ -9,7 +9,7 @@ PHANTOM_PREFIX = "phantom-"
 
 
 class Split(StrEnum):
-    """What a subject's images may be used for."""
+    """Use that a subject's images may be put to."""
 
     TRAIN = "train"
     VAL = "val"
@@ -73,7 +73,7 @@ MANIFEST_COLUMNS: tuple[str, ...] = tuple(c.value for c in Column)
 
 
 class Outcome(StrEnum):
-    """What validation decided."""
+    """Decision of the validation."""
 
     PASS = "pass"
     PASS_WITH_DROPS = "pass_with_drops"

@@ -20,7 +20,7 @@ from ctmr.imaging.volume import Modality, Unit
 
 @dataclass(frozen=True)
 class ShardVolume:
-    """Where one volume's slices lie in the shard, and where they came from.
+    """Place of one volume's slices in the shard, and their origin.
 
     Attributes
     ----------

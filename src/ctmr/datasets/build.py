@@ -50,7 +50,7 @@ class Job:
 
 @dataclass
 class Made:
-    """What became of a job.
+    """Outcome of a job.
 
     Attributes
     ----------

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class FolderLayout(StrEnum):
-    """How a source is laid out."""
+    """Layout of a source."""
 
     AUTO = "auto"
     PLAIN = "plain"
@@ -26,7 +26,7 @@ class FolderLayout(StrEnum):
 
 
 class Dates(StrEnum):
-    """What happens to dates."""
+    """Treatment of dates."""
 
     REMOVE = "remove"
     SHIFT = "shift"

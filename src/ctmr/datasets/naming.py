@@ -1,4 +1,4 @@
-"""What folder and file names say of an image: modality, sequence, subject, split."""
+"""Meaning of folder and file names: modality, sequence, subject, split."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def split_of(relative: PurePath) -> str:
 
 
 def is_mask(relative: PurePath) -> bool:
-    """Whether a file is a mask that came with an image (SynthRAD's ``mask.nii.gz``), not an image."""
+    """Return whether a file is a mask that came with an image (SynthRAD's ``mask.nii.gz``), not an image."""
     return "mask" in words(PurePath(relative.name))

@@ -1,4 +1,4 @@
-"""What `ctmr dataset` does: add, list, show, verify, push, pull."""
+"""Operations of `ctmr dataset`: add, list, show, verify, push, pull."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ctmr.system.progress import Progress
 
 @dataclass(frozen=True)
 class AddOptions:
-    """How a source is taken in.
+    """Choices for taking in a source.
 
     Attributes
     ----------

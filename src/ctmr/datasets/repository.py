@@ -208,7 +208,7 @@ class DataRepository:
         self._journal.unlink(missing_ok=True)
 
     def _matters(self, path: str) -> bool:
-        """Whether a path is there or was committed: git refuses others."""
+        """Return whether a path is there or was committed: git refuses others."""
         return (self.root / path).exists() or bool(self.head and git(self.root, "ls-tree", "HEAD", "--", path))
 
     @property

@@ -1,4 +1,4 @@
-"""What lies in a source folder: DICOM series, NIfTI files and pictures, archives opened for the time of the scan."""
+"""Scan of a source folder: DICOM series, NIfTI files and pictures, archives opened for the time of the scan."""
 
 from __future__ import annotations
 

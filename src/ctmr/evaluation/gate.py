@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model may be registered, and why.
+    """Decision whether a model may be registered, and why.
 
     Attributes
     ----------

@@ -64,7 +64,7 @@ class LesionView:
 
 @dataclass(frozen=True)
 class LesionCase:
-    """What became of the lesions of one image."""
+    """Outcome of the lesions of one image."""
 
     case: str
     subject: str
@@ -317,7 +317,7 @@ def _plausible(
     radius_mm: float,
     spacing_mm: tuple[float, float, float],
 ) -> NDArray[np.bool_]:
-    """Where a blob would be taken for a lesion: soft tissue of a true CT, otherwise well under the skin."""
+    """Return where a blob would be taken for a lesion: soft tissue of a true CT, otherwise well under the skin."""
     if truth is None or unit is not Unit.HU:
         deep: NDArray[np.bool_] = ndimage.distance_transform_edt(head, sampling=spacing_mm) >= SKIN_MM
         return deep

@@ -304,7 +304,7 @@ class TestSet:
     def _placed(
         self, index: int, truth: Volume, source: Volume, *, trained: bool = False
     ) -> NDArray[np.float64] | None:
-        """Where a truth lies beside a source: as the files say, unless preprocessing registers images."""
+        """Return where a truth lies beside a source: as the files say, unless preprocessing registers images."""
         if truth.affine is None or not self._registrations:
             return truth.affine
         of_source = self.source.volumes[index].alignment

@@ -40,7 +40,7 @@ Pixels = Annotated[int, Field(ge=8, le=4096)]
 
 
 class Grid(BaseModel):
-    """What a model was trained on.
+    """Kind of images that a model was trained on.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ SAME_PLACE_MM = 1e-3
 
 @dataclass(frozen=True)
 class ServedPlacement:
-    """Where a prepared array came from: everything `finish` needs.
+    """Origin of a prepared array: everything `finish` needs.
 
     Attributes
     ----------

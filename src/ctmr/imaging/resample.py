@@ -31,7 +31,7 @@ _PATIENT_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image lies on a grid: everything `from_grid` needs.
+    """Placement of an image on a grid: everything `from_grid` needs.
 
     Attributes
     ----------

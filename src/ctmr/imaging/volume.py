@@ -17,14 +17,14 @@ slice is 1."""
 
 
 class Modality(StrEnum):
-    """What made the image, in DICOM's codes."""
+    """Technique that made the image, in DICOM's codes."""
 
     CT = "CT"
     MR = "MR"
 
 
 class Unit(StrEnum):
-    """What a voxel's number means."""
+    """Meaning of a voxel's number."""
 
     HU = "HU"
     ARBITRARY = "arbitrary"
@@ -32,7 +32,7 @@ class Unit(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which modality is translated into which."""
+    """Translation of one modality into the other."""
 
     MR2CT = "mr2ct"
     CT2MR = "ct2mr"

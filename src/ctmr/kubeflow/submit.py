@@ -74,7 +74,7 @@ def submit(
     CtmrError
         The run failed, was canceled, or took longer than `timeout`.
     """
-    values = _values(arguments)
+    values = parameters_of(arguments)
     if not endpoint.startswith(("http://", "https://")):
         raise InputError(f"the endpoint {endpoint!r} is no address; write it as http://127.0.0.1:8888")
     if not Path(package_file).is_file():
@@ -96,10 +96,11 @@ def submit(
             return
         ended = _wait(client, run.run_id, timeout, say)
     if ended.state != "SUCCEEDED":
-        raise _failure(ended)
+        raise failure(ended)
 
 
-def _values(arguments: Sequence[str]) -> dict[str, Any]:
+def parameters_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the pipeline's parameters that ``name=value`` arguments give, read as kfp reads them."""
     from kfp.cli.utils.parsing import parse_parameter_value
 
     values: dict[str, Any] = {}
@@ -179,7 +180,8 @@ def _look(client: Any, run_id: str) -> Any:
             time.sleep(POLL_S)
 
 
-def _failure(run: Any) -> CtmrError:
+def failure(run: Any) -> CtmrError:
+    """Return the error of a run that ended badly, of the kind of its exit code."""
     if run.state == "CANCELED":
         return CtmrError(f"run {run.run_id} was canceled")
     tasks = (run.run_details.task_details if run.run_details else None) or []

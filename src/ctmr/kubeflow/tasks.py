@@ -22,7 +22,7 @@ START = "start"
 
 
 class Started(NamedTuple):
-    """What a run fixes once, at its start; every later task takes its part as a parameter, and so in its cache key.
+    """Values fixed once, at a run's start; every later task takes its part as a parameter, and so in its cache key.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""How good a translation is: every number under a named protocol."""
+"""Quality of a translation: every number under a named protocol."""

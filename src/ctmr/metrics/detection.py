@@ -34,7 +34,7 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Site:
-    """Where a lesion was put.
+    """Place where a lesion was put.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Response:
-    """What one lesion did to the translation.
+    """Effect of one lesion on the translation.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one pair of translations, with lesions and without, shows.
+    """Findings in one pair of translations, with lesions and without.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from ctmr.imaging.hounsfield import CLIP_HU, SCANNER_RANGE_HU
 
 
 class Pairing(StrEnum):
-    """Which two images a number compares."""
+    """Pair of images that a number compares."""
 
     PAIRED = "paired"
     CYCLE = "cycle"
@@ -23,7 +23,7 @@ class Pairing(StrEnum):
 
 
 class Mask(StrEnum):
-    """Where a number is taken."""
+    """Region where a number is taken."""
 
     NONE = "none"
     HEAD_FROM_CT = "head_from_ct"
@@ -50,7 +50,7 @@ class GridKind(StrEnum):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number was measured. Two numbers of different protocols are never compared.
+    """Definition of how a number is measured. Two numbers of different protocols are never compared.
 
     Attributes
     ----------

@@ -10,7 +10,7 @@ from ctmr.networks.stacks import middle, stack_size
 
 
 class Translator(nn.Module):
-    """What is evaluated, exported as ``generator.onnx`` and served.
+    """Module that is evaluated, exported as ``generator.onnx`` and served.
 
     Parameters
     ----------

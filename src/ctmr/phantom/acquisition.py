@@ -1,4 +1,4 @@
-"""How the scanners see the anatomy: CT in Hounsfield units, T1- and T2-weighted spin echo.
+"""Acquisition of the anatomy by the scanners: CT in Hounsfield units, T1- and T2-weighted spin echo.
 
 References
 ----------

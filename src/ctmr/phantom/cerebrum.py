@@ -20,7 +20,7 @@ _SHELL_SLOPE = 0.5
 
 @dataclass(frozen=True)
 class Cerebrum:
-    """What other organs need of a painted cerebrum.
+    """Parts of a painted cerebrum that other organs need.
 
     Attributes
     ----------

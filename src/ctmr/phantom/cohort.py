@@ -24,7 +24,7 @@ Subject: TypeAlias = tuple[int, Split, tuple[Modality, ...]]
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """How many phantom heads, and of what.
+    """Numbers of phantom heads, by split and modality.
 
     Attributes
     ----------

@@ -22,7 +22,7 @@ from ctmr.imaging.hounsfield import AIR_HU
 
 
 class Tissue(IntEnum):
-    """What a voxel is made of; the integers are the values of ``PhantomHead.labels``."""
+    """Material of a voxel; the integers are the values of ``PhantomHead.labels``."""
 
     AIR = 0
     SKIN = 1
@@ -54,7 +54,7 @@ class Tissue(IntEnum):
 
 @dataclass(frozen=True)
 class TissueProperties:
-    """What CT and spin-echo MR measure of one tissue.
+    """Values of one tissue in CT and spin-echo MR.
 
     Attributes
     ----------

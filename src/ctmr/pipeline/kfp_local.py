@@ -41,7 +41,7 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """End of a run.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Runner(StrEnum):
-    """How a whole run is executed on this machine."""
+    """Way to execute a whole run on this machine."""
 
     KFP = "kfp"
     """The compiled pipeline under kfp.local: what a cluster runs."""

@@ -1,4 +1,4 @@
-"""What a person gives to the pipeline: one table for the command line, MLproject, dvc.yaml and Kubeflow."""
+"""Parameters of the pipeline: one table for the command line, MLproject, dvc.yaml and Kubeflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage obeys: folders in, one folder out, written atomically, reused when nothing it reads has changed."""
+"""Contract of every stage: folders in, one folder out, written atomically, reused when nothing it reads has changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use.
+    """Resources that a stage may use.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage left.
+    """Result of a stage.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class Result:
 
 @dataclass(frozen=True)
 class StageKey:
-    """Where a stage keeps what survives a kill.
+    """Place where a stage keeps what survives a kill.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What every recipe section is built from: the frozen base class, and numbers with bounds."""
+"""Base of every recipe section: the frozen base class, and numbers with bounds."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Lesions(Section):
 
 
 class Robustness(Section):
-    """How fast the model gets worse on corrupted inputs: noise, bias field, rotation, intensity, spacing."""
+    """Measurement of how the model gets worse on corrupted inputs: noise, bias field, rotation, intensity, spacing."""
 
     cases: Annotated[int, Field(ge=0)] = 2
     """Held-out images that are disturbed; 0: no sweep."""

@@ -29,7 +29,7 @@ from ctmr.system.digest import tree_digest
 
 
 class Fetch(Section):
-    """How the images of a dataset are read."""
+    """Reading of the images of a dataset."""
 
     uneven_limit: Annotated[float, Field(ge=0, lt=1)] = UNEVEN_LIMIT
     """Gaps between DICOM slices that differ from the usual one by up to this share of it are resampled to even ones, a
@@ -37,7 +37,7 @@ class Fetch(Section):
 
 
 class Data(Section):
-    """Which images of the dataset are used, and how subjects are split."""
+    """Choice of the images that are used, and of how subjects are split."""
 
     sequences: tuple[str, ...] = ()
     """MR sequences the model reads as channels, in order; empty: whatever single sequence there is."""
@@ -53,7 +53,7 @@ class Data(Section):
 
 
 class Validate(Section):
-    """What an image must fulfil; the rest is dropped with a finding, or the dataset is refused."""
+    """Conditions that an image must fulfil; the rest is dropped with a finding, or the dataset is refused."""
 
     max_dropped_fraction: Fraction = 0.25
     """More findings of kind *drop* than this refuse the dataset."""
@@ -139,7 +139,7 @@ class Percentile(Section):
 
 
 class Normalise(Section):
-    """How each unit is brought to [-1, 1] and back; one implementation, `ctmr.networks.normaliser`."""
+    """Normalisation of each unit to [-1, 1] and back; one implementation, `ctmr.networks.normaliser`."""
 
     hu: Window = Window(low=WINDOW_HU[0], high=WINDOW_HU[1])
     arbitrary: Annotated[Window | Percentile, Field(discriminator="kind")] = Percentile()
@@ -147,7 +147,7 @@ class Normalise(Section):
 
 
 class Evaluate(Section):
-    """How the model is measured."""
+    """Measurement of the model."""
 
     paired_protocols: tuple[str, ...] = ("paired_volume_hu",)
     """Taken where the test holds both images of a subject in HU."""

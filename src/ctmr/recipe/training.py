@@ -60,7 +60,7 @@ class LayerNorm(StrEnum):
 
 
 class Upsampling(StrEnum):
-    """How a generator doubles the size: transposed convolution, or nearest neighbour and a 3×3 convolution."""
+    """Doubling of the size in a generator: transposed convolution, or nearest neighbour and a 3×3 convolution."""
 
     TRANSPOSED = "transposed"
     RESIZE = "resize"
@@ -189,7 +189,7 @@ class Perceptual(Section):
 
 
 class Pairs(StrEnum):
-    """Which slices a supervised loss compares."""
+    """Slices that a supervised loss compares."""
 
     SUBJECT = "subject"
     """CT and MR of one subject at one level."""
@@ -272,7 +272,7 @@ class Alarm(StrEnum):
 
 
 class Alarms(Section):
-    """What training is watched for. They change no weight; a loss that is not finite always ends a training."""
+    """Alarms of a training. They change no weight; a loss that is not finite always ends a training."""
 
     watch: tuple[Alarm, ...] = tuple(Alarm)
     """Alarms that are measured, where the data can show them."""
@@ -311,7 +311,7 @@ class Layout(StrEnum):
 
 
 class Layers(StrEnum):
-    """Whose instance norm and reflection padding train: PyTorch's, or those of `ctmr.networks.fast_layers`."""
+    """Instance norm and reflection padding that train: PyTorch's, or those of `ctmr.networks.fast_layers`."""
 
     AUTO = "auto"
     PYTORCH = "pytorch"
@@ -322,7 +322,7 @@ _Switch = Literal["auto"] | bool
 
 
 class Speed(Section):
-    """How a step is computed. ``auto`` is what was measured fastest on such a device and equals float64 in tests."""
+    """Computation of a step. ``auto`` is what was measured fastest on such a device and equals float64 in tests."""
 
     layout: Layout = Layout.AUTO
     layers: Layers = Layers.AUTO

@@ -96,7 +96,7 @@ _A_TRIALS_OWN = {
 
 
 class Sampler(StrEnum):
-    """Who proposes what a trial tries."""
+    """Algorithm that proposes what a trial tries."""
 
     TPE = "tpe"
     """Tree-structured Parzen estimator (Bergstra et al. 2011), as Optuna has it."""
@@ -105,7 +105,7 @@ class Sampler(StrEnum):
 
 
 class Pruner(StrEnum):
-    """Which trials end before their last step."""
+    """Choice of the trials that end before their last step."""
 
     HYPERBAND = "hyperband"
     """Brackets of successive halving (Li et al. 2018, Li et al. 2020), `ctmr.tuning.hyperband`."""

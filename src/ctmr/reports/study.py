@@ -34,7 +34,7 @@ _LABEL_LETTERS = 34
 
 @dataclass(frozen=True)
 class TrialView:
-    """What figures show of a trial.
+    """Part of a trial that figures show.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class TrialView:
 
 @dataclass(frozen=True)
 class Looks:
-    """How a state looks: colour of the line, and of the marker's inside."""
+    """Look of a state: colour of the line, and of the marker's inside."""
 
     colour: str
     inside: str

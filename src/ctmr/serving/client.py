@@ -47,7 +47,7 @@ class NotServed(EnvironmentFault):
 
 
 class Translated(NamedTuple):
-    """What came back: the image on its native voxels, and what made it."""
+    """Answer of the server: the image on its native voxels, and what made it."""
 
     volume: Volume
     spec: ServedSpec

@@ -47,7 +47,7 @@ class ServedModality(BaseModel):
 
 
 class ServedSpec(BaseModel):
-    """What a served version is: enough to prepare an image for it and to read its answer.
+    """Description of a served version: enough to prepare an image for it and to read its answer.
 
     It lies beside the version in the model repository (``spec.json``) and the server itself hands it out, so that a
     client never works with the grid of another version.

@@ -28,7 +28,7 @@ Prove = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """What a rollout did.
+    """Report of a rollout.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ _REPOSITORY = "repository"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server answers."""
+    """Addresses where a server answers."""
 
     grpc: str
     http: str

@@ -139,7 +139,7 @@ class Daemon:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """File that its output goes to."""
         return self.state.with_suffix(".log")
 
     @property

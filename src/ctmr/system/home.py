@@ -1,4 +1,4 @@
-"""Where ctmr keeps its state: one folder, ``.ctmr`` of the working directory unless CTMR_HOME says otherwise."""
+"""Home of ctmr's state: one folder, ``.ctmr`` of the working directory unless CTMR_HOME says otherwise."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _STEP = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """Contents of a checkpoint.
 
     Attributes
     ----------

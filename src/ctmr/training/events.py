@@ -50,7 +50,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class ReadingEvent:
-    """What the alarms measured at a step, beyond their limits or not."""
+    """Reading of the alarms at a step, beyond their limits or not."""
 
     step: int
     readings: tuple[Reading, ...]

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: tables, sample grids, and the same numbers in MLflow."""
+"""Log of a training: tables, sample grids, and the same numbers in MLflow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = "paper."
 
 
 class RunStore(Protocol):
-    """Where a run's numbers go; `ctmr.tracking.mlflow.Tracking` is one."""
+    """Receiver of a run's numbers; `ctmr.tracking.mlflow.Tracking` is one."""
 
     def logged(self, run_id: str) -> Container[tuple[str, int]]:
         """Return name and step of every metric that the run has."""

@@ -1,4 +1,4 @@
-"""What tuning and training share: shards to training data, a trainer, a model's description."""
+"""Steps that tuning and training share: shards to training data, a trainer, a model's description."""
 
 from __future__ import annotations
 

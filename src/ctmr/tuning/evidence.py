@@ -1,4 +1,4 @@
-"""What a trial leaves to look at, beside its scores: loss curves and pictures, as bytes for the study's database."""
+"""Evidence of a trial beside its scores: loss curves and pictures, as bytes for the study's database."""
 
 from __future__ import annotations
 

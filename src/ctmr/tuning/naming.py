@@ -1,4 +1,4 @@
-"""Which study a recipe means, and in which words its search space differs from another."""
+"""Name of the study that a recipe means, and the words for how its search space differs from another."""
 
 from __future__ import annotations
 

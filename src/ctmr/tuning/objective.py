@@ -42,7 +42,7 @@ _UNPAIRED = f"validation {KID_WEIGHT:g}·KID + (1 - NMI) + (1 - cycle SSIM), unp
 
 @dataclass(frozen=True)
 class Terms:
-    """What the unpaired score is made of.
+    """Terms of the unpaired score.
 
     Attributes
     ----------

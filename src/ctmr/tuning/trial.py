@@ -32,7 +32,7 @@ _DRAWS = 50
 
 
 class SlotState(StrEnum):
-    """How far a slot is."""
+    """Progress of a slot."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -81,7 +81,7 @@ class Slot:
 
 
 class Reported(NamedTuple):
-    """What a trial has to say at one of its reports.
+    """Report of a trial.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What stays of a DICOM header: the table of PS3.15 Annex E, and the list of what else an image needs."""
+"""Rules for what stays of a DICOM header: the table of PS3.15 Annex E, and the list of what else an image needs."""
 
 from __future__ import annotations
 
@@ -266,5 +266,5 @@ def action_for(tag: int, keyword: str, *, enhanced: bool, inner: bool = False) -
 
 
 def keeps_modified_date(tag: int) -> bool:
-    """Whether the option Retain Longitudinal Temporal Information with Modified Dates keeps the attribute."""
+    """Return whether the option Retain Longitudinal Temporal Information with Modified Dates keeps the attribute."""
     return tag in table() and table()[tag][1]

@@ -1,4 +1,4 @@
-"""Who is who, kept by the hospital: the key that makes pseudonyms, and the file that maps them back."""
+"""Pseudonyms, kept by the hospital: the key that makes pseudonyms, and the file that maps them back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Key:
 
 @dataclass
 class Originals:
-    """What pseudonyms stand for, of one dataset.
+    """Names and dates that the pseudonyms of one dataset stand for.
 
     Attributes
     ----------

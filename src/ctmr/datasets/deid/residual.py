@@ -1,4 +1,4 @@
-"""What in a file still identifies a patient: names of attributes, never their values."""
+"""Search for what in a file still identifies a patient: names of attributes, never their values."""
 
 from __future__ import annotations
 

@@ -24,14 +24,14 @@ _AT_ONCE = 8
 
 
 class Where(StrEnum):
-    """Where an object should lie."""
+    """Place where an object should lie."""
 
     CACHE = "cache"
     REMOTE = "remote"
 
 
 class ObjectState(StrEnum):
-    """What is wrong with an object."""
+    """Fault of an object."""
 
     MISSING = "missing"
     CORRUPTED = "corrupted"
@@ -39,7 +39,7 @@ class ObjectState(StrEnum):
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a revision says of a tracked folder, read from its ``.dvc`` file.
+    """Contents of a tracked folder at a revision, read from its ``.dvc`` file.
 
     Attributes
     ----------

@@ -49,7 +49,7 @@ class Remote:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Return whether it is a folder of this machine."""
         return "://" not in self.url
 
 

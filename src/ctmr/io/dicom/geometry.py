@@ -77,7 +77,7 @@ class SlicePlane:
 
 @dataclass(frozen=True)
 class Stack:
-    """How planes, sorted along their normal, lie on each other.
+    """Arrangement of planes, sorted along their normal.
 
     Attributes
     ----------

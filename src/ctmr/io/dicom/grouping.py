@@ -38,7 +38,7 @@ class SeriesGroups(dict[str, list[Path]]):
 
 @dataclass(frozen=True)
 class _Member:
-    """What sorting needs of a file; headers themselves would fill the memory."""
+    """Part of a file that sorting needs; headers themselves would fill the memory."""
 
     path: Path
     place: tuple[float, ...]

@@ -77,7 +77,7 @@ _TYPE_2 = (
 
 @dataclass(frozen=True)
 class SyntheticProvenance:
-    """Where a synthetic series comes from: the model, the data that made it and the code.
+    """Origin of a synthetic series: the model, the data that made it and the code.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ CT_WINDOW_HU = (40.0, 400.0)
 
 @dataclass(frozen=True)
 class MrParameters:
-    """What an MR header says of the acquisition; ``None`` and empty stay empty.
+    """Acquisition as an MR header has it; ``None`` and empty stay empty.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the Kubeflow Pipelines API does with experiments, pipelines and runs; knows nothing of HTTP."""
+"""Operations of the Kubeflow Pipelines API on experiments, pipelines and runs; knows nothing of HTTP."""
 
 from __future__ import annotations
 

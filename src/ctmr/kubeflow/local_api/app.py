@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """What a request holds.
+    """Contents of a request.
 
     Attributes
     ----------

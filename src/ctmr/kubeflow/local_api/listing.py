@@ -43,7 +43,7 @@ _VALUES = ("string_value", "timestamp_value", "string_values")
 
 @dataclass(frozen=True)
 class Query:
-    """What a list call asks for.
+    """Question of a list call.
 
     Attributes
     ----------

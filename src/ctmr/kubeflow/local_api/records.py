@@ -36,7 +36,7 @@ CREATE UNIQUE INDEX names ON documents (kind, parent, name) WHERE kind != 'run';
 
 
 class RecordKind(StrEnum):
-    """What there are records of."""
+    """Kinds of records."""
 
     EXPERIMENT = "experiment"
     PIPELINE = "pipeline"

@@ -1,1 +1,1 @@
-"""How a step is computed: precision and layers, CUDA graphs, memory, several processes."""
+"""Computation of a step: precision and layers, CUDA graphs, memory, several processes."""

@@ -18,7 +18,7 @@ Work = Callable[..., Results]
 
 
 class Recording(Protocol):
-    """What can be launched again."""
+    """Launch that can be repeated."""
 
     def replay(self) -> None:
         """Do the recorded work again, on the tensors of the recording."""

@@ -1,4 +1,4 @@
-"""How a step is computed: the plan that ``train.speed`` comes to on a device, and networks made ready for it."""
+"""Computation of a step: the plan that ``train.speed`` comes to on a device, and networks made ready for it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DeviceKind(StrEnum):
 
 @dataclass(frozen=True)
 class Compiling:
-    """What compiling costs and saves.
+    """Costs and savings of compiling.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How steps are computed.
+    """Plan of how steps are computed.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class StepPlan:
 
     @property
     def notice(self) -> str | None:
-        """What a person should know: the plan, where it is more than PyTorch's eager step in fp32 or bf16."""
+        """Notice for a person: the plan, where it is more than PyTorch's eager step in fp32 or bf16."""
         plain = not (self.channels_last or self.fast_layers or self.indexed_pad or self.compile or self.graphs)
         missing = self.reasons.get("compile") in _MISSING.values()
         return None if plain and "precision" not in self.reasons and not missing else self.sentence()
