@@ -245,7 +245,7 @@ def test_where_a_file_system_cannot_exchange_two_folders_are_renamed(tmp_path, m
         def renameat2(self, *words: object) -> int:
             return -1
 
-    monkeypatch.setattr(files, "_LIBC", Old())
+    monkeypatch.setattr(files, "LIBC", Old())
     monkeypatch.setattr("ctypes.get_errno", lambda: errno.EINVAL)
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -170,7 +170,7 @@ def test_a_stranger_with_the_number_of_an_ended_process_is_not_ended():
 
 
 def test_a_process_that_cannot_be_killed_is_a_fault(monkeypatch):
-    monkeypatch.setattr("ctmr.system.processes._KILL_S", 0.1)
+    monkeypatch.setattr("ctmr.system.processes.KILL_S", 0.1)
     monkeypatch.setattr("os.kill", lambda pid, number: None)
     with pytest.raises(EnvironmentFault, match=rf"^process {os.getpid()} does not end, even when killed; look at it"):
         end(Process.of(os.getpid()), 0.0)

@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PreparedSlices:
-    """What one image became.
+    """Slices that one image became.
 
     Attributes
     ----------

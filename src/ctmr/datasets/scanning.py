@@ -39,7 +39,7 @@ class Item:
 
     @property
     def holds(self) -> Holds:
-        """Whether it is a series, a volume or a picture."""
+        """Kind of image: a series, a volume or a picture."""
         return FORMATS[self.kind].holds
 
 

@@ -70,7 +70,7 @@ class ComparedCase:
 
 @dataclass
 class MeasuredDirection:
-    """What the candidates did on the test set.
+    """Measurements of the candidates on the test set.
 
     Attributes
     ----------

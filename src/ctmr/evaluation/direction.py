@@ -82,7 +82,7 @@ class DirectionResult:
 
     @property
     def baselines(self) -> dict[str, Mapping[str, Summary]]:
-        """What never learned, where it was measured."""
+        """Return the summaries of what never learned, where it was measured."""
         return {name: self.summaries[name] for name in self.baseline_names if self.summaries.get(name)}
 
     def beside(self, champion: str) -> dict[str, Mapping[str, Summary]]:

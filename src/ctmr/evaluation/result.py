@@ -16,7 +16,7 @@ from ctmr.metrics.stats import Summary
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What a verdict rests on, and what was measured besides.
+    """Measurements that a verdict rests on, and those made besides.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class EvaluationResult:
 
     @property
     def others(self) -> dict[str, Mapping[str, Summary]]:
-        """What stands beside the model, by the name that tables use."""
+        """Return what stands beside the model, by the name that tables use."""
         return self.gated.beside(self.champion)
 
     def to_dict(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class Case:
         return resample_to(on_its_grid, here, (d, h, w), outside=OUTSIDE_VALUE[truth.volume.unit])
 
 
-class Reader:
+class ImageReader:
     """Reads native images; the latest stay in memory, up to a number of bytes that does not grow with the test.
 
     Parameters
@@ -193,7 +193,7 @@ class TestSet:
         Where truths lie beside their sources, as far as it was found by registration.
     """
 
-    read: Reader
+    read: ImageReader
     shards: Path
     source: Shard
     target: Shard
@@ -212,7 +212,7 @@ class TestSet:
         shards = inputs["preprocessed"] / "shards"
         source, target = (read_shard(shards, Split.TEST, m, heads=False) for m in (direction.source, direction.target))
         rows = {str(r[Column.PATH]): r for r in images.rows(pd.read_parquet(inputs["manifest"]))}
-        return _test_set(Reader(inputs["raw"], rows), shards, source, target, grid, direction)
+        return _test_set(ImageReader(inputs["raw"], rows), shards, source, target, grid, direction)
 
     def turned(self, direction: Direction) -> TestSet:
         """Return the same test seen from a direction."""
@@ -330,7 +330,9 @@ def _affine(matrix: NDArray[Any]) -> NDArray[np.float64]:
     return matrix.astype(np.float64)
 
 
-def _test_set(read: Reader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction) -> TestSet:
+def _test_set(
+    read: ImageReader, shards: Path, source: Shard, target: Shard, grid: Grid, direction: Direction
+) -> TestSet:
     partners = dict(pairs(source, target))
     comparable = partners if target.unit in (Unit.HU, Unit.GREY8) else {}
     phantom = all(v.subject.startswith(PHANTOM_PREFIX) for v in source.volumes)

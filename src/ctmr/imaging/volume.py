@@ -54,7 +54,7 @@ class Direction(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """How values between voxels are found when an image is brought onto the grid."""
+    """Interpolation between voxels when an image is brought onto the grid."""
 
     NEAREST = "nearest"
     LINEAR = "linear"

@@ -15,7 +15,7 @@ from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 
 
 class Holds(StrEnum):
-    """What one image of a format is."""
+    """Kind of image that a format holds."""
 
     SERIES = "series"
     """Many files, whose headers say what the image is: DICOM, read by `ctmr.io.dicom.read_series`."""
@@ -26,7 +26,7 @@ class Holds(StrEnum):
 
 
 class Reader(Protocol):
-    """What the module of a format defines; `write` only where the row names a suffix that is written."""
+    """Functions that the module of a format defines; `write` only where the row names a suffix that is written."""
 
     def read(self, path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "") -> Volume:
         """Read one file; InputError, naming it, when it is damaged. Without `unit` the reader knows or guesses it."""

@@ -22,7 +22,7 @@ _WIDE_RANGE = 100.0
 
 
 class Shown(Flag):
-    """Where people see a metric; the JSON documents and ``cases.csv`` have all."""
+    """Places where people see a metric; the JSON documents and ``cases.csv`` have all."""
 
     TABLE = auto()
     """Tables and plots of the report and of ``ctmr compare``."""

@@ -21,7 +21,7 @@ from ctmr.tracking.names import run_name
 
 
 class Champion(StrEnum):
-    """Whom a stage with the option ``champion`` compares a model with."""
+    """Model that a stage with the option ``champion`` compares a model with."""
 
     REGISTERED = "registered"
     NONE = "none"

@@ -63,7 +63,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a server is started.
+    """Command and place of a server.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Daemon:
 
     @property
     def record(self) -> Path:
-        """What says which process it is, and its ports."""
+        """File that says which process it is, and its ports."""
         return self.state.with_suffix(".json")
 
     def running(self) -> Running | None:

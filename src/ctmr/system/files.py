@@ -18,7 +18,7 @@ from ctmr.errors import EnvironmentFault, InputError
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
-_LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors that only a write has; whatever is being read meanwhile cannot be what failed."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.partial", re.DOTALL)
@@ -224,7 +224,7 @@ def _remove(path: Path) -> None:
 
 def _rename(a: Path, b: Path, flag: int) -> bool:
     """Rename with a flag of renameat2(2); False where the file system does not know it."""
-    if _LIBC.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), flag) == 0:
+    if LIBC.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), flag) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS):

@@ -18,7 +18,7 @@ from ctmr.errors import EnvironmentFault
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
-_KILL_S = 10.0
+KILL_S = 10.0
 _POLL_S = 0.05
 _ENDED = ("Z", "X")
 
@@ -138,7 +138,7 @@ def end(process: Process, grace_s: float) -> None:
     EnvironmentFault
         It does not end, even when killed.
     """
-    for number, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
+    for number, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_S)):
         until = time.monotonic() + seconds
         if process.lives:
             with contextlib.suppress(ProcessLookupError):
@@ -165,7 +165,7 @@ def end_session(leader: Process, grace_s: float) -> None:
     """
     asked: set[Process] = set()
     polite_until = time.monotonic() + grace_s
-    give_up = polite_until + _KILL_S
+    give_up = polite_until + KILL_S
     while time.monotonic() < give_up and (members := _members(leader)):
         polite = time.monotonic() < polite_until
         for member in members:

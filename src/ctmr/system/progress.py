@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Where long work says what it is doing; `fraction` in [0, 1] drives a progress bar."""
+    """Callback by which long work says what it is doing; `fraction` in [0, 1] drives a progress bar."""
 
     def __call__(self, message: str, fraction: float | None = None) -> None: ...
 

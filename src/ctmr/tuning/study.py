@@ -138,7 +138,7 @@ class Study:
     @cached_property
     @retried
     def uid(self) -> str:
-        """What tells this study from one of the same name in another database."""
+        """Return what tells this study from one of the same name in another database."""
         return str(self._loaded.user_attrs[UID])
 
     @retried

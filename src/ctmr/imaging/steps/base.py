@@ -26,7 +26,7 @@ def no_reference(name: str | None, volume: Volume) -> Volume | None:
 
 
 class Transform(StrEnum):
-    """What a registration may do to an image."""
+    """Freedom of a registration."""
 
     RIGID = "rigid"
     AFFINE = "affine"
@@ -35,7 +35,7 @@ class Transform(StrEnum):
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where each point of a reference lies in the image that was registered to it.
+    """Map from each point of a reference to the image that was registered to it.
 
     Attributes
     ----------

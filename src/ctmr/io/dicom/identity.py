@@ -1,4 +1,4 @@
-"""Which files are one series: what the standard holds constant in it, and acquisitions that interleave."""
+"""Identity of a series: what the standard holds constant in it, and acquisitions that interleave."""
 
 from __future__ import annotations
 
