@@ -1,4 +1,4 @@
-"""An image step that the package does not have: the example of docs/extending/step.md."""
+"""An image step that the package does not have: the example of docs/extending.md."""
 
 from __future__ import annotations
 

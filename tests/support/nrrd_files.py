@@ -1,4 +1,4 @@
-"""A format that the package does not have, NRRD by SimpleITK: the example of docs/extending/reader.md."""
+"""A format that the package does not have, NRRD by SimpleITK: the example of docs/extending.md."""
 
 from __future__ import annotations
 
