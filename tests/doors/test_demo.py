@@ -24,10 +24,10 @@ from tests.doors.demo import PROTOCOL, Demo, run_demo
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SHORT = (
-    "train.steps=20",
-    "train.sample_every=10",
-    "train.checkpoint_every=10",
-    "tune.steps=6",
+    "train.steps=8",
+    "train.sample_every=4",
+    "train.checkpoint_every=4",
+    "tune.steps=3",
     f"gate.{PROTOCOL}.psnr.min=0",
     f"gate.{PROTOCOL}.ssim.min=-1",
     f"gate.{PROTOCOL}.mae.max=5000",
