@@ -92,8 +92,8 @@ def test_a_direction_that_would_write_several_channels_is_not_measured_and_says_
 
     model = Model.load(world.inputs["model"], Direction.MR2CT)
     sides = dict(model.description.sides)
-    sides["MR"] = replace(sides["MR"], channels=2, target_range=None)
-    two = replace(model, description=replace(model.description, sides=sides))
+    sides["MR"] = sides["MR"].model_copy(update={"channels": 2, "target_range": None})
+    two = replace(model, description=model.description.model_copy(update={"sides": sides}))
     assert "2 channels of MR" in turn(world.test_set(), two)
 
 

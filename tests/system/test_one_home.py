@@ -22,7 +22,7 @@ ALLOWED = {
     ("renaming", "cli/compare.py"): "gives a folder inside its own scratch the name of a stage",
     ("renaming", "data/splits.py"): "names a column of a table",
     ("ending with the parent", "pipeline/kfp_child.py"): "says who its parent is, to `when_parent_ends`",
-    ("ending with the parent", "tuning/study.py"): "records who the supervisor of a worker is",
+    ("ending with the parent", "tuning/worker.py"): "says who its parent is, to `when_parent_ends`",
 }
 """Where another module does so, and why that is no second home."""
 

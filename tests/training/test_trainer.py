@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from ctmr.recipe.training import (
     Train,
     Warmup,
 )
-from ctmr.training import checkpoint
 from ctmr.training.events import CheckpointEvent, DoneEvent, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
 from ctmr.training.trainer import Trainer
 
@@ -209,11 +209,11 @@ def test_a_disk_that_is_full_ends_the_training_and_leaves_the_checkpoint_before(
     trainer = Trainer(*sections, checkpoints=tmp_path)
     list(trainer.run(until_step=3))
 
-    def full(_: Path) -> None:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
-    with pytest.raises(EnvironmentFault, match=r"step-000000006 cannot be written .*No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(EnvironmentFault, match=r"step-000000006 cannot be written.*No space left"):
         list(trainer.run())
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000003"]
 
@@ -222,13 +222,13 @@ def test_what_is_written_is_the_state_when_it_was_due_however_long_the_disk_take
     sections: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained_on = threading.Event()
-    flush = checkpoint._flush
+    flush = os.fsync
 
-    def slow(path: Path) -> None:
+    def slow(descriptor: int) -> None:
         assert trained_on.wait(60)
-        flush(path)
+        flush(descriptor)
 
-    monkeypatch.setattr(checkpoint, "_flush", slow)
+    monkeypatch.setattr("os.fsync", slow)
     trainer, at_three = Trainer(*sections, checkpoints=tmp_path, report_every=1), Trainer(*sections, report_every=1)
     list(at_three.run(until_step=3))
     events = trainer.run(until_step=5)

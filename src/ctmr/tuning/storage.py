@@ -106,6 +106,8 @@ class Database:
         import sqlalchemy
 
         if self._sqlite:
+            if not self._file(name).parent.is_dir():
+                raise DatabaseFault(self._unreachable(NotADirectoryError("its folder is not there")))
             with locked(self._file(name)):
                 yield lambda: None
             return
