@@ -1,6 +1,7 @@
-"""The main job: phantom DICOM in DVC to a synthetic DICOM series through Triton, with a model that hardly learned.
+"""The main job: phantom DICOM in DVC to a synthetic DICOM series through Triton, with a study of three steps a trial.
 
-What a model must learn in the full demo is measured in `tests/drills/test_full_demo.py`.
+The model is trained as the recipe says: the gate lets no model pass that is worse than a baseline that saw no pairs.
+How much better it must be in the demo as a person runs it is measured in `tests/drills/test_full_demo.py`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,7 @@ from tests.doors.demo import PROTOCOL, Demo, run_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-SHORT = (
-    "train.steps=8",
-    "train.sample_every=4",
-    "train.checkpoint_every=4",
-    "tune.steps=3",
-    f"gate.{PROTOCOL}.psnr.min=0",
-    f"gate.{PROTOCOL}.ssim.min=-1",
-    f"gate.{PROTOCOL}.mae.max=5000",
-)
+SHORT = ("tune.steps=3",)
 
 
 @pytest.fixture(scope="module")
