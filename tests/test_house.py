@@ -73,7 +73,6 @@ PRIVATE_IN_TESTS: dict[str, int] = {
     "training/hardware/test_fast_paths.py": 2,
     "training/hardware/test_on_cuda.py": 1,
     "training/hardware/test_speed.py": 3,
-    "training/test_trainer.py": 3,
     "tuning/test_study.py": 1,
     "tuning/test_tune.py": 2,
 }
