@@ -77,6 +77,10 @@ def read(text: str, source: str) -> Any:
         raise InputError(f"{source} has {len(text)} characters; at most {MAXIMUM_CHARACTERS} are read")
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        said = " ".join(f"{error.context or ''} {error.problem or ''}".split())[:300]
+        at = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise InputError(f"{source} is not readable YAML: {said}{at}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not readable YAML: {' '.join(str(error).split())[:300]}") from None
     except (RecursionError, ValueError) as error:
