@@ -19,7 +19,7 @@ import pytest
 
 from ctmr.datasets.dvc import resolve
 from ctmr.errors import EnvironmentFault, GateFailed, InputError
-from ctmr.pipeline import inline, kfp_local, stages
+from ctmr.pipeline import kfp_local, stages
 from ctmr.pipeline.inline import Run
 from ctmr.pipeline.kfp_local import Runner
 from ctmr.pipeline.stage import Result, run_stage
@@ -257,7 +257,7 @@ def test_a_run_that_is_killed_or_interrupted_goes_on_and_a_killed_worker_loses_n
     assert "preprocess reused" in " ".join(said.split())
 
     calm = run_stage(
-        inline.stage("tune"),
+        stages.load("tune"),
         inputs={"preprocessed": folder / "preprocess"},
         recipe=load("default", [*SETTINGS, *LONGER]),
         out=tmp_path / "calm",
