@@ -133,7 +133,7 @@ def train(archive: Path, work: Path, out: Path, minutes: float, measurements: in
     resumed = trainer.resume()
     print(f"{recipe.name}: {f'goes on from step {trainer.step}' if resumed else 'begins'}", flush=True)
     # Both directions: the description may name one.
-    both = replace(description, directions=tuple(Direction))
+    both = description.model_copy(update={"directions": tuple(Direction)})
     scorers = {d: Scorer.make(preprocessed / "shards", recipe, both, d) for d in Direction}
     draws = importlib.util.find_spec("matplotlib") is not None
     with Times(work / "times.json") as times:
