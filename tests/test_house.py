@@ -57,7 +57,6 @@ SAME_CLASS_NAMES: dict[str, str] = {
 PRIVATE_IN_TESTS: dict[str, int] = {
     "data/test_sampling.py": 1,
     "doors/test_compiled_run.py": 1,
-    "drills/test_killed_training.py": 2,
     "evaluation/conftest.py": 1,
     "evaluation/test_direction.py": 2,
     "evaluation/test_evaluate_stage.py": 1,

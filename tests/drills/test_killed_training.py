@@ -34,7 +34,7 @@ def test_a_killed_training_ends_bit_identical_to_one_that_never_stopped(kind: st
     assert sum(moments.values()) == KILLS
     resumed = Trainer(*sections, data(), checkpoints=folder, report_every=6, samples=1)
     assert resumed.resume() and resumed.step == STEPS
-    (one, _), (two, _) = whole._state(), resumed._state()
+    (one, _), (two, _) = whole.state(), resumed.state()
     assert set(one) == set(two) and [n for n in one if not torch.equal(one[n], two[n])] == []
     assert without_seconds(whole) == without_seconds(resumed)
     assert whole.readings and whole.state()[1]["watch"] == resumed.state()[1]["watch"]
