@@ -21,7 +21,7 @@ from ctmr.networks.translator import Translator
 from ctmr.recipe.recipe import Percentile, Window
 from ctmr.serving.export import ExportedFiles, ServedModality, ServedSpec, export_translator
 from ctmr.serving.model_repository import Release
-from ctmr.serving.server import EmbeddedTriton, Endpoint, Ports
+from ctmr.serving.server import PORTS, EmbeddedTriton, Endpoint
 
 SIZE = (24, 32)
 CHANNELS = 2
@@ -134,8 +134,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("the bundled Triton is not installed (pip install --no-deps nvidia-pytriton)")
     root = tmp_path_factory.mktemp("triton")
     triton = EmbeddedTriton(root / "state")
-    endpoint = triton.start(root / "repository", Ports(0, 0, 0))
+    endpoint = triton.start(root / "repository", dict.fromkeys(PORTS, 0))
     yield Server(triton, endpoint, root / "repository")
     # Ending in peace is test_embedded's business; here it would only take time.
-    os.kill(triton.status().pid, signal.SIGKILL)
+    os.kill(triton.status().process.pid, signal.SIGKILL)
     triton.stop()

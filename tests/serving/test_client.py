@@ -220,11 +220,11 @@ def test_a_server_that_is_not_there_is_a_fault_of_the_environment():
 
 def test_the_bundled_server_keeps_to_loopback_and_inherits_nothing(served):
     running = served.triton.status()
-    environment = Path(f"/proc/{running.pid}/environ").read_bytes().split(b"\0")
+    environment = Path(f"/proc/{running.process.pid}/environ").read_bytes().split(b"\0")
     names = {e.split(b"=")[0].decode() for e in environment if e}
     assert names == {"PATH", "LD_LIBRARY_PATH", "HOME", "LC_ALL", "PYTHONDONTWRITEBYTECODE"}
     for table in ("tcp", "tcp6"):
-        rows = [line.split() for line in Path(f"/proc/{running.pid}/net/{table}").read_text().splitlines()[1:]]
-        ports = {running.ports.http, running.ports.grpc, running.ports.metrics}
+        rows = [line.split() for line in Path(f"/proc/{running.process.pid}/net/{table}").read_text().splitlines()[1:]]
+        ports = set(running.ports.values())
         listening = {r[1].split(":")[0] for r in rows if r[3] == "0A" and int(r[1].split(":")[1], 16) in ports}
         assert listening <= {"0100007F", "0000000000000000FFFF00000100007F"}, "127.0.0.1, also as mapped into IPv6"
