@@ -67,7 +67,6 @@ PRIVATE_IN_TESTS: dict[str, int] = {
     "pipeline/test_kfp_local.py": 1,
     "reference/test_ssim_against_scikit_image.py": 3,
     "serving/test_export.py": 2,
-    "serving/test_rollout.py": 1,
     "training/hardware/test_distributed.py": 1,
     "training/hardware/test_fast_paths.py": 2,
     "training/hardware/test_on_cuda.py": 1,
