@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = (
+    "ctmr.evaluation.gate:judge",
     "ctmr.imaging.volume:Volume",
     "ctmr.io:read_image",
     "ctmr.io.dicom.synthetic:write_synthetic_series",
     "ctmr.metrics.measurement:measure_paired",
     "ctmr.metrics.protocol:Protocol",
+    "ctmr.networks.normaliser:Normaliser",
+    "ctmr.networks.translator:Translator",
+    "ctmr.recipe.recipe:Recipe",
 )
 
 
