@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ SHARE_A_RUN = {
 
 # Test files run two at a time, each with PyTorch's threads.
 share_cores()
+
+# A shell that starts the tests in the background has them ignore interrupts, and every program that they start, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Times on a machine that several people share say nothing about the code.
 settings.register_profile("ctmr", deadline=None)
