@@ -233,17 +233,7 @@ def _scores(ax: Axes, trials: Sequence[TrialView], best: int) -> None:
                 label=looks.words,
             )
     won = next(t for t in trials if t.number == best)
-    ax.scatter(
-        [best],
-        [won.score],
-        s=_STAR,
-        marker="*",
-        color=BLUE,
-        edgecolor=PAPER,
-        linewidth=1,
-        zorder=4,
-        label=f"the best, {won.score:.4g}",
-    )
+    _star(ax, best, won, f"the best, {won.score:.4g}")
     failed = [t.number for t in trials if t.state == "failed"]
     if failed:
         ax.scatter(
@@ -290,17 +280,13 @@ def _slice(ax: Axes, shown: Sequence[TrialView], key: str, best: int) -> None:
         ax.scatter([], [], s=34, facecolor=looks.inside, edgecolor=looks.colour, linewidth=1.5, label=looks.words)
     for x, trial in zip(places, shown, strict=True):
         if trial.number == best:
-            ax.scatter(
-                [x],
-                [trial.score],
-                s=_STAR,
-                marker="*",
-                color=BLUE,
-                edgecolor=PAPER,
-                linewidth=1,
-                zorder=4,
-                label=f"trial {best}, the best",
-            )
+            _star(ax, x, trial, f"trial {best}, the best")
+
+
+def _star(ax: Axes, x: float, trial: TrialView, label: str) -> None:
+    """Mark the best trial."""
+    look: dict[str, Any] = {"s": _STAR, "marker": "*", "color": BLUE, "edgecolor": PAPER, "linewidth": 1, "zorder": 4}
+    ax.scatter([x], [trial.score], label=label, **look)
 
 
 def _wrapped(label: str) -> str:

@@ -171,7 +171,7 @@ class Cleaner:
 
     def _identify(self, image: pydicom.Dataset) -> None:
         """Set who and what the image is, and that it was de-identified."""
-        for keyword in profile.TYPE_2:
+        for keyword in profile.IMAGE_TYPE_2:
             if keyword not in image:
                 image.add_new(tag_for_keyword(keyword) or 0, dictionary_VR(keyword), None)
         image.PatientName = image.PatientID = self.key.pseudonym(self.subject)

@@ -6,6 +6,8 @@ from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 
+from ctmr.io.dicom.headers import TYPE_2
+
 
 class Action(StrEnum):
     """Actions of PS3.15 Table E.1-1a that the basic profile leaves to choose from, after the choice."""
@@ -16,21 +18,7 @@ class Action(StrEnum):
     MAP_UID = "U"
 
 
-TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-    "Manufacturer",
-    "SeriesNumber",
-    "AcquisitionNumber",
-)
+IMAGE_TYPE_2 = (*TYPE_2, "Manufacturer", "SeriesNumber", "AcquisitionNumber")
 """Attributes that CT and MR images must have, empty or not (PS3.3 A.3, A.4)."""
 
 ENHANCED_DATES = (
@@ -260,7 +248,7 @@ def action_for(tag: int, keyword: str, *, enhanced: bool, inner: bool = False) -
     choices = table()[tag][0].split("/")
     if "D" in choices and enhanced and keyword in ENHANCED_DATES:
         return Action.DUMMY
-    if "Z" in choices and keyword in TYPE_2 and not inner:
+    if "Z" in choices and keyword in IMAGE_TYPE_2 and not inner:
         return Action.EMPTY
     return Action.MAP_UID if choices == ["U"] else Action.REMOVE
 

@@ -85,8 +85,8 @@ class ImageStep(BaseModel):
         return getattr(self, "reference", None)
 
     def apply(self, volume: Volume) -> Volume:
-        """Return one channel after the step."""
-        raise NotImplementedError
+        """Return one channel after the step; a step that works on all channels at once defines `run` instead."""
+        raise ValueError(f"image step {self.kind} defines neither apply nor run, one of which does its work")
 
     def run(self, volumes: Sequence[Volume], reference: Reference, interpolation: Interpolation) -> StepResult:
         """Run on the channels of one subject, which lie on the same voxels.

@@ -19,6 +19,19 @@ from ctmr.io.signature import START_BYTES, begins_as_dataset, has_prefix
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a table of contents, not an image."""
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+"""Attributes of patient, study and frame of reference that every image has, empty or not (PS3.3 C.7.1 to C.7.4)."""
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality")
 

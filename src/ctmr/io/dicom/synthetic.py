@@ -16,7 +16,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Direction, Volume
 from ctmr.io.dicom.frames import frames_of, is_enhanced
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
-from ctmr.io.dicom.headers import read_header
+from ctmr.io.dicom.headers import TYPE_2, read_header
 from ctmr.io.dicom.writing import (
     MANUFACTURER,
     MrParameters,
@@ -60,19 +60,7 @@ _PATIENT_AND_STUDY = (
     "LossyImageCompressionMethod",
 )
 """Taken over: what must be one in a study (or a PACS splits the patient), the frame of reference, and past losses."""
-_TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-    "PatientPosition",
-)
+_KEPT_EMPTY = (*TYPE_2, "PatientPosition")
 
 
 @dataclass(frozen=True)
@@ -240,7 +228,7 @@ def _take_over(series: pydicom.Dataset, source: pydicom.Dataset) -> None:
             # Text goes through str, so that names in another character set are encoded anew as UTF-8.
             multiple = isinstance(value, pydicom.multival.MultiValue)
             setattr(series, keyword, list(value) if multiple else "" if value is None else str(value))
-        elif keyword in _TYPE_2:
+        elif keyword in _KEPT_EMPTY:
             setattr(series, keyword, "")
     if "BodyPartExamined" not in series and "Laterality" not in series:
         # Type 2C: without a body part nobody knows whether it is a paired one.
