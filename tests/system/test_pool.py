@@ -107,3 +107,8 @@ def test_calls_in_the_background_are_made_in_order_while_this_thread_goes_on_and
         background.wait()
     background.call(int, "3")
     assert background.wait() == [3] and background.finished() == []
+    background.call(int, "no number")
+    background.call(time.sleep, 0.2)
+    background.call(seen.append, 2)
+    background.settle()
+    assert seen == [1, 2]

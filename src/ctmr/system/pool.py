@@ -100,6 +100,12 @@ class Background:
             done.append(self._calls.popleft().result())
         return done
 
+    def settle(self) -> None:
+        """Return once all calls have ended, whatever came of them: for when something else went wrong already."""
+        from concurrent.futures import wait
+
+        wait(self._calls)
+
 
 _work: Callable[[Any], Any] | None = None
 

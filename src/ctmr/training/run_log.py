@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ctmr.recipe.training import Term
 from ctmr.system.pool import Background
@@ -34,6 +34,8 @@ class RunStore(Protocol):
 
 class RunLog:
     """Metrics of one MLflow run, sent by another thread, each once a step however often training was killed.
+
+    As a context it ends when everything is sent.
 
     Parameters
     ----------
@@ -65,9 +67,15 @@ class RunLog:
         """Tag the run with an alarm that sounds."""
         self._calls.call(self._tracking.tag, self._run_id, {f"alarm.{event.reading.name}": event.message})
 
-    def finish(self) -> None:
-        """Return when everything is sent."""
-        self._calls.wait()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Return when everything is sent; a training that ended by an error ends by that one."""
+        if kind is None:
+            self._calls.wait()
+        else:
+            self._calls.settle()
 
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         self._calls.finished()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -18,6 +20,7 @@ from ctmr.recipe.loading import override, render
 from ctmr.recipe.recipe import Recipe
 from ctmr.recipe.training import Term
 from ctmr.system.home import Home
+from ctmr.tracking.mlflow import Tracking
 from ctmr.training.cyclegan import networks
 
 pytestmark = pytest.mark.slow
@@ -115,6 +118,13 @@ def test_an_alarm_is_told_tagged_and_ends_the_stage_where_the_recipe_says_so(
     tiny: Recipe, preprocessed: Path, tmp_path: Path, ready: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(networks, "build_generator", lambda *args, **kwargs: Scale())
+    tag = Tracking.tag
+
+    def slowly(tracking: Tracking, run_id: str, tags: Mapping[str, str]) -> None:
+        time.sleep(0.5)  # So that the stage has every chance to end first.
+        tag(tracking, run_id, tags)
+
+    monkeypatch.setattr(Tracking, "tag", slowly)
     alarms = {"stop": ["identity_shortcut"], "patience": 2, "after": 0.0}
     settings = [("train.steps", 8), ("train.threads", 1), ("train.sample_every", 2), ("train.alarms", alarms)]
     recipe = override(tiny, settings)

@@ -53,7 +53,8 @@ def run(context: Context) -> dict[str, Any]:
         run_id = open_run(context, tracking, recipe)
         if trainer.resume():
             context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
-        _train(context, recipe, trainer, samples, RunLog(tracking, run_id, trainer.reports, trainer.readings))
+        with RunLog(tracking, run_id, trainer.reports, trainer.readings) as log:
+            _train(context, recipe, trainer, samples, log)
     model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
     differences = export(context, description, {recipe.direction: trainer.generator(recipe.direction)})
     write_tables(context.out, trainer.reports, trainer.readings)
@@ -155,7 +156,6 @@ def _train(context: Context, recipe: Recipe, trainer: Trainer, samples: Samples,
             context.report(event.message)
         elif isinstance(event, events.NoticeEvent):
             context.report(event.message)
-    log.finish()
 
 
 def open_run(context: Context, tracking: Tracking, recipe: Recipe) -> str:
