@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -37,6 +38,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Times on a machine that several people share say nothing about the code.
 settings.register_profile("ctmr", deadline=None)
 settings.load_profile("ctmr")
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """Take back what the command line does to this process."""
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line: one sentence and an exit code for every mistake, nothing heavy before it is needed."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -164,3 +165,11 @@ def test_help_answers_at_once():
     assert all(name in done.stdout for name in STAGE_NAMES)
     # Half a second is the promise; twice that leaves room for a machine that is busy.
     assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(("words", "mode"), [(["status"], 0o600), (["recipe", "list"], 0o644)])
+def test_what_holds_images_is_for_its_owner_alone(ctmr, tmp_path, words, mode):
+    os.umask(0o022)
+    assert ctmr(*words)[0] == 0
+    (tmp_path / "written").touch()
+    assert (tmp_path / "written").stat().st_mode & 0o777 == mode

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from ctmr.cli import services
-from ctmr.cli.services import mlflow_ui, pipelines, pipelines_address
+from ctmr.cli.services import mlflow_ui, pipelines, pipelines_address, pipelines_token
 from ctmr.errors import EnvironmentFault
 from ctmr.system.daemon import HTTP
 
@@ -41,7 +41,9 @@ def test_the_pipeline_endpoint_is_a_service(home, port):
     try:
         assert service.start().port == port
         assert pipelines_address() == f"http://127.0.0.1:{port}"
-        with urllib.request.urlopen(f"{pipelines_address()}/apis/v2beta1/healthz", timeout=10) as answer:
+        bearer = {"Authorization": f"Bearer {pipelines_token(pipelines_address())}"}
+        request = urllib.request.Request(f"{pipelines_address()}/apis/v2beta1/healthz", headers=bearer)
+        with urllib.request.urlopen(request, timeout=10) as answer:
             assert json.load(answer)["pipeline_store"] == "ctmr local runner"
         assert (home.root / "pipelines" / "records.db").exists()
         second = subprocess.run(

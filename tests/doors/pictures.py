@@ -16,8 +16,7 @@ from ctmr.pipeline import stages
 from ctmr.pipeline.inline import Run, run_pipeline
 from ctmr.recipe.loading import load
 from ctmr.recipe.recipe import Recipe
-from ctmr.serving.client import TritonClient
-from ctmr.serving.server import EmbeddedTriton
+from ctmr.serving.server import connect
 from ctmr.system.home import Home
 from ctmr.tracking.mlflow import Tracking
 
@@ -40,6 +39,9 @@ SETTINGS = [
     "validation.near_duplicate_bits=0",
     "evaluate.kid_subsets=2",
     "evaluate.bootstrap=50",
+    "evaluate.other_direction=0",
+    "evaluate.robustness.cases=0",
+    "evaluate.lesions.cases=1",
     "gate.cycle_slice.ssim.min=-1",
     "gate.structure.nmi.min=-1",
     "gate.unpaired_distribution.kid.max=100",
@@ -85,7 +87,7 @@ class World:
 
     def live(self) -> str | None:
         """The version that answers."""
-        with TritonClient(EmbeddedTriton(self.home.triton).start(self.home.model_repository).grpc) as client:
+        with connect(self.home, None) as client:
             return client.live_version(f"{MODEL}_ct2mr")
 
     def versions(self) -> list[str]:

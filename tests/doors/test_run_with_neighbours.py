@@ -16,8 +16,7 @@ from ctmr.phantom import make_head
 from ctmr.phantom.cohort import affine_of
 from ctmr.pipeline.inline import run_pipeline
 from ctmr.recipe.loading import load
-from ctmr.serving.client import TritonClient
-from ctmr.serving.server import EmbeddedTriton
+from ctmr.serving.server import EmbeddedTriton, connect
 from ctmr.system.home import Home, quiet_libraries
 
 pytestmark = pytest.mark.slow
@@ -64,7 +63,7 @@ def test_a_stack_goes_from_the_data_to_the_server_and_back(tmp_path: Path, home:
         assert run.results["deploy"].summary["golden_difference"] <= 1.0
         sheets = sorted((folder / "train" / "provenance" / "samples").glob("*.png"))
         assert len(sheets) == 2 and Image.open(sheets[0]).size == Image.open(sheets[1]).size
-        with TritonClient(EmbeddedTriton(home.triton).start(home.model_repository).grpc) as client:
+        with connect(home, None) as client:
             spec, version = client.spec("tiny-heads_mr2ct")
             assert (spec.neighbours, spec.channels, version) == (chosen, 1, "1")
             # A client sends a volume as ever.

@@ -74,6 +74,9 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+TOKEN = "the owner's token"
+
+
 @dataclass
 class Answer:
     """Status and JSON of an answer."""
@@ -97,6 +100,7 @@ class LocalRunner:
     folder: Path
     queue: Any
     records: Any
+    token: str = TOKEN
 
     @property
     def url(self) -> str:
@@ -108,7 +112,7 @@ class LocalRunner:
     ) -> Answer:
         """Send one request and return the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        sent = {"Content-Type": "application/json", **(headers or {})}
+        sent = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}", **(headers or {})}
         with contextlib.closing(connection):
             body = raw or (json.dumps(tree).encode() if tree is not None else None)
             connection.request(method, path if path.startswith("/") else f"/apis/v2beta1/{path}", body, sent)
@@ -119,7 +123,7 @@ class LocalRunner:
         """kfp's own client."""
         import kfp
 
-        return kfp.Client(host=self.url)
+        return kfp.Client(host=self.url, existing_token=TOKEN)
 
     def submit(self, script: str, **more: Any) -> dict[str, Any]:
         """Submit a script as a run and return its record."""
@@ -165,7 +169,7 @@ def serve_here(folder: Path, trusted: Path | None = None, at_once: int = 1) -> I
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = application(Api(records, queue, trusted), queue, port)
+        app = application(Api(records, queue, trusted), queue, port, TOKEN)
         server = uvicorn.Server(configuration(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

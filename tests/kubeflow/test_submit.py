@@ -61,7 +61,7 @@ def test_a_run_is_watched_with_a_line_for_each_change(local_runner, compiled, ca
     ]
     lines = "\n".join(json.dumps(e) for e in events)
     script = f"cat > events.jsonl <<'E'\n{lines}\nE\nsleep 0.4; {WELL}"
-    submit(local_runner.url, "brains", compiled, [f"script={script}"], run_name="mine")
+    submit(local_runner.url, "brains", compiled, [f"script={script}"], run_name="mine", token=local_runner.token)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("run ")
     assert f"(mine) submitted to {local_runner.url}" in said[0]
@@ -83,7 +83,7 @@ def test_values_are_read_as_kfp_reads_them(text, value):
 
 
 def test_the_runs_name_is_the_experiments_unless_it_has_one(local_runner, compiled):
-    submit(local_runner.url, "brains", compiled, [f"script={WELL}"], watch=False)
+    submit(local_runner.url, "brains", compiled, [f"script={WELL}"], watch=False, token=local_runner.token)
     assert local_runner.client().list_runs().runs[0].display_name == "brains"
 
 
@@ -96,7 +96,7 @@ def test_the_runs_name_is_the_experiments_unless_it_has_one(local_runner, compil
 )
 def test_a_failed_run_raises_the_error_of_its_exit_code(local_runner, compiled, script, error, said):
     with pytest.raises(error, match=f"^{said}$"):
-        submit(local_runner.url, "e", compiled, [f"script={script}"])
+        submit(local_runner.url, "e", compiled, [f"script={script}"], token=local_runner.token)
 
 
 def test_a_run_of_a_cluster_that_failed_without_a_sentence_takes_its_tasks(monkeypatch):
@@ -118,19 +118,19 @@ def test_a_cancelled_run_is_an_error(local_runner, compiled):
             local_runner.call("POST", f"runs/{key}:terminate")
 
     with pytest.raises(CtmrError, match="was canceled"):
-        submit(local_runner.url, "e", compiled, ["script=sleep 60"], say=cancel)
+        submit(local_runner.url, "e", compiled, ["script=sleep 60"], say=cancel, token=local_runner.token)
 
 
 def test_waiting_has_a_limit_and_leaves_the_run_alone(local_runner, compiled):
     with pytest.raises(CtmrError, match=r"still RUNNING after 0.3 s"):
-        submit(local_runner.url, "e", compiled, ["script=sleep 60"], watch=False, timeout=0.3)
+        submit(local_runner.url, "e", compiled, ["script=sleep 60"], watch=False, timeout=0.3, token=local_runner.token)
     key = local_runner.call("GET", "runs").tree["runs"][0]["run_id"]
     assert local_runner.run(key)["state"] == "RUNNING"
 
 
 def test_what_the_server_refuses_is_an_input_error_with_its_sentence(local_runner, compiled):
     with pytest.raises(InputError, match=r"^the parameters do not fit the pipeline: script is 3 \(a number\)") as found:
-        submit(local_runner.url, "e", compiled, ["script=3"])
+        submit(local_runner.url, "e", compiled, ["script=3"], token=local_runner.token)
     assert found.value.exit_code == 2
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_compiled_pipeline_is_an_input_error(local_runner, tmp
     path = tmp_path / "broken.yaml"
     path.write_text(content)
     with pytest.raises(InputError, match=r"broken\.yaml is not a compiled pipeline"):
-        submit(local_runner.url, "e", path, [])
+        submit(local_runner.url, "e", path, [], token=local_runner.token)
 
 
 def test_a_missing_file_and_an_impossible_address_are_input_errors(compiled, tmp_path):
@@ -172,6 +172,7 @@ def test_a_server_that_does_not_answer_is_a_fault_of_the_environment(compiled):
         (200, "<html>", "status 200: it has no Kubeflow Pipelines API"),
         (500, "", "status 500"),
         (403, '{"message": "not you"}', "status 403: not you"),
+        (401, '{"message": "who are you"}', "status 401: who are you"),
     ],
 )
 def test_another_server_is_a_fault_of_the_environment(compiled, status, body, said):
@@ -190,5 +191,5 @@ def test_a_server_that_vanishes_while_a_run_is_watched_is_a_fault_after_some_pat
             context.__exit__(None, None, None)
 
     with pytest.raises(EnvironmentFault, match="no pipeline server answers"):
-        submit(runner.url, "e", compiled, ["script=sleep 60"], say=vanish)
+        submit(runner.url, "e", compiled, ["script=sleep 60"], say=vanish, token=runner.token)
     assert gone

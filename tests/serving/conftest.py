@@ -19,6 +19,7 @@ from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.networks.normaliser import Normaliser
 from ctmr.networks.translator import Translator
 from ctmr.recipe.recipe import Percentile, Window
+from ctmr.serving.client import TritonClient
 from ctmr.serving.export import ExportedFiles, ServedModality, ServedSpec, export_translator
 from ctmr.serving.model_repository import Release
 from ctmr.serving.server import PORTS, EmbeddedTriton, Endpoint
@@ -126,6 +127,10 @@ class Server:
     triton: EmbeddedTriton
     endpoint: Endpoint
     repository: Path
+
+    def client(self) -> TritonClient:
+        """Return a client that may load and unload."""
+        return self.triton.client(self.repository)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def served(server, exported):
     """Versions 1 and 2 of the model, both loaded."""
     for number, model in enumerate(exported, start=1):
         repo.write_version(server.repository, model.release(MODEL, number))
-    with TritonClient(server.endpoint.grpc) as client:
+    with server.client() as client:
         for part in (Part.RANGE, Part.GENERATOR, Part.VOLUME):
             repo.set_versions(server.repository, MODEL, part, {"1", "2"})
             client.load(f"{MODEL}{part}")
@@ -39,7 +39,7 @@ def served(server, exported):
 
 @pytest.fixture
 def client(served):
-    with TritonClient(served.endpoint.grpc) as client:
+    with served.client() as client:
         yield client
 
 
@@ -72,7 +72,7 @@ def test_a_proxy_of_the_environment_gets_no_image(served, monkeypatch, variable)
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    with TritonClient(served.endpoint.grpc) as client:
+    with served.client() as client:
         assert client.index()
 
 
@@ -193,7 +193,7 @@ def test_a_full_queue_is_waited_for_and_nothing_is_lost(served, array):
     volume = array[:, :10]
 
     def ask(_):
-        with TritonClient(served.endpoint.grpc) as client:
+        with served.client() as client:
             return client.translate_array(MODEL, volume, "2", deadline_s=60)
 
     with ThreadPoolExecutor(40) as pool:
@@ -222,7 +222,7 @@ def test_the_bundled_server_keeps_to_loopback_and_inherits_nothing(served):
     running = served.triton.status()
     environment = Path(f"/proc/{running.process.pid}/environ").read_bytes().split(b"\0")
     names = {e.split(b"=")[0].decode() for e in environment if e}
-    assert names == {"PATH", "LD_LIBRARY_PATH", "HOME", "LC_ALL", "PYTHONDONTWRITEBYTECODE"}
+    assert names == {"PATH", "LD_LIBRARY_PATH", "HOME", "LC_ALL", "PYTHONDONTWRITEBYTECODE", "HIDDEN_ARGUMENT"}
     for table in ("tcp", "tcp6"):
         rows = [line.split() for line in Path(f"/proc/{running.process.pid}/net/{table}").read_text().splitlines()[1:]]
         ports = set(running.ports.values())

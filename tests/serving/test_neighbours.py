@@ -19,7 +19,6 @@ from ctmr.networks.translator import Translator
 from ctmr.recipe.recipe import Percentile, Window
 from ctmr.serving import model_repository as repo
 from ctmr.serving import rollout
-from ctmr.serving.client import TritonClient
 from ctmr.serving.export import ServedSpec, export_translator
 from ctmr.serving.model_repository import Release
 from ctmr.tracking.names import Part
@@ -95,7 +94,7 @@ def test_the_server_gives_the_same_whatever_it_cuts(released, server, array: np.
     model, release = released
     wanted = np.clip(np.rint(by_hand(model, array)), -32768, 32767)
     answers = []
-    with TritonClient(server.endpoint.grpc) as client:
+    with server.client() as client:
         for chunk in (1, 3, 64):
             spec = release.spec.model_copy(update={"chunk": chunk})
             changed = dataclasses.replace(release, model=f"{release.model}c{chunk}", spec=spec)

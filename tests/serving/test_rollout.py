@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def client(server):
-    with TritonClient(server.endpoint.grpc) as client:
+    with server.client() as client:
         yield client
 
 
@@ -106,7 +106,7 @@ class Load:
 @pytest.fixture(scope="module")
 def live(server, exported):
     """A model whose version 2 is live; a failed rollout leaves it so."""
-    with TritonClient(server.endpoint.grpc) as client:
+    with server.client() as client:
         report = deploy(client, server.repository, exported[0].release("live_mr2ct", 2), lambda *_: None)
     assert not report.reason and (report.previous, report.live) == (None, "2")
     return "live_mr2ct"
@@ -232,7 +232,7 @@ def test_a_client_that_prepared_for_a_retired_version_follows_to_its_successor(s
     errors, versions, stop = [], [], threading.Event()
 
     def ask():
-        with TritonClient(server.endpoint.grpc) as own:
+        with server.client() as own:
             while not stop.is_set():
                 try:
                     versions.append(own.translate_volume(name, head).version)

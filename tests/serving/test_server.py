@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
+import itertools
+import json
 import os
 import signal
 import socket
@@ -13,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from ctmr.errors import EnvironmentFault
 from ctmr.serving import model_repository as repo
@@ -67,16 +72,75 @@ def test_it_serves_what_the_repository_holds_and_comes_back_after_a_crash(triton
 def test_it_outlives_the_process_that_started_it(triton, tmp_path):
     script = (
         "import sys; from pathlib import Path; from ctmr.serving.server import EmbeddedTriton;"
-        "EmbeddedTriton(Path(sys.argv[1])).start(Path(sys.argv[2]), dict(http=0, grpc=0, metrics=0))"
+        "EmbeddedTriton(Path(sys.argv[1])).start(Path(sys.argv[2]), dict(grpc=0, metrics=0))"
     )
     secret = {**os.environ, "AWS_SECRET_ACCESS_KEY": "hush"}
     command = [sys.executable, "-c", script, str(tmp_path / "state"), str(tmp_path / "models")]
     subprocess.run(command, check=True, env=secret, timeout=60)
     running = triton.status()
     assert running is not None and answers(running)
-    assert b"hush" not in Path(f"/proc/{running.process.pid}/environ").read_bytes()
+    process = Path(f"/proc/{running.process.pid}")
+    assert b"hush" not in (process / "environ").read_bytes()
+    key = triton.state_dir / "control.key"
+    assert key.stat().st_mode & 0o077 == 0 and (process / "environ").stat().st_mode & 0o077 == 0
+    assert key.read_bytes() not in (process / "cmdline").read_bytes(), (
+        "everybody may read what a process was started with"
+    )
     with pytest.raises(EnvironmentFault, match=r"already serves .*models, not .*others; stop it first"):
         triton.start(tmp_path / "others", ANY)
+
+
+EVIL = """
+import pathlib
+class TritonPythonModel:
+    def initialize(self, args):
+        pathlib.Path({witness!r}).touch()
+"""
+
+
+@needs_wheel
+def test_nobody_without_the_key_loads_code_shares_memory_or_traces(triton, tmp_path):
+    endpoint = triton.start(tmp_path / "models", ANY)
+    witness = tmp_path / "witness"
+    config = json.dumps({"backend": "python", "input": [], "output": []})
+    files = {"file:1/model.py": EVIL.format(witness=str(witness)).encode()}
+    asked = {
+        "load": lambda c, h: c.load_model("evil", headers=h, config=config, files=files),
+        "unload": lambda c, h: c.unload_model("evil", headers=h),
+        "index": lambda c, h: c.get_model_repository_index(headers=h),
+        "share": lambda c, h: c.register_system_shared_memory("r", "/ctmr_x", 8, headers=h),
+        "shared": lambda c, h: c.get_system_shared_memory_status(headers=h),
+        "trace": lambda c, h: c.update_trace_settings(settings={"trace_file": str(witness)}, headers=h),
+        "log": lambda c, h: c.update_log_settings({"log_file": str(witness)}, headers=h),
+    }
+    guesses = [{}, {"triton-grpc-protocol-ctmr-control": "guess"}, {"triton-grpc-protocol-ctmr-control": ""}]
+    with grpcclient.InferenceServerClient(endpoint.grpc) as stranger:
+        for (name, call), headers in itertools.product(asked.items(), guesses):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call(stranger, headers)
+            assert not witness.exists(), name
+        assert stranger.is_server_ready()
+    with TritonClient(endpoint.grpc) as client, pytest.raises(EnvironmentFault, match="set CTMR_TRITON_CONTROL_KEY"):
+        client.index()
+    with triton.client(tmp_path / "models") as client:
+        assert client.index() == ()
+
+
+@needs_wheel
+def test_no_web_page_reaches_the_server(triton, tmp_path):
+    """A page sends HTTP/1.1; the only port that answers it knows metrics and nothing else."""
+    endpoint = triton.start(tmp_path / "models", ANY)
+    body = b"{}"
+    for port in triton.status().ports.values():
+        for path in ("/v2/repository/models/evil/load", "/v2/health/ready"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("POST", path, body, {"Origin": "http://evil.example", "Content-Type": "text/plain"})
+            try:
+                assert connection.getresponse().status in (404, 405)
+            except (http.client.HTTPException, OSError):
+                assert port == triton.status().ports["grpc"]
+            connection.close()
+    assert endpoint.metrics.endswith("/metrics")
 
 
 @needs_wheel
@@ -87,7 +151,7 @@ def test_busy_ports_are_replaced_by_free_ones_and_recorded(triton, tmp_path):
         taken = busy.getsockname()[1]
         endpoint = triton.start(tmp_path / "models", dict.fromkeys(PORTS, taken))
         recorded = triton.status().ports
-        assert taken not in recorded.values() and len(set(recorded.values())) == 3
+        assert taken not in recorded.values() and len(set(recorded.values())) == 2
         assert endpoint.grpc == f"127.0.0.1:{recorded['grpc']}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -77,12 +78,18 @@ app = build()
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What Typer raises for every mistyped command line; it has no public name."""
 _INTERRUPTED = 130
+_OWNER_ALONE = 0o077
+"""Runs, models and synthetic series hold images of patients: what is written is for the user who asked for it."""
+_SHARED = (["dataset"], ["pipeline"], ["recipe"])
+"""What these groups of commands write goes to a team, by its own rights: a remote, a compiled pipeline."""
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on standard error, with its exit code."""
     as_json = "--json" in sys.argv
     share_cores()
+    if sys.argv[1:2] not in _SHARED:
+        os.umask(_OWNER_ALONE)
     try:
         code = app(standalone_mode=False)
     except _UsageError as mistake:

@@ -79,16 +79,18 @@ def submit(
     endpoint: Annotated[str, typer.Option(help="Kubeflow's address; default: the local runner of `ctmr up`.")] = "",
 ) -> None:
     """Submit a run as `kfp run submit` does, but end with its exit code: 1 when the run failed."""
-    from ctmr.cli.services import pipelines_address
+    from ctmr.cli.services import pipelines_address, pipelines_token
     from ctmr.kubeflow.submit import submit as send
     from ctmr.pipeline.kfp_local import shipped_pipeline
 
+    address = endpoint or pipelines_address()
     send(
-        endpoint or pipelines_address(),
+        address,
         experiment,
         package or shipped_pipeline(),
         arguments or [],
         run_name=run_name,
         watch=watch,
         timeout=timeout,
+        token=pipelines_token(address),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from ctmr.errors import EnvironmentFault
-from ctmr.kubeflow.local_api import PIPELINES_PORT
+from ctmr.kubeflow.local_api import PIPELINES_PORT, TOKEN_VARIABLE
 from ctmr.system import environment
 from ctmr.system.daemon import HTTP, LOOPBACK, PORT, Daemon, python_server
 from ctmr.system.home import Home
@@ -30,7 +32,7 @@ def status(home: Home) -> list[ServiceRow]:
     triton = ""
     if running := EmbeddedTriton(home.triton).status():
         where = Endpoint.of(running)
-        triton = f"gRPC {where.grpc}, HTTP {where.http}, metrics {where.metrics}"
+        triton = f"gRPC {where.grpc}, metrics {where.metrics}"
     return [
         {"name": "triton", "state": "running" if triton else "down", "address": triton},
         _row("mlflow", mlflow_ui(home), home.tracking_uri),
@@ -95,3 +97,13 @@ def pipelines_address() -> str:
     if running is None:
         raise EnvironmentFault("the local pipeline endpoint is down; start it with `ctmr up`, or name another address")
     return f"http://{LOOPBACK}:{running.port}"
+
+
+def pipelines_token(address: str) -> str:
+    """Return what the server at an address wants to hear: the current home's token when it is its own endpoint."""
+    from ctmr.kubeflow.local_api.server import token_of
+
+    home = Home.current()
+    running = pipelines(home).answering()
+    own = running is not None and address.rstrip("/") in {f"http://{n}:{running.port}" for n in (LOOPBACK, "localhost")}
+    return os.environ.get(TOKEN_VARIABLE) or (token_of(home) if own else "")

@@ -63,7 +63,7 @@ class DataRepository:
             Address of an S3 store other than Amazon's.
         """
         check_address(remote, endpoint)
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)  # It holds images; who shares it says so by chmod.
         git(root, "init", "--quiet", "--initial-branch=main", environment=author)
         dvc(root, "init", "--quiet")
         from dvc.config import Config

@@ -42,6 +42,7 @@ def submit(
     watch: bool = True,
     timeout: float = 0,
     say: Say = _print,
+    token: str = "",
 ) -> None:
     """Do what ``kfp run submit`` does, and fail when the run fails, which that command does not.
 
@@ -63,6 +64,8 @@ def submit(
         Seconds to wait at most, and then to wait although `watch` is off; 0 is without limit.
     say
         Takes a line for every change of the run and of its tasks.
+    token
+        Bearer token that every call carries; empty leaves it to kfp's client how to log in.
 
     Raises
     ------
@@ -80,9 +83,9 @@ def submit(
     if not Path(package_file).is_file():
         raise InputError(f"there is no compiled pipeline {package_file}")
     with _told(endpoint):
-        _probe(endpoint)
+        _probe(endpoint, token)
         with _quiet():
-            client = _client(endpoint)
+            client = _client(endpoint, token)
             experiment_id = _experiment(client, experiment)
             with _readable(package_file):
                 run = client.run_pipeline(
@@ -114,23 +117,25 @@ def parameters_of(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _probe(endpoint: str) -> None:
+def _probe(endpoint: str, token: str) -> None:
     """Ask whether a pipeline server is there: kfp's own client would try for half a minute and print tracebacks."""
     import urllib3
 
-    answer = urllib3.request("GET", f"{endpoint.rstrip('/')}/apis/v2beta1/healthz", retries=False, timeout=10.0)
+    address = f"{endpoint.rstrip('/')}/apis/v2beta1/healthz"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = urllib3.request("GET", address, headers=headers, retries=False, timeout=10.0)
     tree, sentence = _tree(answer.data), _sentence(answer.data)
     # A proxy in front may ask for a login, which kfp's client knows how to give.
-    login = answer.status in (302, 303, 307, 401) or (answer.status == 403 and not sentence)
+    login = answer.status in (302, 303, 307) or (answer.status in (401, 403) and not sentence)
     if not login and (answer.status != 200 or tree is None):
         why = sentence or "it has no Kubeflow Pipelines API"
         raise EnvironmentFault(f"the server at {endpoint} answers with status {answer.status}: {why}")
 
 
-def _client(endpoint: str) -> Any:
+def _client(endpoint: str, token: str) -> Any:
     import kfp
 
-    return kfp.Client(host=endpoint)
+    return kfp.Client(host=endpoint, existing_token=token or None)
 
 
 def _experiment(client: Any, name: str) -> str:

@@ -18,6 +18,7 @@ from ctmr.imaging.inference_path import finish, prepare
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Volume
 from ctmr.serving.export import ServedSpec
+from ctmr.system.environment import TRITON_CONTROL_KEY
 from ctmr.tracking.names import Part
 
 DEADLINE_S = 600.0
@@ -31,7 +32,13 @@ RETRY_PAUSE_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 VERSION_CHANGES = 5
 """Times a call follows the server to a newer version when the one that it prepared for is retired meanwhile."""
 
+CONTROL_HEADER = "ctmr-control"
+"""Key name of Triton's restricted protocols; the header is ``triton-grpc-protocol-<key name>``."""
+# gRPC honours http_proxy even for loopback; images of patients go to the server that was named, or nowhere.
+NO_PROXY: list[tuple[str, int]] = [("grpc.enable_http_proxy", 0)]
+
 _QUEUE_FULL = "Exceeds maximum queue size"
+_RESTRICTED = "protocol is restricted"
 _NOISE = re.compile(r"\[request id: [^\]]*\]\s*|^in ensemble '[^']*',\s*")
 _PATH = re.compile(r"(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
@@ -70,6 +77,8 @@ class TritonClient:
     ----------
     url
         gRPC address, ``host:port``.
+    control_key
+        What the server wants to hear before it loads, unloads or lists models; translating needs none.
 
     Examples
     --------
@@ -83,15 +92,15 @@ class TritonClient:
     True
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, control_key: str = "") -> None:
         import tritonclient.grpc as triton
 
         self.url = url
-        options: list[tuple[str, int]] = [
+        self._headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": control_key} if control_key else {}
+        options = [
             ("grpc.max_send_message_length", MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
-            # gRPC honours http_proxy even for loopback; images of patients go to the server that was named, or nowhere.
-            ("grpc.enable_http_proxy", 0),
+            *NO_PROXY,
         ]
         self._triton = triton
         self._client = triton.InferenceServerClient(url, channel_args=options)
@@ -210,20 +219,22 @@ class TritonClient:
 
     def _load(self, name: str) -> None:
         self._control(
-            f"{name} could not be loaded", lambda: self._client.load_model(name, client_timeout=CONTROL_DEADLINE_S)
+            f"{name} could not be loaded",
+            lambda: self._client.load_model(name, headers=self._headers, client_timeout=CONTROL_DEADLINE_S),
         )
 
     def unload(self, triton_model: str) -> None:
         """Unload a Triton model; requests that it already has are answered first."""
         self._control(
             f"{triton_model} could not be unloaded",
-            lambda: self._client.unload_model(triton_model, client_timeout=CONTROL_DEADLINE_S),
+            lambda: self._client.unload_model(triton_model, headers=self._headers, client_timeout=CONTROL_DEADLINE_S),
         )
 
     def index(self) -> tuple[ModelState, ...]:
         """Return the server's repository index."""
         found = self._control(
-            "the models could not be listed", lambda: self._client.get_model_repository_index(client_timeout=30.0)
+            "the models could not be listed",
+            lambda: self._client.get_model_repository_index(headers=self._headers, client_timeout=30.0),
         )
         return tuple(ModelState(m.name, m.version, m.state, m.reason) for m in found.models)
 
@@ -273,6 +284,10 @@ class TritonClient:
                 raise InputError(f"{place}: {message}") from None
             if status == "UNAVAILABLE" and _QUEUE_FULL in message:
                 raise QueueFull(f"{place}: the server's queue stayed full; try again later or add replicas") from None
+            if status == "UNAVAILABLE" and _RESTRICTED in message:
+                raise EnvironmentFault(
+                    f"{place}: the server keeps this to those who know its key; set {TRITON_CONTROL_KEY} to it"
+                ) from None
             if status == "NOT_FOUND" or "is not ready" in message or "not at ready state" in message:
                 raise NotServed(f"{place}: {message}; deploy it, or start Triton with `ctmr up`") from None
             if status == "DEADLINE_EXCEEDED":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -16,31 +14,37 @@ from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
+from ctmr.serving.client import CONTROL_HEADER, NO_PROXY, TritonClient
 from ctmr.serving.model_repository import models
 from ctmr.system.daemon import LOOPBACK, Daemon, Launch, Ports, Running
+from ctmr.system.environment import TRITON_CONTROL_KEY
+from ctmr.system.files import owners_secret
+from ctmr.system.home import Home
 from ctmr.system.processes import Process, end, running_programs
 
 START_TIMEOUT_S = 120.0
 EXIT_TIMEOUT_S = 10
 """How long the server lets requests end that it has begun."""
 WHEEL = "nvidia-pytriton==0.7.0"
-PORTS: Ports = {"http": 8000, "grpc": 8001, "metrics": 8002}
+PORTS: Ports = {"grpc": 8001, "metrics": 8002}
+RESTRICTED = "model-repository,shared-memory,trace,logging"
+"""Protocols of Triton that need the key: the first runs code that a caller sends, the others write and read files."""
 _REPOSITORY = "repository"
+_ANSWER_S = 2.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Addresses where a server answers."""
+    """Addresses where a server answers; gRPC's is host:port, as clients of gRPC want it."""
 
     grpc: str
-    http: str
     metrics: str
 
     @classmethod
     def of(cls, running: Running) -> Endpoint:
-        """Return the addresses of a server on loopback; gRPC's is host:port, as clients of gRPC want it."""
-        http, grpc, metrics = (f"{LOOPBACK}:{running.ports[name]}" for name in PORTS)
-        return cls(grpc=grpc, http=f"http://{http}", metrics=f"http://{metrics}/metrics")
+        """Return the addresses of a server on loopback."""
+        grpc, metrics = (f"{LOOPBACK}:{running.ports[name]}" for name in PORTS)
+        return cls(grpc=grpc, metrics=f"http://{metrics}/metrics")
 
 
 class EmbeddedTriton:
@@ -49,7 +53,7 @@ class EmbeddedTriton:
     Parameters
     ----------
     state_dir
-        Holds ``triton.json``, ``triton.log`` and the assembled backends.
+        Holds ``triton.json``, ``triton.log``, ``control.key`` and the assembled backends.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -108,6 +112,17 @@ class EmbeddedTriton:
             timeout_s,
         )
 
+    def client(self, repository: Path) -> TritonClient:
+        """Return a client of this server that may control it; the server is started if need be."""
+        return TritonClient(self.start(repository).grpc, control_key=self.control_key())
+
+    def control_key(self) -> str:
+        """Return what a client must know to load and unload models, to share memory, to trace and to log.
+
+        Whoever loads a model runs its code as this user; a web page and other users of the machine reach the port.
+        """
+        return owners_secret(self.state_dir / "control.key")
+
     def leftovers(self) -> tuple[list[Process], list[Path]]:
         """Return what outlives a server that is killed: processes out of this folder, and shared memory."""
         return running_programs("triton", str(self.backends)), list(Path("/dev/shm").glob(f"{self.shm_prefix}*"))
@@ -154,6 +169,7 @@ class EmbeddedTriton:
             "--exit-on-error=false",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             "--allow-gpu-metrics=false",
+            "--allow-http=false",
             *(f"--{name}-address={LOOPBACK}" for name in PORTS),
             *(f"--{name}-port={port}" for name, port in ports.items()),
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
@@ -170,22 +186,36 @@ class EmbeddedTriton:
             # Byte code beside model.py would make Triton take the version for changed and load it again.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        return Launch(command, environment)
+        return Launch(
+            command,
+            environment,
+            hidden=f"--grpc-restricted-protocol={RESTRICTED}:{CONTROL_HEADER}={self.control_key()}",
+        )
 
 
 def answers(running: Running) -> bool:
     """Return whether the server is ready; another one that took its port answers under another name."""
-    connection = http.client.HTTPConnection(LOOPBACK, running.ports["http"], timeout=2)
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+
+    client = triton.InferenceServerClient(f"{LOOPBACK}:{running.ports['grpc']}", channel_args=NO_PROXY)
     try:
-        connection.request("GET", "/v2")
-        if json.loads(connection.getresponse().read())["name"] != running.server_id:
-            return False
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        metadata = client.get_server_metadata(client_timeout=_ANSWER_S)
+        return bool(metadata.name == running.server_id and client.is_server_ready(client_timeout=_ANSWER_S))
+    except (InferenceServerException, KeyError):
         return False
     finally:
-        connection.close()
+        client.close()
+
+
+def connect(home: Home, url: str | None) -> TritonClient:
+    """Return a client of the server at an address, or of the home's own, which is started if need be.
+
+    The key that controls a server elsewhere is taken from ``CTMR_TRITON_CONTROL_KEY``.
+    """
+    if url:
+        return TritonClient(url, control_key=os.environ.get(TRITON_CONTROL_KEY, ""))
+    return EmbeddedTriton(home.triton).client(home.model_repository)
 
 
 def _bundle() -> Path:

@@ -48,8 +48,7 @@ def synthesize(
         The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
     """
     from ctmr.io import read_image
-    from ctmr.serving.client import TritonClient
-    from ctmr.serving.server import EmbeddedTriton
+    from ctmr.serving.server import connect
     from ctmr.tracking.lineage import record
 
     if to.upper() not in set(Modality):
@@ -59,8 +58,7 @@ def synthesize(
         raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
     report("reading the image", 0.1)
     volume = read_image(source, modality=direction.source)
-    address = url or EmbeddedTriton(home.triton).start(home.model_repository).grpc
-    with TritonClient(address) as client:
+    with connect(home, url) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
         report(f"translating with {name}", 0.3)
         answer = client.translate_volume(name, volume)
@@ -82,7 +80,7 @@ def synthesize(
         "model": provenance.model_name,
         "version": answer.version,
         "series_uid": uid,
-        "triton": address,
+        "triton": client.url,
     }
 
 

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ctmr.errors import EnvironmentFault
 from ctmr.system.files import write_file
+from ctmr.system.hidden_argument import start_with_hidden
 from ctmr.system.home import quiet_libraries
 from ctmr.system.locks import locked
 from ctmr.system.processes import Process, boot_id, end, end_session, listens
@@ -71,11 +73,14 @@ class Launch:
         All of it; nothing is inherited.
     folder
         Working directory; None is this process's.
+    hidden
+        One more argument, which other users do not see in the list of processes.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
     folder: Path | None = None
+    hidden: str = ""
 
 
 def python_server(
@@ -203,16 +208,18 @@ class Daemon:
         how = self.launch(ports, server_id)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            child = start_process(
-                how.command, session=True, stdout=log, stderr=subprocess.STDOUT, cwd=how.folder, env=how.environment
-            )
+            more: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "cwd": how.folder}
+            if how.hidden:
+                child = start_with_hidden(how.command, how.hidden, how.environment, **more)
+            else:
+                child = start_process(how.command, session=True, env=how.environment, **more)
         except OSError as error:
             raise EnvironmentFault(f"{self.title} cannot be started: {error}; install ctmr again") from error
         finally:
             os.close(log)
         running = Running(Process.of(child.pid), ports, server_id, self.facts)
         tree = {**vars(running.process), "ports": dict(ports), "server_id": server_id, **self.facts}
-        write_file(self.record, (json.dumps(tree, indent=1) + "\n").encode(), replace=True)
+        write_file(self.record, (json.dumps(tree, indent=1) + "\n").encode(), replace=True, mode=0o600)
         return running
 
     def _comes_up(self, running: Running) -> bool:

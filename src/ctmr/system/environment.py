@@ -12,6 +12,7 @@ STUDY_STORAGE = "CTMR_STUDY_STORAGE"
 PROCESSES = "CTMR_PROCESSES"
 TRAIN_PROCESSES = "CTMR_TRAIN_PROCESSES"
 ALLOW_ANY_PIPELINE = "CTMR_ALLOW_ANY_PIPELINE"
+TRITON_CONTROL_KEY = "CTMR_TRITON_CONTROL_KEY"
 EVENTS = "CTMR_EVENTS"
 WORKSPACE = "CTMR_WORKSPACE"
 PARENT_RUN = "CTMR_PARENT_RUN"
@@ -51,6 +52,13 @@ VARIABLES = (
         "the local pipeline endpoint",
         "`1` lets it run pipelines whose code is not that of this checkout",
         "only `pipelines/ct_mr.yaml` runs",
+    ),
+    Variable(
+        TRITON_CONTROL_KEY,
+        "stage deploy and `ctmr synthesize`, with a Triton elsewhere",
+        "Key that the server of `deploy.url` wants to hear before it loads, unloads or lists models: the value of "
+        "`ctmr-control` in its `--grpc-restricted-protocol`",
+        "none is sent; the embedded server's is in `triton/control.key` of the home",
     ),
     Variable(
         EVENTS,

@@ -51,6 +51,23 @@ def write_file(path: Path, content: bytes, *, replace: bool = False, mode: int =
         _flush(path.parent)
 
 
+def owners_secret(path: Path) -> str:
+    """Return the secret that a file holds which its owner alone can read; it is made when it is asked for first.
+
+    Raises
+    ------
+    EnvironmentFault
+        The disk cannot be written, or others can read the file.
+    """
+    if not path.exists():
+        with contextlib.suppress(InputError), written(path):  # Another process made it first.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, secrets.token_hex(32).encode(), mode=0o600)
+    if path.stat().st_mode & 0o077:
+        raise EnvironmentFault(f"others can read the secret in {path}; delete it, and stop and start what uses it")
+    return path.read_text()
+
+
 @contextmanager
 def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its name, on disk, when the block ends without an error.

@@ -200,14 +200,49 @@ def reference_file(tmp_path, pipeline_spec):
     return path
 
 
-def test_the_trusted_executors_may_be_arranged_and_provisioned_differently(tmp_path, pipeline_spec):
+def test_the_trusted_pipeline_may_have_another_name_caching_and_resources(tmp_path, pipeline_spec):
     reference = reference_file(tmp_path, pipeline_spec)
     other = json.loads(json.dumps(pipeline_spec))
-    other["pipelineInfo"]["name"] = "another"
+    other["pipelineInfo"] = {"name": "another", "description": "of mine"}
+    other["sdkVersion"] = "kfp-9.9.9"
     other["root"]["dag"]["tasks"]["work"]["cachingOptions"] = {"enableCache": True}
     container = other["deploymentSpec"]["executors"]["exec-work"]["container"]
     container["resources"] = {"cpuLimit": 2.0}
     check_trusted(Specification.of(other), reference)
+
+
+CONDITION = {"condition": "__import__('os').system('id')"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "part"),
+    [
+        (("root", "dag", "tasks", "work", "triggerPolicy"), CONDITION, "root"),
+        (("root", "dag", "tasks", "work", "iteratorPolicy"), {"parallelismLimit": 9}, "root"),
+        (("root", "dag", "tasks", "again"), {"componentRef": {"name": "comp-work"}, "taskInfo": {"name": "x"}}, "root"),
+        (("root", "dag", "tasks", "work", "inputs", "parameters", "x"), {"runtimeValue": {"constant": "y"}}, "root"),
+        (("root", "inputDefinitions", "parameters", "more"), {"parameterType": "STRING"}, "root"),
+        (("components", "comp-more"), {"executorLabel": "exec-work"}, "component comp-more"),
+        (("components", "comp-work", "inputDefinitions", "parameters", "x"), {"parameterType": "STRING"}, "comp-work"),
+        (("defaultPipelineRoot",), "/elsewhere", "defaultPipelineRoot"),
+    ],
+)
+def test_the_trusted_executors_in_another_graph_are_refused(tmp_path, pipeline_spec, path, value, part):
+    reference = reference_file(tmp_path, pipeline_spec)
+    place = pipeline_spec
+    for name in path[:-1]:
+        place = place.setdefault(name, {})
+    place[path[-1]] = value
+    with pytest.raises(ApiError, match=rf"differs in [^;]*{part}.*CTMR_ALLOW_ANY_PIPELINE=1"):
+        check_trusted(Specification.of(pipeline_spec), reference)
+
+
+def test_a_platform_of_its_own_is_refused(tmp_path, pipeline_spec):
+    reference = reference_file(tmp_path, pipeline_spec)
+    executors = {"exec-work": {"secretAsEnv": [{"secretName": "s"}]}}
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": executors}}}}
+    with pytest.raises(ApiError, match="differs in platform kubernetes"):
+        check_trusted(Specification.of({"pipeline_spec": pipeline_spec, "platform_spec": platform}), reference)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +258,12 @@ def test_a_pipeline_with_foreign_code_is_refused(tmp_path, pipeline_spec, field,
     reference = reference_file(tmp_path, pipeline_spec)
     pipeline_spec["deploymentSpec"]["executors"]["exec-work"]["container"][field] = value
     submitted = Specification.of(pipeline_spec)
-    with pytest.raises(ApiError, match=r"\['exec-work'\].*CTMR_ALLOW_ANY_PIPELINE=1") as refused:
+    with pytest.raises(ApiError, match=r"executor exec-work;.*CTMR_ALLOW_ANY_PIPELINE=1") as refused:
         check_trusted(submitted, reference)
     assert refused.value.status == 400
     check_trusted(submitted, None)
 
 
 def test_without_a_reference_nothing_is_trusted(tmp_path, pipeline_spec):
-    with pytest.raises(ApiError, match="foreign code"):
+    with pytest.raises(ApiError, match=r"is not .*missing\.yaml of this checkout"):
         check_trusted(Specification.of(pipeline_spec), tmp_path / "missing.yaml")

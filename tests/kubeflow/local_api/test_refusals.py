@@ -94,14 +94,25 @@ def test_foreign_code_is_refused_inline_and_as_an_upload(tmp_path, running, pipe
         body = {"display_name": "r", "pipeline_spec": pipeline_spec, "runtime_config": {"parameters": {"script": ""}}}
         answer = runner.call("POST", "runs", body)
         assert answer.status == 400
-        assert "foreign code" in answer.message
+        assert "it differs in" in answer.message
         assert "CTMR_ALLOW_ANY_PIPELINE=1" in answer.message
         upload = b'--x\r\nContent-Disposition: form-data; name="uploadfile"; filename="a.yaml"\r\n\r\n%s\r\n--x--\r\n'
         form = upload % json.dumps(pipeline_spec).encode()
         answer = runner.call("POST", "pipelines/upload", raw=form, headers=PIPELINE_FORM)
         assert answer.status == 400
-        assert "foreign code" in answer.message
+        assert "it differs in" in answer.message
         assert runner.call("GET", "pipelines").tree["total_size"] == 0
+
+
+def test_other_users_of_the_machine_are_refused(refusing):
+    """Their calls come from loopback, by its right name and from no web page: only the token tells them apart."""
+    guesses = ("", "Bearer", "Bearer ", "Bearer x", f"Basic {refusing.token}", refusing.token, "Bearer Ω".encode())
+    for guess in guesses:
+        for method, path in (("GET", "healthz"), ("POST", "runs"), ("GET", "runs"), ("DELETE", "runs/x"), ("GET", "/")):
+            answer = refusing.call(method, path, {}, headers={"Authorization": guess})
+            assert (answer.status, answer.tree["code"]) == (401, 16), (guess, method, path)
+            assert 'export KFP_EXISTING_TOKEN="$(cat "${CTMR_HOME:-.ctmr}/pipelines/token")"' in answer.message
+            assert refusing.token not in answer.message
 
 
 def test_other_names_of_this_host_are_refused(refusing):

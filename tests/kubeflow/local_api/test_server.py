@@ -26,7 +26,7 @@ class Server:
     """A server process on a port."""
 
     def __init__(self, home: Path, port: int, log: Path, **environment: str) -> None:
-        self.port, self.log = port, log
+        self.home, self.port, self.log = home, port, log
         self.url = f"http://127.0.0.1:{port}"
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
@@ -42,6 +42,10 @@ class Server:
             assert time.monotonic() < end
             time.sleep(0.05)
 
+    @property
+    def token(self) -> str:
+        return (self.home / "pipelines" / "token").read_text()
+
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
             return True
@@ -53,13 +57,14 @@ class Server:
 
     def kfp(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run kfp's own command line."""
+        env = {**os.environ, "KFP_EXISTING_TOKEN": self.token}
         command = [str(Path(sys.executable).parent / "kfp"), "--endpoint", self.url, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, env=env)
 
     def client(self):
         import kfp
 
-        return kfp.Client(host=self.url)
+        return kfp.Client(host=self.url, existing_token=self.token)
 
 
 def free_port() -> int:
@@ -191,14 +196,14 @@ def test_a_running_run_is_cancelled_with_its_tasks(server, package, tmp_path):
 
 def test_submit_ends_as_the_run_ends(server, package):
     said: list[str] = []
-    submit(server.url, "mine", package, ["text=a"], say=said.append)
+    submit(server.url, "mine", package, ["text=a"], say=said.append, token=server.token)
     assert said[0].startswith("run ")
     assert [line.split() for line in said[1:]][-1] == ["run", "SUCCEEDED"]
     with pytest.raises(CtmrError, match="it is a spoon") as failed:
-        submit(server.url, "mine", package, ["text=it", "fail=true"], say=said.append)
+        submit(server.url, "mine", package, ["text=it", "fail=true"], say=said.append, token=server.token)
     assert failed.value.exit_code == 1
     with pytest.raises(InputError, match="text is 1 "):
-        submit(server.url, "mine", package, ["text=1"], say=said.append)
+        submit(server.url, "mine", package, ["text=1"], say=said.append, token=server.token)
 
 
 def test_a_server_that_was_killed_fails_its_run_and_goes_on_with_the_next(package, tmp_path):
@@ -233,12 +238,12 @@ def test_a_server_that_is_ended_ends_its_run_and_trusts_only_the_checkout_again(
     assert start_time(int(noted.read_text().splitlines()[0])) is None
     assert first.process.returncode == 0
     assert "Traceback" not in first.log.read_text()
-    assert sorted(p.name for p in (home / "pipelines").iterdir()) == ["lock", "records.db", "runs"]
+    assert sorted(p.name for p in (home / "pipelines").iterdir()) == ["lock", "records.db", "runs", "token"]
     second = Server(home, port, tmp_path / "log")
     try:
         assert client.get_run(run.run_id).state == "FAILED"
-        # Without the variable, only this checkout's own executors may run.
-        with pytest.raises(ApiException, match="foreign code"):
+        # Without the variable, only this checkout's own pipeline may run.
+        with pytest.raises(ApiException, match=r"is not pipelines/ct_mr\.yaml"):
             client.create_run_from_pipeline_package(package, {"text": "a"})
         accepted = client.create_run_from_pipeline_package(
             str(shipped_pipeline()), {"dataset_repo": str(tmp_path / "nothing")}

@@ -6,13 +6,17 @@ uploaded pipelines. What it does not serve (recurring runs, retries, artifacts, 
 in the API's error form.
 
 It executes code as the user who started it, so it listens on 127.0.0.1 only, refuses requests that a web page of
-another site could have made, and accepts only pipelines whose executors are those of this checkout's compiled
-pipeline, unless ``CTMR_ALLOW_ANY_PIPELINE=1`` stands in its environment. It knows no users: whoever may log in on the
-machine may call it.
+another site could have made, answers only who knows the token, which its owner alone can read, and accepts only this
+checkout's compiled pipeline, unless ``CTMR_ALLOW_ANY_PIPELINE=1`` stands in its environment.
 
 Records lie in ``pipelines/records.db`` of the home, each run's files (pipeline, parameters, log, events, artifacts) in
-``pipelines/runs/<run id>``.
+``pipelines/runs/<run id>``, the token in ``pipelines/token``.
 """
 
 NAME = "ctmr local runner"
 PIPELINES_PORT = 8888
+FOLDER = "pipelines"
+"""Of the home."""
+TOKEN_FILE = "token"
+TOKEN_VARIABLE = "KFP_EXISTING_TOKEN"
+"""Where kfp's command line looks for the value of its option ``--existing-token``."""

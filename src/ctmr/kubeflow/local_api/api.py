@@ -59,7 +59,7 @@ class Api:
     records, queue
         State, and who executes it.
     trusted
-        Compiled file whose executors may run; None lets every pipeline run.
+        Compiled file that may run; None lets every pipeline run.
     """
 
     def __init__(self, records: Records, queue: RunQueue, trusted: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,10 +24,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
-from ctmr.kubeflow.local_api import NAME
+from ctmr.kubeflow.local_api import FOLDER, NAME, TOKEN_FILE, TOKEN_VARIABLE
 from ctmr.kubeflow.local_api.api import Api
 from ctmr.kubeflow.local_api.faults import ApiError, FaultCode, invalid
 from ctmr.kubeflow.local_api.queue import RunQueue
+from ctmr.system.environment import HOME
 
 BASE = "/apis/v2beta1"
 LARGEST_BODY_BYTES = 32 * 2**20
@@ -99,13 +101,15 @@ _CALLS = (
 )
 
 
-def application(api: Api, queue: RunQueue, port: int) -> Starlette:
+def application(api: Api, queue: RunQueue, port: int, token: str) -> Starlette:
     """Return the ASGI application; its lifespan starts and stops the queue.
 
     Parameters
     ----------
     port
         Where it is served on loopback: requests must name it.
+    token
+        What its owner alone can read, and every call must carry.
     """
 
     @asynccontextmanager
@@ -116,7 +120,7 @@ def application(api: Api, queue: RunQueue, port: int) -> Starlette:
 
     return Starlette(
         routes=[Route(BASE + c.path, _endpoint(api, c), methods=[c.method]) for c in _CALLS],
-        middleware=[Middleware(LoopbackOnly, port=port)],
+        middleware=[Middleware(OwnerOnly, port=port, token=token)],
         exception_handlers={
             ApiError: _refused,
             HTTPException: _not_served,
@@ -128,12 +132,13 @@ def application(api: Api, queue: RunQueue, port: int) -> Starlette:
     )
 
 
-class LoopbackOnly:
-    """Refuses what a web page could make a browser send here.
+class OwnerOnly:
+    """Refuses what a web page could make a browser send here, and what another user of the machine sends.
 
     A page of another site reaches loopback by a name of its own (DNS rebinding), which ``Host`` tells, or across
     origins, which ``Origin`` and ``Sec-Fetch-Site`` tell. Beside that, a call that changes something must come as JSON,
-    which a browser sends to another origin only after asking, or is an upload.
+    which a browser sends to another origin only after asking, or is an upload. Every call carries the token, as ``kfp``
+    does with ``--existing-token``: a pipeline runs as the owner of this server.
 
     Parameters
     ----------
@@ -141,10 +146,13 @@ class LoopbackOnly:
         What is behind.
     port
         Port of this server.
+    token
+        The bearer token.
     """
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    def __init__(self, app: ASGIApp, port: int, token: str) -> None:
         self._app = app
+        self._bearer = f"Bearer {token}".encode()
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,6 +172,12 @@ class LoopbackOnly:
             return _forbidden(f"the request comes from a page of {origin!r}; web pages may not call this server")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _forbidden("the request comes from a page of another site; web pages may not call this server")
+        if not secrets.compare_digest(headers.get("authorization", "").encode(), self._bearer):
+            sentence = (
+                "the call carries no token, or a wrong one; this server obeys its owner alone: export "
+                f'{TOKEN_VARIABLE}="$(cat "${{{HOME}:-.ctmr}}/{FOLDER}/{TOKEN_FILE}")"'
+            )
+            return ApiError(FaultCode.UNAUTHENTICATED, f"{sentence} (this is the {NAME})")
         return None
 
 

@@ -18,6 +18,7 @@ class FaultCode(IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
     @property
     def http(self) -> int:
@@ -35,6 +36,7 @@ _HTTP = {
     FaultCode.UNIMPLEMENTED: 501,
     FaultCode.INTERNAL: 500,
     FaultCode.UNAVAILABLE: 503,
+    FaultCode.UNAUTHENTICATED: 401,
 }
 
 OF_EXIT_CODE = {1: FaultCode.FAILED_PRECONDITION, 2: FaultCode.INVALID_ARGUMENT, 3: FaultCode.UNAVAILABLE}

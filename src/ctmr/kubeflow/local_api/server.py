@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.kubeflow.local_api import NAME, PIPELINES_PORT
+from ctmr.kubeflow.local_api import FOLDER, NAME, PIPELINES_PORT, TOKEN_FILE
 from ctmr.kubeflow.local_api.api import Api
 from ctmr.kubeflow.local_api.app import application
 from ctmr.kubeflow.local_api.queue import RunQueue
@@ -25,7 +25,7 @@ from ctmr.kubeflow.local_api.records import Records
 from ctmr.pipeline import kfp_local
 from ctmr.system.daemon import LOOPBACK
 from ctmr.system.environment import ALLOW_ANY_PIPELINE
-from ctmr.system.files import written
+from ctmr.system.files import owners_secret, written
 from ctmr.system.home import Home
 from ctmr.system.locks import locked
 
@@ -72,26 +72,31 @@ def serve(
     start, outcome, at_once
         As `RunQueue` takes them.
     trusted
-        Compiled file whose executors may run; None lets every pipeline run.
+        Compiled file that may run; None lets every pipeline run.
 
     Raises
     ------
     EnvironmentFault
         The port is taken, another server serves this home, or the records cannot be opened.
     """
-    folder = home.root / "pipelines"
+    folder = home.root / FOLDER
     with _only_one(folder), _bound(port) as listener, closing(Records(folder / "records.db")) as records:
         runs = folder / "runs"
         runs.mkdir(mode=0o700, exist_ok=True)
         queue = RunQueue(records, runs, start, outcome, at_once=at_once)
         queue.recover()
         port = int(listener.getsockname()[1])
-        app = application(Api(records, queue, trusted), queue, port)
-        what = "any pipeline" if trusted is None else f"the executors of {trusted}"
+        app = application(Api(records, queue, trusted), queue, port, token_of(home))
+        what = "any pipeline" if trusted is None else f"{trusted} alone"
         log.info("%s on http://%s:%d, records in %s, runs %s", NAME, LOOPBACK, port, folder, what)
         # uvicorn raises the signal that ended it once more; the records are still to be closed then.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
         uvicorn.Server(configuration(app)).run(sockets=[listener])
+
+
+def token_of(home: Home) -> str:
+    """Return what a caller of the home's runner must know; made when it is asked for first."""
+    return owners_secret(home.root / FOLDER / TOKEN_FILE)
 
 
 def configuration(app: Starlette) -> uvicorn.Config:

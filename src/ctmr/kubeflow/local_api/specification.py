@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ctmr.system.environment import ALLOW_ANY_PIPELINE
 Tree = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 _.-]{0,199}")
 """What kfp.local makes folders of."""
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,28 @@ class Specification:
         return text
 
     @cached_property
-    def executors(self) -> Mapping[str, str]:
-        """Executor name → all that it runs, in one comparable form; resources say how much, not what."""
+    def executors(self) -> Tree:
+        """Executor name → what it runs."""
         tree = _tree(self.message.deployment_spec, "deploymentSpec")
         config = _parse(tree, pipeline_spec_pb2.PipelineDeploymentConfig(), "deploymentSpec")
-        found = {}
-        for name, executor in config.executors.items():
-            plain = _tree(executor, "deploymentSpec")
-            plain.get("container", {}).pop("resources", None)
-            found[name] = json.dumps(plain, sort_keys=True)
-        return found
+        return {name: _tree(executor, "deploymentSpec") for name, executor in config.executors.items()}
+
+    @property
+    def meaning(self) -> Mapping[str, object]:
+        """All that decides what runs, by the name of the part: executors but for resources, graphs but for caching."""
+        tree = dict(self.pipeline)
+        deployment = dict(tree.pop("deploymentSpec", {}))
+        deployment.pop("executors", None)
+        components = tree.pop("components", {})
+        for told in ("pipelineInfo", "sdkVersion"):
+            tree.pop(told, None)
+        return {
+            **{f"executor {name}": _without_resources(executor) for name, executor in self.executors.items()},
+            **{f"component {name}": _without_caching(component) for name, component in components.items()},
+            **{f"platform {name}": part for name, part in self.platform.get("platforms", {}).items()},
+            **({"deploymentSpec": deployment} if deployment else {}),
+            **{**tree, "root": _without_caching(tree["root"])},
+        }
 
     @property
     def parameters(self) -> dict[str, Declared]:
@@ -167,31 +179,53 @@ class Specification:
 
 
 def check_trusted(submitted: Specification, reference: Path | None) -> None:
-    """Refuse a pipeline that would run other code than the reference pipeline runs.
+    """Refuse a pipeline that is not the reference pipeline.
+
+    Code runs not from executors alone: kfp evaluates conditions, and a graph may hand one task's output to another.
 
     Parameters
     ----------
     reference
-        Compiled file whose executors are trusted; None trusts every pipeline.
+        Compiled file that is trusted; None trusts every pipeline.
 
     Raises
     ------
     ApiError
-        An executor differs from all of the reference's, or there is no reference.
+        The pipeline differs in more than resources, caching, name and description, or there is no reference.
     """
     if reference is None:
         return
+    where = f"{reference.parent.name}/{reference.name} of this checkout"
     try:
-        trusted = set(Specification.of_yaml(reference.read_bytes()).executors.values())
+        trusted = Specification.of_yaml(reference.read_bytes()).meaning
     except OSError:
-        trusted = set()
-    foreign = sorted(name for name, executor in submitted.executors.items() if executor not in trusted)
+        trusted = {}
+    foreign = [name for name, part in submitted.meaning.items() if part != trusted.get(name)]
+    foreign += sorted(set(trusted) - set(submitted.meaning))
     if foreign:
         raise invalid(
-            f"the pipeline {submitted.name!r} would run foreign code: command, args, image or env of {foreign} differ "
-            f"from every executor of {reference.parent.name}/{reference.name} in this checkout; submit that pipeline, "
+            f"the pipeline {submitted.name!r} is not {where}: it differs in {_listed(foreign)}; submit that file, "
             f"or start the local runner with {ALLOW_ANY_PIPELINE}=1, which lets any pipeline run as you"
         )
+
+
+def _without_resources(executor: Tree) -> Tree:
+    container = {k: v for k, v in executor.get("container", {}).items() if k != "resources"}
+    return {**executor, "container": container}
+
+
+def _without_caching(component: Tree) -> Tree:
+    """Return a component without what kfp's ``--disable-caching`` changes: this runner caches by content itself."""
+    if "dag" not in component:
+        return component
+    tasks = component["dag"].get("tasks", {})
+    plain = {name: {k: v for k, v in task.items() if k != "cachingOptions"} for name, task in tasks.items()}
+    return {**component, "dag": {**component["dag"], "tasks": plain}}
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _declared(spec: Any) -> Declared:

@@ -16,7 +16,6 @@ from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Unit, Volume
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.pipeline.stages.register import read_version
-from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import file_digest
 from ctmr.system.home import Home
 
@@ -33,23 +32,22 @@ def run(context: Context) -> dict[str, Any]:
     served graphs and back to the native voxels, and must equal evaluate's own answer within
     ``deploy.golden_tolerance_hu``. A version that does not replace the champion is not deployed.
     """
-    from ctmr.serving.client import TritonClient
     from ctmr.serving.export import ServedSpec
     from ctmr.serving.model_repository import Release
     from ctmr.serving.rollout import deploy
+    from ctmr.serving.server import connect
     from ctmr.tracking.names import served_name
 
     version = read_version(context.inputs["registered"])
-    url = endpoint(context.home, context.recipe)
     golden = _Golden.read(context.inputs["golden"], context.inputs["raw"])
     release_folder = context.inputs["registered"] / "release"
     summary: dict[str, Any] = {}
-    with TritonClient(url) as client:
+    with connect(context.home, context.recipe.deploy.url) as client:
         for name in version["directions"]:
             folder = release_folder / name
             spec = ServedSpec.from_json((folder / "spec.json").read_text())
             model = served_name(version["name"], spec.direction)
-            summary = {"model": model, "grpc": url, "golden_unit": _UNIT_WORD[spec.target.unit]}
+            summary = {"model": model, "grpc": client.url, "golden_unit": _UNIT_WORD[spec.target.unit]}
             if not version["alias"]:
                 live = client.live_version(model)
                 summary |= {
@@ -102,29 +100,20 @@ def _repair(client: TritonClient, home: Home, model: str) -> None:
 
 def still_true(context: Context) -> bool:
     """True while the server answers with that very version: a canary inference, since 'ready' can be a lie."""
-    from ctmr.serving.client import TritonClient
     from ctmr.serving.rollout import canary
+    from ctmr.serving.server import connect
 
     try:
         tree = json.loads((context.out / "deployment.json").read_text())
         if tree["version"] is None:
             return True
-        with TritonClient(endpoint(context.home, context.recipe)) as client:
+        with connect(context.home, context.recipe.deploy.url) as client:
             if canary(client, tree["model"]) != tree["version"]:
                 return False
         served = context.home.model_repository / tree["model"] / tree["version"] / "model.onnx"
         return "onnx_sha256" not in tree or file_digest(served) == tree["onnx_sha256"]
     except (CtmrError, OSError, ValueError):
         return False
-
-
-def endpoint(home: Home, recipe: Recipe) -> str:
-    """Return the gRPC address of the recipe's server, starting the embedded one when none is named."""
-    if recipe.deploy.url:
-        return recipe.deploy.url
-    from ctmr.serving.server import EmbeddedTriton
-
-    return EmbeddedTriton(home.triton).start(home.model_repository).grpc
 
 
 class _Golden:
