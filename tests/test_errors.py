@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
+from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError, without_secrets
 
 
 @pytest.mark.parametrize(("kind", "code"), [(GateFailed, 1), (InputError, 2), (EnvironmentFault, 3)])
@@ -35,3 +35,20 @@ def test_bad_input_is_not_taken_for_a_fault_of_the_machine():
 def test_a_name_that_is_not_utf_8_can_be_printed(text, shown):
     assert str(InputError(text)) == shown
     str(InputError(text)).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("MLflow at postgresql://ann:hush@db:5432/ml failed", "MLflow at postgresql://ann:***@db:5432/ml failed"),
+        ("postgresql+psycopg2://ann:h@u/s:h@db/ml", "postgresql+psycopg2://ann:***@db/ml"),
+        ("https://:hush@host/x", "https://:***@host/x"),
+        ("https://token@host/x", "https://token@host/x"),
+        ("postgresql://db/ml?user=ann&password=hush&x=1", "postgresql://db/ml?user=ann&password=***&x=1"),
+        ("s3://b/k?X-Amz-Security-Token=hush", "s3://b/k?X-Amz-Security-Token=***"),
+        ("http://127.0.0.1:8888/x and sqlite:////a/b.db", "http://127.0.0.1:8888/x and sqlite:////a/b.db"),
+        ("two: a://b:c@d e://f:g@h", "two: a://b:***@d e://f:***@h"),
+    ],
+)
+def test_no_sentence_holds_a_password(text, shown):
+    assert without_secrets(text) == shown == str(EnvironmentFault(text))

@@ -6,6 +6,15 @@ _RAW_BYTE = re.compile("[\udc80-\udcff]")
 """How Python keeps a byte of a file name that is not UTF-8 (PEP 383)."""
 
 
+_PASSWORD = re.compile(r"(?<=://)([^/:@\s]*):\S*@")
+_SECRET = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """Return text in which ``***`` stands for the password of every address, and for secrets in an address's query."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
 def visible(text: str) -> str:
     r"""Return text that can be printed and stored anywhere: bytes of file names that are not UTF-8 become ``\xNN``."""
     escaped = _RAW_BYTE.sub(lambda c: f"\\x{ord(c[0]) - 0xDC00:02x}", text)
@@ -15,13 +24,13 @@ def visible(text: str) -> str:
 class CtmrError(Exception):
     """Base of every error that ends a command with one sentence instead of a traceback.
 
-    The message names the thing, the value found, what is allowed and what to do.
+    The message names the thing, the value found, what is allowed and what to do; never a password of an address.
     """
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(visible(message))
+        super().__init__(visible(without_secrets(message)))
 
 
 class GateFailed(CtmrError):

@@ -59,6 +59,14 @@ def test_the_pipeline_endpoint_is_a_service(home, port):
     assert service.running() is None
 
 
+def test_no_password_is_shown_or_stands_among_the_arguments_of_a_server(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ann:hush@db/ml")
+    assert services.status(home)[1]["address"] == "postgresql://ann:***@db/ml"
+    launch = mlflow_ui(home).launch({HTTP: 1}, "id")
+    assert "hush" not in " ".join(launch.command)
+    assert launch.environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://ann:hush@db/ml"
+
+
 @pytest.mark.slow
 def test_the_mlflow_ui_is_a_service(home, port):
     service = dataclasses.replace(mlflow_ui(home), ports={HTTP: port}, timeout_s=300.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ctmr.errors import EnvironmentFault
+from ctmr.errors import EnvironmentFault, without_secrets
 from ctmr.kubeflow.local_api import PIPELINES_PORT, TOKEN_VARIABLE
 from ctmr.system import environment
 from ctmr.system.daemon import HTTP, LOOPBACK, PORT, Daemon, python_server
@@ -35,7 +35,7 @@ def status(home: Home) -> list[ServiceRow]:
         triton = f"gRPC {where.grpc}, metrics {where.metrics}"
     return [
         {"name": "triton", "state": "running" if triton else "down", "address": triton},
-        _row("mlflow", mlflow_ui(home), home.tracking_uri),
+        _row("mlflow", mlflow_ui(home), without_secrets(home.tracking_uri)),
         _row("pipelines", pipelines(home)),
     ]
 
@@ -68,11 +68,11 @@ def mlflow_ui(home: Home) -> Daemon:
         PORT,
         "--workers",
         "1",
-        "--backend-store-uri",
-        home.tracking_uri,
         "--serve-artifacts",
         "--artifacts-destination",
         str(home.artifacts),
+        # Not among the arguments, which every user of the machine can list: it may hold a password.
+        environment={"MLFLOW_BACKEND_STORE_URI": home.tracking_uri},
         folder=home.root,
     )
     return Daemon("the MLflow UI", home.root / "mlflow-ui", {HTTP: MLFLOW_PORT}, server)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ctmr.errors import InputError
+from ctmr.errors import InputError, without_secrets
 from ctmr.system.files import append_line
 from ctmr.system.home import Home
 from ctmr.tracking.names import served_name
@@ -114,9 +114,9 @@ def _from_tracking(facts: dict[str, Any], home: Home) -> list[Link]:
     claimed = {k: str(facts.get(k, "")) for k in ("run_id", "code_revision", "dataset_revision", "dataset_md5")}
     same: dict[str, bool | None]
     silent: list[Link] = []
+    where = without_secrets(home.tracking_uri)
     try:
         tracking = Tracking(home)
-        where = tracking.uri
         version = tracking.version(str(facts["model_name"]), str(facts["model_version"]))
         tags = dict(version.tags)
         same = {k: tags.get(k) == v for k, v in claimed.items()}
@@ -125,7 +125,7 @@ def _from_tracking(facts: dict[str, Any], home: Home) -> list[Link]:
     except InputError:
         same, known, validation = dict.fromkeys(claimed, False), False, ""
     except EnvironmentFault as error:
-        same, known, validation, where = dict.fromkeys(claimed, None), None, "", home.tracking_uri
+        same, known, validation = dict.fromkeys(claimed, None), None, ""
         silent = [Link("MLflow", f"does not answer, so what follows is not verified ({error})", where)]
     return [
         *silent,

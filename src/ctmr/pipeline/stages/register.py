@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctmr.errors import GateFailed
+from ctmr.errors import GateFailed, without_secrets
 from ctmr.networks.model_folder import Description
 from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.pipeline.stages.evaluate import model_run
@@ -67,7 +67,7 @@ def run(context: Context) -> dict[str, Any]:
         "onnx_sha256": hashes,
     }
     (context.out / VERSION).write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
-    return {**tree, "tags": len(tags), "tracking": tracking.uri}
+    return {**tree, "tags": len(tags), "tracking": without_secrets(tracking.uri)}
 
 
 def _lineage(context: Context, run_id: str) -> dict[str, str]:
