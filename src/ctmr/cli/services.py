@@ -18,8 +18,13 @@ ServiceRow = dict[str, str]
 def up(home: Home) -> list[ServiceRow]:
     """Start what is down and return every service with its address."""
     from ctmr.serving.server import EmbeddedTriton
+    from ctmr.tracking import database
+    from ctmr.tracking.mlflow import faults
 
     EmbeddedTriton(home.triton).start(home.model_repository)
+    if file := database.file_of(home.tracking_uri):
+        with faults(home.tracking_uri):
+            database.make(file)
     mlflow_ui(home).start()
     pipelines(home).start()
     return status(home)

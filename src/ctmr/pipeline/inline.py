@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import GateFailed, InputError
@@ -18,6 +17,7 @@ from ctmr.recipe.recipe import Recipe
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
 from ctmr.system.progress import Progress, silent
+from ctmr.tracking import database
 from ctmr.tracking.mlflow import whole_run
 from ctmr.tracking.names import model_name
 
@@ -137,8 +137,8 @@ def champion_for(folder: Path, recipe: Recipe, home: Home) -> str:
 
 def resolve_champion(dataset: str, recipe: Recipe, home: Home) -> Mapping[str, str]:
     """Find the registered champion of a dataset once, at the start of a run."""
-    scheme, _, rest = home.tracking_uri.partition(":///")
-    if scheme != "sqlite" or Path(unquote(rest.partition("?")[0])).exists():
+    file = database.file_of(home.tracking_uri)
+    if file is None or file.exists():
         from ctmr.tracking.mlflow import Tracking
 
         name = model_name(recipe.register_.name, recipe.name, dataset)
