@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -211,6 +212,21 @@ def test_models_and_versions_that_are_not_served_are_named(client, head):
 def test_a_deadline_ends_the_wait(client, array):
     with pytest.raises(EnvironmentFault, match="no answer before the deadline"):
         client.translate_array(MODEL, array, "2", deadline_s=0.002)
+
+
+def test_a_volume_that_nobody_waits_for_any_more_is_not_translated_to_its_end(served, exported, array):
+    patient = exported[0].release("patient_mr2ct", 1)
+    patient = dataclasses.replace(patient, spec=patient.spec.model_copy(update={"chunk": 1, "max_voxels": 10**8}))
+    repo.write_version(served.repository, patient)
+    long = np.tile(array, (1, 2000, 1, 1))
+    with served.client() as client:
+        client.load("patient_mr2ct_range", "patient_mr2ct", "patient_mr2ct_volume")
+        with pytest.raises(EnvironmentFault, match="no answer before the deadline"):
+            client.translate_array("patient_mr2ct", long, "1", deadline_s=1.0)
+        client.translate_array("patient_mr2ct", array, "1", deadline_s=120)
+    log = served.triton.daemon().log.read_text()
+    (gone,) = re.findall(rf"the caller has gone after (\d+) of {long.shape[1]} slices", log)
+    assert int(gone) < long.shape[1]
 
 
 def test_a_server_that_is_not_there_is_a_fault_of_the_environment():

@@ -62,7 +62,7 @@ class TritonPythonModel:
                 volume = pb_utils.get_input_tensor_by_name(request, "volume")
                 if volume is None:
                     raise Refused("the request holds no volume; give the input 'volume' [C, D, H, W]")
-                tensors.append(_tensor("translation", self._translate(np.from_dlpack(volume))))
+                tensors.append(_tensor("translation", self._translate(np.from_dlpack(volume), request)))
         except Refused as error:
             return _error(str(error), pb_utils.TritonError.INVALID_ARG)
         except Failed as error:
@@ -73,7 +73,7 @@ class TritonPythonModel:
             tensors.append(_tensor("spec", np.array(list(self.spec), np.uint8)))
         return pb_utils.InferenceResponse(tensors)
 
-    def _translate(self, volume: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _translate(self, volume: np.ndarray[Any, Any], request: Any) -> np.ndarray[Any, Any]:
         if volume.size == 0:
             raise Refused(f"the volume of shape {list(volume.shape)} is empty; at least one slice is needed")
         if volume.size > self.max_voxels:
@@ -88,6 +88,11 @@ class TritonPythonModel:
         out = np.empty((len(slices), *slices.shape[2:]), self.dtype)
         bounds = np.iinfo(self.dtype)
         for first in range(0, len(slices), self.chunk):
+            if request.is_cancelled():
+                # Whoever waits behind a volume that nobody wants any more would wait for all of it.
+                gone = f"the caller has gone after {first} of {len(slices)} slices"
+                pb_utils.Logger.log_warn(f"{self.generator} version {self.version}: {gone}")
+                raise Failed(gone, pb_utils.TritonError.CANCELLED)
             here = np.arange(first, min(first + self.chunk, len(slices)))
             # Neighbours come from the whole volume, so that no chunk has edges of its own.
             rows = (here[:, None] + self.offsets).clip(0, len(slices) - 1)
