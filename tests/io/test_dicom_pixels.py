@@ -89,6 +89,16 @@ def test_a_wrong_sign_in_a_jpeg_2000_stream_is_mended() -> None:
     assert any("hold -2000 HU, which nothing has: padding" in note for note in found.notes)
 
 
+def test_a_jpeg_of_12_bits_is_not_called_damaged(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+    sound = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
+    sound.file_meta, sound.PixelData = dataset.file_meta, dataset.PixelData
+    sound["PixelData"].is_undefined_length = True
+    sound.save_as(tmp_path / "slice.dcm")
+    with pytest.raises(InputError, match=r"compressed \(JPEG Extended .*12 bits\) and no decoder here reads it"):
+        read_series([tmp_path / "slice.dcm"])
+
+
 def test_lossy_compression_is_noted() -> None:
     (note,) = read_series([Path(get_testdata_file("693_J2KI.dcm"))]).notes
     assert "compressed lossily" in note

@@ -14,6 +14,7 @@ from ctmr.datasets.dvc.folders import copy_folder, file_md5, folder_md5
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.system.environment import HOME
 from ctmr.system.progress import Progress, silent
+from ctmr.system.walk import files_of_images
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def materialise(source: DatasetSource, target: Path, report: Progress) -> None:
             f"dataset {source.dataset.name}: its files have md5 {found}, the pinned state is {source.dataset.md5}; "
             "something changed or is damaged: run `dvc status` there, or pin the state again"
         )
-    archives = sorted(target.rglob("*.zip"))
+    archives = [p for p in files_of_images(target) if p.suffix.lower() == ".zip"]
     for k, archive in enumerate(archives):
         unpack(archive, archive.with_suffix(""))
         archive.unlink()

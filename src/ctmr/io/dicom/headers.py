@@ -107,6 +107,7 @@ def open_header(source: DicomSource, name: str = "") -> Header:
             # pydicom warns of each value that is not what its VR asks for; each that is used is checked where it is.
             warnings.simplefilter("ignore")
             header = _parse(stream, source, name)
+            _complete_from_meta(header.dataset)
             # Values are converted on access; asking for these now finds damage while the file's name is at hand.
             for keyword in (*_NEEDED, "Rows", "Columns"):
                 header.dataset.get(keyword)
@@ -162,6 +163,15 @@ def printable(text: str, limit: int = 160) -> str:
     """Return what a message can show of a damaged file's text: one line, no control characters, not too long."""
     kept = "".join(c if c.isprintable() else "?" for c in visible(text[: limit + 1]))
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def _complete_from_meta(dataset: pydicom.Dataset) -> None:
+    """Set an image's class and UID where some anonymisers emptied them, but not in the file meta information."""
+    meta = getattr(dataset, "file_meta", {})
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        kept = meta.get(f"MediaStorage{keyword}")
+        if kept and not dataset.get(keyword):
+            setattr(dataset, keyword, kept)
 
 
 def _parse(stream: BinaryIO, source: DicomSource, name: str) -> Header:

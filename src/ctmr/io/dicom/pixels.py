@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import get_decoder
+from pydicom.uid import JPEGExtended12Bit
 
 from ctmr.errors import InputError
 from ctmr.io.dicom.headers import Header, opened, short
@@ -25,6 +26,7 @@ from ctmr.io.dicom.headers import Header, opened, short
 DECODE_TIMEOUT_S = 300.0
 """A file that takes longer to decode hangs its codec."""
 _WORD = 16
+_JPEG_BITS = 8
 
 
 def stored_frames(header: Header, shape: tuple[int, int], count: int) -> Iterator[NDArray[Any]]:
@@ -125,10 +127,13 @@ def _require_codec(header: Header) -> None:
         decoder = get_decoder(header.syntax)
     except NotImplementedError:
         decoder = None
+    if header.syntax == JPEGExtended12Bit and header.number("BitsStored") != _JPEG_BITS:
+        # pydicom finds its decoders available, and each then says that it knows 8 bits only.
+        decoder = None
     if decoder is None or not decoder.is_available:
         raise InputError(
-            f"{header.name} is compressed ({header.syntax.name}) and no decoder here reads it; "
-            "export the series uncompressed"
+            f"{header.name} is compressed ({header.syntax.name}, {header.number('BitsStored') or 0:g} bits) and no "
+            "decoder here reads it; export the series uncompressed"
         )
 
 
