@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
-from ctmr.system.files import write_file
+from ctmr.system.files import identity, write_file
 from ctmr.system.home import quiet_libraries
 from ctmr.system.locks import locked
 from ctmr.system.processes import Process, boot_id, end, end_session, listens
@@ -32,6 +32,7 @@ HTTP = "http"
 _ATTEMPTS = 3
 """Between the look for free ports and the server's own bind another one may have taken them."""
 _LAST_WORDS = 300
+_FOLDER = "folder"
 
 Ports = Mapping[str, int]
 
@@ -211,7 +212,8 @@ class Daemon:
         finally:
             os.close(log)
         running = Running(Process.of(child.pid), ports, server_id, self.facts)
-        tree = {**vars(running.process), "ports": dict(ports), "server_id": server_id, **self.facts}
+        about = {"ports": dict(ports), "server_id": server_id, _FOLDER: identity(self.state.parent)}
+        tree = {**vars(running.process), **about, **self.facts}
         write_file(self.record, (json.dumps(tree, indent=1) + "\n").encode(), replace=True)
         return running
 
@@ -240,6 +242,9 @@ class Daemon:
             process = Process(int(tree.pop("pid")), int(tree.pop("started")), str(tree.pop("boot", boot_id())))
             ports = tree.pop("ports", None) or {HTTP: tree.pop("port")}
             server_id = str(tree.pop("server_id", ""))
+            if tree.pop(_FOLDER, None) not in (None, identity(self.state.parent)):
+                # The home is a copy, and the process is the original's.
+                return None
             return Running(process, {str(n): int(p) for n, p in ports.items()}, server_id, tree)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 from ctmr.system import environment
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
 
 @dataclass(frozen=True)
 class Home:
@@ -108,7 +110,7 @@ class Code:
 
 
 def quiet_libraries() -> None:
-    """Turn off what libraries send home, before any of them is imported."""
+    """Turn off what libraries send home, before any is imported, and keep calls to this machine from a proxy."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -118,3 +120,13 @@ def quiet_libraries() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)
+    _reach_loopback()
+
+
+def _reach_loopback() -> None:
+    """Name loopback in ``no_proxy``: MLflow, S3 and pipeline servers of this machine are behind no proxy."""
+    given = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
+    hosts = [host.strip() for text in given for host in text.split(",") if host.strip()]
+    # Libraries differ in which of the two they read.
+    named = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, *LOOPBACK_HOSTS]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = named
