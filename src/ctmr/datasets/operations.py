@@ -319,7 +319,8 @@ def _resolved(repository: DataRepository, name: str, revision: str) -> str:
     from ctmr.datasets.dvc.commands import git
 
     if revision:
-        return git(repository.root, "rev-parse", f"{revision}^{{commit}}").strip()
+        words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        return git(repository.root, *words).strip()
     return repository.revisions(name)[0][0]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ctmr.system import environment
+from ctmr.system.git import git_command, git_environment
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -104,7 +105,13 @@ class Code:
 
     def _git(self, *words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(self.folder), *words], check=True, capture_output=True, text=True, timeout=20
+            git_command(self.folder, *words),
+            cwd=self.folder,
+            env=git_environment(os.environ),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
         return done.stdout.strip()
 
