@@ -254,10 +254,10 @@ def test_a_codec_that_crashes_harms_only_its_file(monkeypatch: pytest.MonkeyPatc
     assert owner._process is not None
     real = pixels_module._ask
 
-    def crash(process: subprocess.Popen[bytes], request: bytes) -> np.ndarray | str:
+    def crash(process: subprocess.Popen[bytes], request: bytes, size: int) -> np.ndarray | str:
         process.kill()
         process.wait()
-        return real(process, request)
+        return real(process, request, size)
 
     monkeypatch.setattr(pixels_module, "_ask", crash)
     with pytest.raises(InputError, match="its compressed stream crashes the codec"):
