@@ -274,6 +274,7 @@ def test_a_file_that_is_there_twice_is_refused(axial: Path) -> None:
         (lambda d: setattr(d, "SamplesPerPixel", 3), "3 samples"),
         (lambda d: setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
         (lambda d: setattr(d, "PixelData", d.PixelData[:20]), "damaged pixel data"),
+        (lambda d: setattr(d, "PixelData", d.PixelData * 2), "damaged pixel data (120 bytes, 60 are needed)"),
     ],
 )
 def test_one_odd_slice_refuses_the_series(axial: Path, change: Callable[[pydicom.Dataset], None], reason: str) -> None:

@@ -83,7 +83,8 @@ def _native_words(header: Header, shape: tuple[int, int], count: int) -> Iterato
     """Read uncompressed 16-bit pixels into one buffer: no copy of the file, no parsing of it a second time."""
     kind = "i2" if header.number("PixelRepresentation") == 1 else "u2"
     needed = shape[0] * shape[1] * (_WORD // 8) * count
-    if header.pixels_length < needed:
+    # A byte of padding and the like may follow; a whole plane more than the header tells of is another image's data.
+    if not needed <= header.pixels_length < needed + needed // count:
         raise InputError(
             f"{header.name} has damaged pixel data ({header.pixels_length} bytes, {needed} are needed); "
             "export the series again"
