@@ -17,7 +17,8 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from ctmr.data import images
 from ctmr.data.manifest import INVENTORY_COLUMNS, Column
-from ctmr.imaging.volume import Modality, Unit
+from ctmr.imaging.volume import Modality, Unit, Volume
+from ctmr.io import FORMATS
 from ctmr.pipeline.stages.fetch import describe, find_images
 from ctmr.system.digest import content_digest
 
@@ -267,3 +268,14 @@ def test_of_the_real_images_exactly_the_bad_ones_have_errors(shared_data: Path, 
     # Neither the template in Cormack units nor the one without skull and air passes for Hounsfield units.
     assert {rows[f"CT/{n}"]["unit"] for n in ("scct.nii.gz", "scct_unsmooth_SS_0.01.nii.gz")} == {Unit.ARBITRARY.value}
     assert rows["dicom_mr_t1_studyforrest"]["modality"] == Modality.MR.value
+
+
+def test_what_macos_leaves_beside_images_and_masks_is_neither(tmp_path: Path) -> None:
+    volume = Volume(np.ones((2, 8, 8), np.int16), np.eye(4), Modality.MR, Unit.ARBITRARY)
+    for name in ("mr.nii.gz", "mr_mask.nii.gz"):
+        FORMATS["nifti"].reader.write(tmp_path / "p1" / name, volume)
+        (tmp_path / "p1" / f"._{name}").write_bytes(b"Mac OS X")
+    (tmp_path / "__MACOSX" / "p1").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "p1" / "mr.nii.gz").write_bytes(b"Mac OS X")
+    (entry,) = find_images(tmp_path)
+    assert describe(tmp_path, entry)[Column.MASK] == "p1/mr_mask.nii.gz"

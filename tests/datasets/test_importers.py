@@ -197,6 +197,14 @@ def test_a_source_that_cannot_be_understood_is_one_sentence(paths, options, word
         placed([item(p) for p in paths], **options)
 
 
+def test_an_image_that_is_neither_ct_nor_mr_by_its_path_can_be_left_out():
+    items = [item("x/1.nii.gz"), item("a", modality="CT", patient="1")]
+    with pytest.raises(InputError, match=r"the modality of x/1.nii.gz .*leave such images out with --skip-refused"):
+        placed(items)
+    _, rows, left_out = placed(items, skip_unknown=True)
+    assert set(rows) == {"a"} and left_out == {"modality that its path does not tell": 1}
+
+
 def test_what_a_header_or_file_name_says_never_becomes_a_reason():
     odd = item("x/1/a", modality="SR")
     odd.header.SOPClassUID = "1.2.276.918273645"

@@ -128,7 +128,7 @@ def localizer(dataset: pydicom.Dataset) -> None:
 
 
 def arbitrary_units(dataset: pydicom.Dataset) -> None:
-    dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = "US"
+    dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = "PVAL"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def arbitrary_units(dataset: pydicom.Dataset) -> None:
         (spoil_count, "5 frames, but functional groups of 4"),
         (spoil_groups, "holds 5 frames without functional groups, so their positions are unknown"),
         (localizer, "is a localizer"),
-        (arbitrary_units, "RescaleType 'US'; Hounsfield units (HU) are needed"),
+        (arbitrary_units, "RescaleType 'PVAL'; Hounsfield units (HU) are needed"),
         (lambda d: setattr(d, "PixelData", d.PixelData[:-8]), "damaged pixel data"),
     ],
 )

@@ -89,6 +89,16 @@ def test_a_wrong_sign_in_a_jpeg_2000_stream_is_mended() -> None:
     assert any("hold -2000 HU, which nothing has: padding" in note for note in found.notes)
 
 
+def test_a_jpeg_of_12_bits_is_not_called_damaged(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+    sound = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
+    sound.file_meta, sound.PixelData = dataset.file_meta, dataset.PixelData
+    sound["PixelData"].is_undefined_length = True
+    sound.save_as(tmp_path / "slice.dcm")
+    with pytest.raises(InputError, match=r"compressed \(JPEG Extended .*12 bits\) and no decoder here reads it"):
+        read_series([tmp_path / "slice.dcm"])
+
+
 def test_lossy_compression_is_noted() -> None:
     (note,) = read_series([Path(get_testdata_file("693_J2KI.dcm"))]).notes
     assert "compressed lossily" in note
@@ -244,10 +254,10 @@ def test_a_codec_that_crashes_harms_only_its_file(monkeypatch: pytest.MonkeyPatc
     assert owner._process is not None
     real = pixels_module._ask
 
-    def crash(process: subprocess.Popen[bytes], request: bytes) -> np.ndarray | str:
+    def crash(process: subprocess.Popen[bytes], request: bytes, size: int) -> np.ndarray | str:
         process.kill()
         process.wait()
-        return real(process, request)
+        return real(process, request, size)
 
     monkeypatch.setattr(pixels_module, "_ask", crash)
     with pytest.raises(InputError, match="its compressed stream crashes the codec"):

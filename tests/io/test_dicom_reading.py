@@ -195,6 +195,52 @@ def test_gaps_within_a_tenth_of_a_millimetre_are_even_but_not_their_drift(axial:
     assert note == "uneven gaps of 2.50 to 2.59 mm were resampled to 2.54 mm, linearly interpolated"
 
 
+@pytest.mark.parametrize("words", ["US", "UNSPECIFIED"])
+def test_an_unspecified_rescale_type_is_hounsfield_units_where_the_image_shows_air_in_them(
+    axial: Path, words: str
+) -> None:
+    before = read_series(axial)
+    edit(axial, lambda d, k: setattr(d, "RescaleType", words))
+    after = read_series(axial)
+    np.testing.assert_array_equal(after.array, before.array)
+    assert after.unit is Unit.HU and "unspecified (US)" in after.notes[0]
+    edit(axial, lambda d, k: setattr(d, "RescaleIntercept", 1024))
+    assert "RescaleType 'unspecified' (US) and its lowest value is" in refusal(axial)
+
+
+def test_a_series_is_found_in_folders_below_but_not_beside_files_of_its_own(axial: Path) -> None:
+    truth = read_series(axial).array
+    study = axial.parent / "patient" / "study"
+    study.mkdir(parents=True)
+    axial.rename(study / "series")
+    np.testing.assert_array_equal(read_series(axial.parent / "patient").array, truth)
+    for file in sorted((study / "series").iterdir()):
+        (study / f"other{file.name}").write_bytes(file.read_bytes())
+    np.testing.assert_array_equal(read_series(study).array, truth)
+    assert "duplicates" in refusal(axial.parent / "patient")
+
+
+def test_what_macos_leaves_beside_slices_is_no_slice(axial: Path) -> None:
+    truth = read_series(axial).array
+    for file in sorted(axial.iterdir()):
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    np.testing.assert_array_equal(read_series(axial).array, truth)
+    groups = group_series(axial.parent)
+    assert len(groups) == 1 and not groups.unreadable
+
+
+def test_uids_that_are_empty_in_the_data_set_are_those_of_the_file_meta_information(axial: Path) -> None:
+    truth = read_series(axial).array
+
+    def empty(dataset: pydicom.Dataset, k: int) -> None:
+        dataset.SOPClassUID = dataset.SOPInstanceUID = ""
+
+    edit(axial, empty)
+    np.testing.assert_array_equal(read_series(axial).array, truth)
+    (files,) = group_series(axial).values()
+    assert len(files) == 7
+
+
 def test_two_slices_at_one_position_are_refused(axial: Path) -> None:
     edit(axial, lambda d, k: setattr(d, "ImagePositionPatient", [0, 0, 2.5 * min(k, 5)]))
     assert "duplicates" in refusal(axial)
@@ -215,6 +261,7 @@ def test_a_file_that_is_there_twice_is_refused(axial: Path) -> None:
         (lambda d: setattr(d, "PixelSpacing", [0, 0.5]), "above 0 mm"),
         (lambda d: d.__delattr__("ImagePositionPatient"), "no usable ImagePositionPatient"),
         (lambda d: setattr(d, "RescaleType", "Z_EFF"), "RescaleType 'Z_EFF'"),
+        (lambda d: setattr(d, "RescaleType", "OD"), "RescaleType 'OD'"),
         (lambda d: d.__delattr__("RescaleSlope"), "not Hounsfield units"),
         (lambda d: setattr(d, "RescaleSlope", 0), "RescaleSlope 0"),
         (lambda d: setattr(d, "RescaleIntercept", "1e400"), "finite numbers and a slope are needed"),
@@ -227,6 +274,7 @@ def test_a_file_that_is_there_twice_is_refused(axial: Path) -> None:
         (lambda d: setattr(d, "SamplesPerPixel", 3), "3 samples"),
         (lambda d: setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
         (lambda d: setattr(d, "PixelData", d.PixelData[:20]), "damaged pixel data"),
+        (lambda d: setattr(d, "PixelData", d.PixelData * 2), "damaged pixel data (120 bytes, 60 are needed)"),
     ],
 )
 def test_one_odd_slice_refuses_the_series(axial: Path, change: Callable[[pydicom.Dataset], None], reason: str) -> None:

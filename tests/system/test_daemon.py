@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -222,3 +223,18 @@ def test_the_leader_is_asked_first_and_what_it_leaves_is_ended_then(daemon):
     child = int(said(polite)[1])
     polite.stop()
     assert "child lives True" in polite.log.read_text() and start_time(child) is None
+
+
+def test_a_copied_home_neither_finds_nor_stops_the_originals_server(daemon, tmp_path):
+    daemon.start()
+    folder = shutil.copytree(daemon.state.parent, tmp_path / "copy")
+    copy = dataclasses.replace(daemon, state=folder / daemon.state.name)
+    assert copy.running() is None and not copy.stop()
+    assert daemon.answering() is not None
+
+
+def test_a_moved_home_still_finds_its_server(daemon, tmp_path):
+    daemon.start()
+    before = daemon.state.parent
+    moved = dataclasses.replace(daemon, state=before.rename(tmp_path / "moved") / daemon.state.name)
+    assert moved.answering() is not None and moved.stop()

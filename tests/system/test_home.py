@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from requests.utils import should_bypass_proxies
 from sqlalchemy import make_url
 
 from ctmr.system.home import Code, Home, quiet_libraries, sqlite_address
@@ -105,3 +106,22 @@ def test_under_test_no_library_that_ctmr_silences_can_speak(home, monkeypatch):
 def test_a_databases_address_leads_to_its_file_whatever_the_folder_is_called(tmp_path, name):
     path = tmp_path / name / "mlflow.db"
     assert make_url(sqlite_address(path)).database == str(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"no_proxy": "pacs, localhost"}, "pacs,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "pacs", "NO_PROXY": ".clinic"}, "pacs,.clinic,localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_servers_of_this_machine_are_behind_no_proxy(monkeypatch, given, named):
+    proxies = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    monkeypatch.setattr(os, "environ", proxies | given)
+    quiet_libraries()
+    quiet_libraries()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == named
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        assert should_bypass_proxies(f"http://{host}:5000", no_proxy=None)

@@ -77,3 +77,28 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         strict_yaml.read(text, "it")
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("x: " + "7" * 5000, "a number of 5000 digits; at most 400 are read"),
+        ("x: 0x" + "f" * 5000, "a number of 5002 digits"),
+        ("a: &a [1]\nb: *a", "aliases"),
+        ("? [a]\n: 1", "unhashable key"),
+        ("x: 2024-99-99", "month must be in 1..12"),
+        ("x" * (strict_yaml.MAXIMUM_CHARACTERS + 1), "at most 1048576 are read"),
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.parametrize("reader", [strict_yaml.read, strict_yaml.documents])
+def test_what_would_fill_memory_or_stack_is_one_sentence(reader, text, words):
+    with pytest.raises(InputError) as caught:
+        reader(text, "it")
+    said = str(caught.value)
+    assert words in said and "\n" not in said and len(said) < 400
+
+
+def test_documents_of_programs_keep_the_numbers_of_their_version():
+    assert strict_yaml.documents("a: 1e-3\n---\nb: 010\n", "it") == [{"a": "1e-3"}, {"b": 8}]

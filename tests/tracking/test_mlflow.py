@@ -162,3 +162,35 @@ def test_a_models_run_is_found_by_its_digest_in_any_experiment(home: Home, given
 
 def test_a_mean_that_is_infinite_or_missing_is_no_metric() -> None:
     assert held_out_metrics({"p": {"psnr": None, "mae": 2.0}}) == {"test.p.mae": 2.0}
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_moved_or_copied_home_keeps_its_artifacts_to_itself(tmp_path: Path, empty_store: Path, how: str) -> None:
+    old, new = Home(tmp_path / "old #1"), Home(tmp_path / "new 100%")
+    old.root.mkdir()
+    # The database names the folder that it was made in; there it is a copy already.
+    shutil.copyfile(empty_store, old.root / "mlflow.db")
+    (tmp_path / "note").write_text("of the old home")
+    before = Tracking(old)
+    run = before.start("a", tags={})
+    before.artifact(run, tmp_path / "note", "sub")
+    assert list(old.artifacts.rglob("note"))
+    if how == "moved":
+        old.root.rename(new.root)
+    else:
+        shutil.copytree(old.root, new.root)
+    after = Tracking(new)
+    assert (after.download(run, "sub", tmp_path) / "note").read_text() == "of the old home"
+    after.artifact(after.start("b", tags={}), tmp_path / "note")
+    # MLflow keeps the place of a run for as long as the process lives, so what it is told next time is asked.
+    assert after.client.get_run(run).info.artifact_uri.startswith(new.artifacts.as_uri() + "/")
+    assert len(list(new.artifacts.rglob("note"))) == 2
+    assert len(list(old.artifacts.rglob("note"))) == (0 if how == "moved" else 1)
+
+
+def test_a_home_of_two_names_keeps_the_addresses_of_the_first(home: Home, tracking: Tracking, tmp_path: Path) -> None:
+    home.artifacts.mkdir(exist_ok=True)
+    before = tracking.client.get_experiment(tracking.experiment_id).artifact_location
+    (tmp_path / "link").symlink_to(home.root)
+    again = Tracking(Home(tmp_path / "link"))
+    assert again.client.get_experiment(again.experiment_id).artifact_location == before

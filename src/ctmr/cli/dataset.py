@@ -56,7 +56,7 @@ def add(
     license_file: Annotated[Path | None, typer.Option(help="Licence of the data, for the index.")] = None,
     description: Annotated[str, typer.Option(help="One line for the index.")] = "",
     skip_refused: Annotated[
-        bool, typer.Option("--skip-refused", help="Leave out what cannot be de-identified, and count it.")
+        bool, typer.Option("--skip-refused", help="Leave out what cannot be de-identified or told apart, and count it.")
     ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Commit a new version of a dataset that is there already.")

@@ -21,6 +21,7 @@ from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io import Holds
+from ctmr.io.dicom.headers import opened
 from ctmr.system.files import scratch_folder
 from ctmr.system.pool import in_order
 from ctmr.system.progress import Progress
@@ -196,7 +197,9 @@ def _in_order(files: Sequence[Path]) -> list[Path]:
     def number(file: Path) -> tuple[int, str]:
         with dicom.quiet_pydicom():
             try:
-                header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=["InstanceNumber"])
+                with opened(file) as stream:
+                    wanted = ["InstanceNumber"]
+                    header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
                 return int(header.get("InstanceNumber") or 0), str(file)
             except Exception:
                 # Damaged files are named when they are read in full.

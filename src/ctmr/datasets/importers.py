@@ -68,7 +68,7 @@ _KAGGLE_AB = re.compile(r"(train|test|val)([AB])")
 _SIDES = {"ct": Modality.CT, "mr": Modality.MR, "mri": Modality.MR}
 
 
-def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None) -> ImportPlan:
+def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None, skip_unknown: bool = False) -> ImportPlan:
     """Place every item of a scan.
 
     Parameters
@@ -79,6 +79,8 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None) -> 
         ``auto`` looks for the published layouts, and takes the source as plain when it is none.
     first
         With ``paired`` and folders A and B: the modality of A.
+    skip_unknown
+        Leave out and count images whose modality nothing tells, instead of refusing the source.
 
     Raises
     ------
@@ -93,7 +95,12 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None) -> 
     for item in scan.items:
         header = item.header
         reason = not_an_image(header) if header is not None else ""
-        found = reason or place(item)
+        try:
+            found = reason or place(item)
+        except naming.UnknownModality as error:
+            if not skip_unknown:
+                raise naming.UnknownModality(f"{error}, or leave such images out with --skip-refused") from None
+            found = "modality that its path does not tell"
         if isinstance(found, str):
             made.left_out[found] += 1
         else:

@@ -16,6 +16,10 @@ _SEQUENCES = {"t1": "T1", "t1w": "T1", "t2": "T2", "t2w": "T2", "flair": "FLAIR"
 _NO_SUBJECT = frozenset({"ct", "mr", "mri", "t1", "t2", "", *(s.value for s in Split)})
 
 
+class UnknownModality(InputError):
+    """A path that does not tell whether an image is CT or MR."""
+
+
 def words(relative: PurePath) -> list[str]:
     """Return the lower-case words of a path's folders and file name."""
     text = relative.as_posix().lower()
@@ -29,7 +33,7 @@ def modality_of(relative: PurePath) -> Modality:
     found = words(relative)
     is_ct, is_mr = "ct" in found, bool(_MR_WORDS & set(found))
     if is_ct == is_mr:
-        raise InputError(
+        raise UnknownModality(
             f"the modality of {relative} cannot be told from its path; put CT images below a folder CT and MR below MR"
         )
     return Modality.CT if is_ct else Modality.MR

@@ -36,7 +36,7 @@ class AddOptions:
     license, description
         Text for the index, as it is.
     skip_refused
-        Leave out what cannot be de-identified instead of refusing the source.
+        Leave out what cannot be de-identified, or is neither CT nor MR by its path, instead of refusing the source.
     replace
         Commit a new version of a dataset that is there; the old revision stays.
     """
@@ -87,7 +87,7 @@ def add(name: str, source: Path, root: Path, options: AddOptions, report: Progre
                 f"{scan.unreadable[0]} is a damaged DICOM file ({len(scan.unreadable)} in all), which cannot be "
                 "de-identified; export it again, or leave such files out with --skip-refused"
             )
-        planned = plan(scan, options.layout, first=options.first)
+        planned = plan(scan, options.layout, first=options.first, skip_unknown=options.skip_refused)
         if scan.unreadable:
             planned.left_out["damaged DICOM file"] += len(scan.unreadable)
         if repository is not None:
@@ -319,7 +319,8 @@ def _resolved(repository: DataRepository, name: str, revision: str) -> str:
     from ctmr.datasets.dvc.commands import git
 
     if revision:
-        return git(repository.root, "rev-parse", f"{revision}^{{commit}}").strip()
+        words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        return git(repository.root, *words).strip()
     return repository.revisions(name)[0][0]
 
 

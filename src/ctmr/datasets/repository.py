@@ -15,6 +15,7 @@ from typing import Any
 from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, author_environment, dvc, git
 from ctmr.datasets.dvc.remotes import check_address, remote_of
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.system.git import refuse_option
 from ctmr.system.locks import locked
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -88,7 +89,7 @@ class DataRepository:
         """Return the datasets of a revision."""
         if not self.head:
             return []
-        listed = git(self.root, "ls-tree", "--name-only", revision).splitlines()
+        listed = git(self.root, "ls-tree", "--name-only", "--end-of-options", revision).splitlines()
         return sorted(n.removesuffix(".dvc") for n in listed if n.endswith(".dvc") and n != ".dvc")
 
     def revisions(self, name: str) -> list[tuple[str, str]]:
@@ -99,7 +100,8 @@ class DataRepository:
     def index(self, name: str, revision: str = "HEAD") -> dict[str, Any]:
         """Return a dataset's committed description, empty when it was added by other means."""
         try:
-            tree = json.loads(git(self.root, "show", f"{revision}:{name}.json"))
+            refuse_option("--revision", revision)
+            tree = json.loads(git(self.root, "cat-file", "blob", "--end-of-options", f"{revision}:{name}.json"))
         except (CommandFailed, ValueError):
             return {}
         return dict(tree) if isinstance(tree, dict) else {}
@@ -154,7 +156,7 @@ class DataRepository:
             ours = (f"{name}.dvc", f"{name}.json", ".gitignore")
             paths = [p for p in ours if self._matters(p)] if self.head else ["."]
             git(self.root, "add", "--", *paths, environment=self.author)
-            changed = git(self.root, "diff", "--cached", "--name-only", "--", *paths).strip()
+            changed = git(self.root, "diff", "--cached", "--no-ext-diff", "--name-only", "--", *paths).strip()
             if changed:
                 author = self.author or author_environment(self.root)
                 words = ("commit", "--quiet", "--no-gpg-sign", "--message", message, "--only", "--", *paths)

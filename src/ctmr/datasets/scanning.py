@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ctmr.datasets.deid.dicom import quiet_pydicom
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.datasets.dvc import refuse_link, unpack
+from ctmr.errors import EnvironmentFault
 from ctmr.io import FORMATS, Holds, format_named
 from ctmr.system.files import scratch_folder
+from ctmr.system.walk import entries_below, files_of_images
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,12 @@ def scanned(source: Path, private: Path) -> Iterator[Scan]:
     Raises
     ------
     InputError
-        Linked folders, which would be taken in twice or not at all, or a damaged archive.
+        Links to folders or out of the source, as `refuse_link` refuses them, or a damaged archive.
     """
-    linked = next((Path(d, n) for d, names, _ in os.walk(source) for n in names if Path(d, n).is_symlink()), None)
-    if linked is not None:
-        raise InputError(f"{linked} is a link to a folder; give that folder itself, or copy it")
     with scratch_folder(private) as scratch:
         try:
+            for entry in entries_below(source):
+                refuse_link(source, entry)
             scan = _scan(source, scratch)
         except OSError as error:
             raise EnvironmentFault(f"{source} cannot be read: {error.strerror} ({error.filename})") from None
@@ -85,10 +85,8 @@ def scanned(source: Path, private: Path) -> Iterator[Scan]:
 
 
 def _scan(source: Path, scratch: Path) -> Scan:
-    from ctmr.datasets.dvc import unpack
-
     roots = [source]
-    archives = sorted(p for p in source.rglob("*") if p.suffix.lower() == ".zip" and p.is_file())
+    archives = [p for p in files_of_images(source) if p.suffix.lower() == ".zip"]
     if archives:
         roots.append(scratch)
     for archive in archives:
@@ -103,7 +101,7 @@ def _scan(source: Path, scratch: Path) -> Scan:
 def _scan_root(root: Path, scan: Scan) -> None:
     from ctmr.io import dicom
 
-    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+    for file in files_of_images(root):
         kind = format_named(file.name, imported=True)
         if kind is not None and FORMATS[kind].holds is not Holds.SERIES:
             scan.items.append(Item(PurePosixPath(file.relative_to(root)), kind, (file,)))

@@ -16,15 +16,20 @@ from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import HU_EVIDENCE
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import FORMATS
+from ctmr.io.bounds import require_bounded
 from ctmr.io.values import Collector, compact, hounsfield_int16, require_finite, rescaled, without_padding
 from ctmr.system.files import write_file
 
 MAXIMUM_VOXELS = 2**31
+MAXIMUM_OFFSET = 2**26
+"""Bytes before the voxels, extensions with them; beyond, vox_offset is damaged."""
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _SCANNER = 1
 """NIfTI code of "scanner-based anatomical coordinates"."""
 _NIFTI2_HEADER_BYTES = 540
 _NO_EXTENSION = bytes(4)
+_DEFLATE_RATIO = 1032
+"""The most that deflate packs (zlib's documentation)."""
 AGREEMENT_MM = 0.1
 """Places of a voxel that lie closer than this are one."""
 
@@ -148,16 +153,55 @@ def first_voxel(header: Any, content: bytes) -> int:
     return left
 
 
+def voxel_bytes(header: Any, path: Path) -> int:
+    """Return how many bytes a header claims for its voxels.
+
+    Raises
+    ------
+    InputError
+        More than the file can hold, or more than is read (`ctmr.io.bounds`).
+    """
+    packed, zipped = path.stat().st_size, path.name.lower().endswith(".gz")
+    size = float(np.prod([float(n) for n in header.get_data_shape()])) * header.get_data_dtype().itemsize
+    if not 0 <= size <= packed * (_DEFLATE_RATIO if zipped else 1):
+        shape = tuple(header.get_data_shape())
+        raise InputError(f"it claims shape {shape}, {size:.3g} bytes of voxels, which its {packed} bytes cannot hold")
+    require_bounded(size, packed, "it")
+    if not 0 <= float(header["vox_offset"]) <= MAXIMUM_OFFSET:
+        raise InputError(f"vox_offset is {float(header['vox_offset']):g}; at most {MAXIMUM_OFFSET} is read")
+    return int(size)
+
+
+def content_of(path: Path, stream: Any) -> tuple[Any, bytes]:
+    """Return the header and, inflated, the bytes of a NIfTI file as far as its header needs them; InputError as above.
+
+    Parameters
+    ----------
+    stream
+        The file, inflated, at its beginning.
+    """
+    start = stream.read(_NIFTI2_HEADER_BYTES)
+    header = header_of(start)
+    whole = header.template_dtype.itemsize + len(_NO_EXTENSION)
+    # One byte more than there should be tells a file that is longer from one whose voxels begin early.
+    limit = voxel_bytes(header, path) + max(whole, int(header["vox_offset"])) + 1
+    return header, start + stream.read(max(0, limit - len(start)))
+
+
 def _open(path: Path) -> Any:
     """Return nibabel's image of the file's version; one whose voxels do not begin where it says is put right first."""
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        start = stream.read(_NIFTI2_HEADER_BYTES)
-        header = header_of(start)
+        header = header_of(stream.read(_NIFTI2_HEADER_BYTES))
         kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
         whole = header.template_dtype.itemsize + len(_NO_EXTENSION)
+        try:
+            voxel_bytes(header, path)
+        except InputError as error:
+            raise InputError(f"{path} cannot be read as NIfTI: {error}; export it again") from None
         if int(header["vox_offset"]) >= whole or not bytes(header["magic"]).startswith(b"n+"):
             return kind.from_filename(path, mmap=False)
-        content = start + stream.read()
+        stream.seek(0)
+        _, content = content_of(path, stream)
     try:
         at = first_voxel(header, content)
     except InputError as error:

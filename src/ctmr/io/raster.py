@@ -16,7 +16,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.system.files import write_file
 
-MAXIMUM_PIXELS = 64 * 2**20
+MAXIMUM_PIXELS = 16 * 2**20
 """More than any slice has; beyond it a file is a decompression bomb."""
 _WIDE_LEVELS = 65535
 WIDE_MINIMUM = 4096

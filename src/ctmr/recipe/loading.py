@@ -57,7 +57,9 @@ def load(name: str, assignments: Sequence[str] = ()) -> Recipe:
     else:
         path = recipe_path(name)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as stream:
+                # One character more than is allowed, so that the reader of YAML refuses it.
+                text = stream.read(strict_yaml.MAXIMUM_CHARACTERS + 1)
         except UnicodeDecodeError as error:
             raise InputError(f"recipe {path} is not readable YAML: {error}") from None
         recipe = _read(text, f"recipe {path.name}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault
-from ctmr.system.files import write_file
+from ctmr.system.files import identity, write_file
 from ctmr.system.hidden_argument import start_with_hidden
 from ctmr.system.home import quiet_libraries
 from ctmr.system.locks import locked
@@ -34,6 +34,7 @@ HTTP = "http"
 _ATTEMPTS = 3
 """Between the look for free ports and the server's own bind another one may have taken them."""
 _LAST_WORDS = 300
+_FOLDER = "folder"
 
 Ports = Mapping[str, int]
 
@@ -218,7 +219,8 @@ class Daemon:
         finally:
             os.close(log)
         running = Running(Process.of(child.pid), ports, server_id, self.facts)
-        tree = {**vars(running.process), "ports": dict(ports), "server_id": server_id, **self.facts}
+        about = {"ports": dict(ports), "server_id": server_id, _FOLDER: identity(self.state.parent)}
+        tree = {**vars(running.process), **about, **self.facts}
         write_file(self.record, (json.dumps(tree, indent=1) + "\n").encode(), replace=True, mode=0o600)
         return running
 
@@ -247,6 +249,9 @@ class Daemon:
             process = Process(int(tree.pop("pid")), int(tree.pop("started")), str(tree.pop("boot", boot_id())))
             ports = tree.pop("ports", None) or {HTTP: tree.pop("port")}
             server_id = str(tree.pop("server_id", ""))
+            if tree.pop(_FOLDER, None) not in (None, identity(self.state.parent)):
+                # The home is a copy, and the process is the original's.
+                return None
             return Running(process, {str(n): int(p) for n, p in ports.items()}, server_id, tree)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

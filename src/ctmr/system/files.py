@@ -130,6 +130,12 @@ def append_line(path: Path, line: str, *, mode: int = 0o666) -> None:
             os.close(descriptor)
 
 
+def identity(path: Path) -> list[int]:
+    """Return what tells a file or folder from a copy of it, and does not change when it is moved on its disk."""
+    found = path.stat()
+    return [found.st_dev, found.st_ino]
+
+
 def exchange(a: Path, b: Path) -> None:
     """Swap two folders in one step (Linux renameat2); two renames where the file system cannot."""
     if not _rename(a, b, _EXCHANGE):

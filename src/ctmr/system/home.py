@@ -10,6 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ctmr.system import environment
+from ctmr.system.git import git_command, git_environment
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,19 @@ class Code:
 
     def _git(self, *words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(self.folder), *words], check=True, capture_output=True, text=True, timeout=20
+            git_command(self.folder, *words),
+            cwd=self.folder,
+            env=git_environment(os.environ),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
         return done.stdout.strip()
 
 
 def quiet_libraries() -> None:
-    """Turn off what libraries send home, before any of them is imported."""
+    """Turn off what libraries send home, before any is imported, and keep calls to this machine from a proxy."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -118,3 +127,13 @@ def quiet_libraries() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)
+    _reach_loopback()
+
+
+def _reach_loopback() -> None:
+    """Name loopback in ``no_proxy``: MLflow, S3 and pipeline servers of this machine are behind no proxy."""
+    given = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
+    hosts = [host.strip() for text in given for host in text.split(",") if host.strip()]
+    # Libraries differ in which of the two they read.
+    named = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, *LOOPBACK_HOSTS]))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = named

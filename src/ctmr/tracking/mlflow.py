@@ -14,6 +14,7 @@ from ctmr.system.digest import flatten
 from ctmr.system.environment import PARENT_RUN
 from ctmr.system.home import Home, quiet_libraries
 from ctmr.tracking import database
+from ctmr.tracking.moved import lead_home
 
 EXPERIMENT = "ctmr"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -105,6 +106,7 @@ class Tracking:
         with faults(self.uri):
             if file := database.file_of(self.uri):
                 database.make(file)
+                lead_home(home.root / "mlflow.db", home.artifacts, EXPERIMENT)
             # Not set_tracking_uri: it writes the address into the environment, where another home would find it.
             self.client = mlflow.MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.experiment_id = self._experiment()

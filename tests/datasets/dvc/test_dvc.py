@@ -81,16 +81,47 @@ def test_archives_are_unpacked_beside_themselves(tmp_path):
     assert files_of(folder).keys() == {"s1.zip"}
 
 
-def test_linked_files_and_folders_count_as_what_they_lead_to(tmp_path):
-    whole = write(tmp_path / "whole")
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for name in sorted({n.split("/")[0] for n in FILES}):
-        (linked / name).symlink_to(whole / name)
-    assert folder_md5(linked) == folder_md5(whole)
+def test_a_link_to_a_file_of_the_dataset_counts_as_that_file(tmp_path):
+    linked = write(tmp_path / "linked")
+    first = sorted(FILES)[0]
+    (linked / "again").symlink_to(first)
     materialise(resolve(str(linked)), tmp_path / "raw", said)
-    assert files_of(tmp_path / "raw") == FILES
+    assert files_of(tmp_path / "raw") == FILES | {"again": FILES[first]}
     assert not any(p.is_symlink() for p in (tmp_path / "raw").rglob("*"))
+
+
+def test_folders_linked_to_each_other_without_end_are_refused_at_once(tmp_path):
+    folder = tmp_path / "data"
+    for k in range(40):
+        (folder / f"d{k:02d}").mkdir(parents=True)
+        for name in ("a", "b"):
+            (folder / f"d{k:02d}" / name).symlink_to(f"../d{k + 1:02d}")
+    (folder / "d40").mkdir()
+    with pytest.raises(InputError, match="is a link to a folder, which would be taken in twice"):
+        resolve(str(folder))
+
+
+def nested(folder, depth):
+    """Make folders in each other, more than one path can name."""
+    folder.mkdir()
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("n", dir_fd=here)
+        inner = os.open("n", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    return folder
+
+
+def test_folders_nested_without_end_are_refused(tmp_path):
+    folder = nested(tmp_path / "data", 1500)
+    try:
+        with pytest.raises(InputError, match="nested more than 64 deep"):
+            resolve(str(folder))
+    finally:
+        # pytest's own removal recurses.
+        subprocess.run(["rm", "-rf", folder], check=True)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +129,13 @@ def test_linked_files_and_folders_count_as_what_they_lead_to(tmp_path):
     [
         (lambda p: (p / "dead").symlink_to("nowhere"), r"dead is a link to nowhere, which is not there"),
         (lambda p: (p / "b" / "loop").symlink_to(p), r"loop is a link to .*, a folder that holds it"),
+        (lambda p: (p / "out").symlink_to(p.parent / "else"), r"out is a link to .*/else, outside"),
         (lambda p: os.mkfifo(p / "pipe"), r"pipe is neither a file nor a folder"),
         (lambda p: Path(os.fsdecode(bytes(p) + b"/\xff.bin")).touch(), r"is not UTF-8; rename the file"),
     ],
 )
 def test_what_is_no_plain_file_is_refused_and_named(tmp_path, make, words):
+    write(tmp_path / "else")
     make(write(tmp_path / "data"))
     with pytest.raises(InputError, match=words) as caught:
         resolve(str(tmp_path / "data"))
@@ -165,6 +198,25 @@ def test_a_member_that_leaves_the_folder_is_refused_before_anything_is_written(t
     target = tmp_path / "in" / "target"
     refused(archive_of(tmp_path / "a.zip", [("good", b"1"), (name, b"2")]), target, "leaves its folder")
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"a.zip"}
+
+
+def test_backslashes_part_folders_and_what_macos_adds_is_left_out(tmp_path):
+    members = [("CT\\p1.png", b"1"), ("MR\\", b""), ("__MACOSX\\CT\\._p1.png", b"x"), ("CT/._p1.png", b"x")]
+    unpack(archive_of(tmp_path / "a.zip", members), tmp_path / "t")
+    assert files_of(tmp_path / "t") == {"CT/p1.png": b"1"}
+
+
+def test_companions_of_macos_are_no_images_of_a_dataset(tmp_path):
+    write(tmp_path / "data")
+    (tmp_path / "data" / "._scan.zip").write_bytes(b"Mac OS X")
+    materialise(resolve(str(tmp_path / "data")), tmp_path / "raw", said)
+    assert files_of(tmp_path / "raw") == FILES | {"._scan.zip": b"Mac OS X"}
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "ü" * 128, "n/" * 70 + "x", ("n" * 99 + "/") * 50 + "x"])
+def test_a_name_that_no_folder_can_hold_is_refused(tmp_path, name):
+    said = refused(archive_of(tmp_path / "a.zip", [(name, b"1")]), tmp_path / "t", "which no folder can hold")
+    assert len(said) < 400
 
 
 def test_a_link_is_refused(tmp_path):

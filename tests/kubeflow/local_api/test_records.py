@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import stat
 
@@ -150,3 +151,17 @@ def test_a_file_that_is_no_record_or_of_another_layout_is_refused(path):
         database.execute("PRAGMA user_version=99")
     with pytest.raises(EnvironmentFault, match="layout 99"):
         Records(path)
+
+
+def test_a_copy_knows_nothing_of_the_originals_processes(path, tmp_path):
+    first = Records(path)
+    add_run(first, "a")
+    first.set_process("a", Process.of(os.getpid()))
+    first.close()
+    (tmp_path / "copy").mkdir()
+    copied = Records(shutil.copyfile(path, tmp_path / "copy" / path.name))
+    assert copied.process("a") is None
+    copied.close()
+    moved = Records(path.rename(tmp_path / "moved.db"))
+    assert moved.process("a") == Process.of(os.getpid())
+    moved.close()

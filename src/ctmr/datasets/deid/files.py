@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
+from ctmr.io.bounds import require_bounded
 
 _GEOMETRY = (
     "dim",
@@ -35,6 +37,7 @@ _GEOMETRY = (
 )
 """Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
 _NO_EXTENSION = bytes(4)
+_LARGEST_VOXEL_BYTES = 8
 _SPATIAL_AXES = 4
 """pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
 
@@ -82,13 +85,11 @@ def clean_nifti(source: Path) -> bytes:
     """
     if source.name.lower().endswith(".mha"):
         return _clean_metaimage(source)
-    from ctmr.io.nifti import first_voxel, header_of
+    from ctmr.io.nifti import content_of, first_voxel
 
     try:
-        raw = source.read_bytes()
-        if source.name.lower().endswith(".gz"):
-            raw = gzip.decompress(raw)
-        header = header_of(raw)
+        with gzip.open(source) if source.name.lower().endswith(".gz") else source.open("rb") as stream:
+            header, raw = content_of(source, stream)
         if not bytes(header["magic"]).startswith(b"n+"):
             raise ValueError("no single NIfTI file")
         count = int(np.prod([int(n) for n in header.get_data_shape()]))
@@ -114,10 +115,17 @@ def _clean_metaimage(source: Path) -> bytes:
     import SimpleITK
 
     try:
-        image: Any = SimpleITK.ReadImage(str(source))
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(source))
+        reader.ReadImageInformation()
+        voxels = math.prod(float(n) for n in (*reader.GetSize(), reader.GetNumberOfComponents()))
+        require_bounded(voxels * _LARGEST_VOXEL_BYTES, source.stat().st_size, "it")
+        image: Any = reader.Execute()
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "image.nii"
             SimpleITK.WriteImage(image, str(converted))
             return clean_nifti(converted)
     except RuntimeError:
         raise InputError("cannot be read as MetaImage; export it again") from None
+    except InputError as error:
+        raise InputError(f"cannot be read as MetaImage ({error}); export it again") from None

@@ -96,10 +96,12 @@ def _in_dicom(file: Path) -> set[str]:
     import pydicom
 
     from ctmr.datasets.deid.dicom import quiet_pydicom
+    from ctmr.io.dicom.headers import opened
 
     with quiet_pydicom():
         wanted = [*IDENTIFYING, "PatientIdentityRemoved", RECOGNIZABLE_FACES]
-        header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=wanted)
+        with opened(file) as stream:
+            header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
         removed = str(header.get("PatientIdentityRemoved", "")).strip().upper() == "YES"
         found = {k for k in (NEVER if removed else IDENTIFYING) if _filled(header, k)}
         if str(header.get(RECOGNIZABLE_FACES, "")).strip().upper() == "YES":

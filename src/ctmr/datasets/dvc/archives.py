@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ctmr.datasets.dvc.commands import first_line
 from ctmr.errors import InputError
+from ctmr.system.walk import MAXIMUM_DEPTH, is_companion
 
 MAX_ARCHIVE_BYTES = 64 * 1024**3
 MAX_ARCHIVE_RATIO = 200
+MAX_NAME_BYTES = 255
+"""Of one folder or file; what Linux's file systems take."""
+MAX_PATH_BYTES = 4095
+_SHOWN = 80
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -46,40 +56,66 @@ def pack(archive: Path, members: Sequence[tuple[str, Path]]) -> None:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a zip archive of plain files, or raise InputError when it would leave its folder or explode.
 
-    Refused: absolute paths, ``..``, links, more than `MAX_ARCHIVE_BYTES`, a ratio above `MAX_ARCHIVE_RATIO`.
+    What macOS adds (``__MACOSX/``) is left out. Refused: absolute paths, ``..``, links, names that no disk takes, more
+    than `MAX_ARCHIVE_BYTES`, a ratio above `MAX_ARCHIVE_RATIO`.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if not m.is_dir()]
-            total = sum(m.file_size for m in members)
+            infos = opened.infolist()
+            total = sum(m.file_size for m in infos)
             packed = max(1, archive.stat().st_size)
             if total > MAX_ARCHIVE_BYTES or total / packed > MAX_ARCHIVE_RATIO:
                 raise InputError(
                     f"archive {archive.name} unpacks to {total} bytes from {packed}; at most {MAX_ARCHIVE_BYTES} bytes "
                     f"and {MAX_ARCHIVE_RATIO} times its size are allowed"
                 )
-            for member in members:
-                parts = PurePosixPath(member.filename).parts
-                if PurePosixPath(member.filename).is_absolute() or ".." in parts or "\\" in member.filename:
-                    raise InputError(f"archive {archive.name} holds {member.filename!r}, which leaves its folder")
-                if stat.S_ISLNK(member.external_attr >> 16):
-                    raise InputError(
-                        f"archive {archive.name} holds the link {member.filename!r}; only plain files may be in it"
-                    )
-            names = [PurePosixPath(m.filename) for m in members]
+            members = [(path, m) for m in infos if (path := _path_of(archive, m, target)) is not None]
+            names = [path for path, _ in members]
             files = set(names)
             clash = next((n for n in names if files.intersection(n.parents)), None)
             if clash is None and len(files) < len(names):
-                clash = next(n for k, n in enumerate(names) if n in names[:k])
+                clash = next(n for n, times in Counter(names).items() if times > 1)
             if clash is not None:
                 raise InputError(f"archive {archive.name} holds {str(clash)!r} twice, or below a file; pack it again")
-            for member in members:
-                destination = target.joinpath(*PurePosixPath(member.filename).parts)
+            for path, member in members:
+                destination = target / path
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as stream, destination.open("wb") as out:
                     shutil.copyfileobj(stream, out)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise InputError(f"archive {archive.name} is damaged ({error}); fetch it again") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InputError(f"archive {archive.name} is damaged (an offset is impossible); fetch it again") from None
+    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, struct.error, IndexError) as error:
+        raise InputError(f"archive {archive.name} is damaged ({first_line(error)}); fetch it again") from None
     except (RuntimeError, NotImplementedError) as error:
         # zipfile says so of encrypted members and of methods it does not know.
         raise InputError(f"archive {archive.name} cannot be unpacked ({error}); pack it as a plain zip") from None
+
+
+def _path_of(archive: Path, member: zipfile.ZipInfo, target: Path) -> PurePosixPath | None:
+    """Return where a member belongs below the target; None for a folder, and for what macOS adds.
+
+    Some archivers of Windows write backslashes between folders, against the format (APPNOTE 4.4.17.1).
+    """
+    name = member.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
+        raise InputError(f"archive {archive.name} holds {_shown(name)}, which leaves its folder; pack it again")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise InputError(f"archive {archive.name} holds the link {_shown(name)}; only plain files may be in it")
+    longest = max((len(part.encode()) for part in path.parts), default=0)
+    if (
+        longest > MAX_NAME_BYTES
+        or len(path.parts) > MAXIMUM_DEPTH
+        or len(str(target.absolute() / path).encode()) > MAX_PATH_BYTES
+    ):
+        raise InputError(
+            f"archive {archive.name} holds {_shown(name)}, which no folder can hold; at most {MAX_NAME_BYTES} bytes a "
+            f"name, {MAXIMUM_DEPTH} folders in each other and {MAX_PATH_BYTES} bytes in all are allowed"
+        )
+    return None if name.endswith("/") or not path.parts or is_companion(path) else path
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")

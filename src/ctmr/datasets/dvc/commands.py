@@ -7,11 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctmr.errors import EnvironmentFault
-from ctmr.system.home import quiet_libraries
+from ctmr.system.files import written
+from ctmr.system.git import ELSEWHERE, git_command, git_environment
+from ctmr.system.home import Home, quiet_libraries
 from ctmr.system.processes import start
 
 GIT_LIMIT_S = 120
@@ -46,12 +49,39 @@ def git(folder: Path, *words: str, environment: Mapping[str, str] | None = None,
     EnvironmentFault
         git is absent, fails (`CommandFailed`) or takes longer than `limit_s`.
     """
-    return _run(folder, ["git", *words], environment or {}, limit_s)
+    quiet_libraries()
+    variables = git_environment({**os.environ, **(environment or {})})
+    return _run(folder, "git", words[0], git_command(folder, *words), variables, limit_s)
 
 
 def dvc(folder: Path, *words: str, environment: Mapping[str, str] | None = None, limit_s: float = DVC_LIMIT_S) -> str:
     """Run DVC in a folder, as `git` does."""
-    return _run(folder, [sys.executable, "-m", "dvc", *words], environment or {}, limit_s)
+    with guarded():
+        variables = {**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})}
+        return _run(folder, "dvc", words[0], [sys.executable, "-m", "dvc", *words], variables, limit_s)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Make DVC, inside and in processes that are started there, run git as `git` does and unpickle our own cache only.
+
+    A repository's configuration can name the folder of DVC's caches, whose entries are pickles.
+    """
+    quiet_libraries()
+    caches = Home.current().root / "dvc"
+    with written(caches):
+        caches.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = dict(os.environ)
+    os.environ.update({k: v for k, v in git_environment(before).items() if k != "LC_ALL"})
+    os.environ["DVC_SITE_CACHE_DIR"] = str(caches)
+    for name in ELSEWHERE:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def author_environment(folder: Path) -> dict[str, str]:
@@ -79,14 +109,7 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
-def _run(folder: Path, command: list[str], extra: Mapping[str, str], limit_s: float) -> str:
-    quiet_libraries()
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8", **extra}
-    # A hook or an outer git command may have set these; they would send our calls to another repository.
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        environment.pop(name, None)
-    name = "dvc" if command[0] == sys.executable else Path(command[0]).name
-    verb = command[3] if name == "dvc" else command[1]
+def _run(folder: Path, name: str, verb: str, command: list[str], environment: Mapping[str, str], limit_s: float) -> str:
     try:
         # A transfer whose ctmr was killed must not go on alone, holding DVC's lock.
         process = start(

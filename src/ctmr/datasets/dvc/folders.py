@@ -6,22 +6,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from ctmr.errors import InputError
+from ctmr.system.walk import entries_below
 
 
 def files_below(folder: Path) -> list[tuple[str, Path]]:
-    """Return (path relative to the folder, file) of every file below it, sorted; links are followed.
+    """Return (path relative to the folder, file) of every file below it, sorted; a link to one of them is a file too.
 
     Raises
     ------
     InputError
-        A link that leads nowhere or back to a folder above it, a name that is not UTF-8, or what is no file (a
-        socket, a device).
+        A link that leads nowhere, out of the folder or to a folder, a name that is not UTF-8, what is no file (a
+        socket, a device), or folders nested too deep.
     """
-    return sorted(_walk(folder, "", frozenset({folder.resolve()})))
+    return sorted((_checked(folder, path), path) for path in entries_below(folder))
 
 
 def folder_md5(folder: Path) -> str:
@@ -45,22 +45,30 @@ def file_md5(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, Path]]:
-    for entry in os.scandir(folder):
-        path, relative = Path(entry.path), prefix + entry.name
-        try:
-            relative.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(relative).decode("utf-8", "replace")
-            raise InputError(f"the name of {shown} in {folder} is not UTF-8; rename the file") from None
-        if entry.is_dir():
-            real = path.resolve()
-            if entry.is_symlink() and real in above:
-                raise InputError(f"{path} is a link to {real}, a folder that holds it; remove the link")
-            yield from _walk(path, relative + "/", above | {real})
-        elif entry.is_file():
-            yield relative, path
-        elif entry.is_symlink():
-            raise InputError(f"{path} is a link to {path.readlink()}, which is not there; remove or mend the link")
-        else:
-            raise InputError(f"{path} is neither a file nor a folder; remove it from the dataset")
+def refuse_link(folder: Path, path: Path) -> None:
+    """Raise InputError when a path below a folder is a link, unless to a file of that folder."""
+    if not path.is_symlink():
+        return
+    if not path.exists():
+        raise InputError(f"{path} is a link to {path.readlink()}, which is not there; remove or mend the link")
+    real, root = path.resolve(), folder.resolve()
+    if real in (root, *path.parent.resolve().parents):
+        raise InputError(f"{path} is a link to {real}, a folder that holds it; remove the link")
+    if not real.is_relative_to(root):
+        raise InputError(f"{path} is a link to {real}, outside {folder}; copy what it leads to, or remove the link")
+    if real.is_dir():
+        raise InputError(f"{path} is a link to a folder, which would be taken in twice; remove the link")
+
+
+def _checked(folder: Path, path: Path) -> str:
+    """Return a path relative to the dataset; InputError unless it is a file of it."""
+    relative = path.relative_to(folder).as_posix()
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(relative).decode("utf-8", "replace")
+        raise InputError(f"the name of {shown} in {folder} is not UTF-8; rename the file") from None
+    refuse_link(folder, path)
+    if not path.is_file():
+        raise InputError(f"{path} is neither a file nor a folder; remove it from the dataset")
+    return relative

@@ -12,11 +12,11 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from ctmr.datasets.dvc.commands import CommandFailed, first_line, git
-from ctmr.datasets.dvc.remotes import preflight, remote_of
+from ctmr.datasets.dvc.commands import CommandFailed, first_line, git, guarded
+from ctmr.datasets.dvc.remotes import preflight, refuse_programs, remote_of
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.system import strict_yaml
+from ctmr.system.git import refuse_option
 from ctmr.system.progress import Progress
 
 _CHUNK_BYTES = 1 << 20
@@ -84,14 +84,19 @@ def read_pinned(repository: Path, name: str, revision: str = "HEAD") -> Pinned:
     InputError
         When the revision or the dataset is not there, or was tracked by a DVC older than 3.
     """
+    for what, given in (("the dataset's name", name), ("--revision", revision)):
+        refuse_option(what, given)
     try:
-        text = git(repository, "show", f"{revision}:{name}.dvc")
+        text = git(repository, "cat-file", "blob", "--end-of-options", f"{revision}:{name}.dvc")
     except CommandFailed:
         raise InputError(f"{repository} has no dataset {name} at revision {revision}; `ctmr dataset list`") from None
-    out = (yaml.safe_load(text) or {}).get("outs", [{}])[0]
+    tree = strict_yaml.read(text, f"{name}.dvc at revision {revision}")
+    outs = tree.get("outs") if isinstance(tree, dict) else None
+    out = outs[0] if isinstance(outs, list) and outs and isinstance(outs[0], dict) else {}
     if out.get("hash") != "md5" or not str(out.get("md5", "")).endswith(".dir"):
         raise InputError(f"{name}.dvc at revision {revision} is no folder tracked by DVC 3; track it again with it")
-    return Pinned(out["md5"], int(out.get("size", 0)), int(out.get("nfiles", 0)))
+    size, files = (out.get(key, 0) for key in ("size", "nfiles"))
+    return Pinned(str(out["md5"]), size if isinstance(size, int) else 0, files if isinstance(files, int) else 0)
 
 
 class Objects:
@@ -166,8 +171,9 @@ class Objects:
 
         if where is Where.REMOTE:
             preflight(remote_of(self.repository), write=False)
+        refuse_programs(self.repository)
         try:
-            with Repo(str(self.repository)) as repo:
+            with guarded(), Repo(str(self.repository)) as repo:
                 yield _Store(repo.cloud.get_remote_odb() if where is Where.REMOTE else repo.cache.local)
         except (DvcException, OSError) as error:
             raise EnvironmentFault(f"the {where} of {self.repository} cannot be read: {first_line(error)}") from None

@@ -89,6 +89,28 @@ def remote_of(repository: Path) -> Remote:
     return Remote(str(name), str(settings["url"]), settings)
 
 
+def refuse_programs(repository: Path) -> None:
+    """Raise InputError when a local repository's DVC configuration names a file of its own that can start programs.
+
+    AWS configuration (``configpath``, ``credentialpath``) may hold ``credential_process``, a command.
+    """
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+
+    try:
+        remotes = Config(str(repository / ".dvc"))["remote"]
+    except DvcException as error:
+        raise InputError(f"the DVC configuration of {repository} cannot be read: {first_line(error)}") from None
+    for name, settings in remotes.items():
+        for key in ("configpath", "credentialpath"):
+            path = str(settings.get(key) or "")
+            if path and Path(path).resolve().is_relative_to(repository.resolve()):
+                raise InputError(
+                    f"remote {name} of {repository} takes {key} from {path}, a file of the repository, which can start "
+                    "programs; keep it elsewhere, as in ~/.aws"
+                )
+
+
 def preflight_of(repository: str, *, write: bool) -> None:
     """Look whether a local repository's remote can be used; of others nothing is known before DVC reads them."""
     if Path(repository, ".dvc").is_dir():

@@ -9,11 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ctmr.datasets.dvc.archives import unpack
-from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git
+from ctmr.datasets.dvc.commands import TRANSFER_LIMIT_S, CommandFailed, dvc, first_line, git, guarded
 from ctmr.datasets.dvc.folders import copy_folder, file_md5, folder_md5
+from ctmr.datasets.dvc.remotes import preflight_of, refuse_programs
 from ctmr.errors import EnvironmentFault, InputError
 from ctmr.system.environment import HOME
+from ctmr.system.git import refuse_option
 from ctmr.system.progress import Progress, silent
+from ctmr.system.walk import files_of_images
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class DatasetSource:
         """Read `to_option`'s text."""
         tree: dict[str, str] = json.loads(text)
         address, path = tree.pop("address"), tree.pop("path")
+        _refuse_options(address, path, tree.get("revision", ""))
         return DatasetSource(Dataset(**tree), address, path)
 
 
@@ -87,6 +91,7 @@ def resolve(address: str, *, path: str = "", revision: str = "") -> DatasetSourc
     InputError
         Nothing there, or path or revision unknown.
     """
+    _refuse_options(address, path, revision)
     local = Path(address)
     is_url = _is_url(address)
     if re.match(r"https?://[^/]*@", address):
@@ -136,11 +141,16 @@ def materialise(source: DatasetSource, target: Path, report: Progress) -> None:
             f"dataset {source.dataset.name}: its files have md5 {found}, the pinned state is {source.dataset.md5}; "
             "something changed or is damaged: run `dvc status` there, or pin the state again"
         )
-    archives = sorted(target.rglob("*.zip"))
+    archives = [p for p in files_of_images(target) if p.suffix.lower() == ".zip"]
     for k, archive in enumerate(archives):
         unpack(archive, archive.with_suffix(""))
         archive.unlink()
         report(f"unpacked {archive.relative_to(target)}", (k + 1) / len(archives))
+
+
+def _refuse_options(address: str, path: str, revision: str) -> None:
+    for what, text in (("the dataset's address", address), ("--path", path), ("--revision", revision)):
+        refuse_option(what, text)
 
 
 def _is_url(address: str) -> bool:
@@ -155,9 +165,17 @@ def _short_name(name: str) -> str:
 def _resolve_dvc(address: str, path: str, revision: str) -> DatasetSource:
     if _is_url(address):
         try:
-            git(Path.cwd(), "ls-remote", "--quiet", address, "HEAD")
+            # Not in the working directory, which may be a repository with a configuration of its own.
+            git(Path("/"), "ls-remote", "--quiet", "--end-of-options", address, "HEAD")
         except CommandFailed as error:
             raise InputError(f"dataset {address} at revision {revision or 'HEAD'}: {error.reason}") from None
+    else:
+        refuse_programs(Path(address))
+    with guarded():
+        return _pinned(address, path, revision)
+
+
+def _pinned(address: str, path: str, revision: str) -> DatasetSource:
     repo, errors = _open_dvc(address, revision or ("" if _is_url(address) else "HEAD"))
     try:
         with repo:
@@ -190,12 +208,12 @@ def _open_dvc(address: str, revision: str) -> tuple[Any, tuple[type[Exception], 
 
 
 def _pull(source: DatasetSource, target: Path) -> None:
-    from ctmr.datasets.dvc.remotes import preflight_of
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    words = ("get", source.address, source.path, "--rev", source.dataset.revision, "--out", str(target.absolute()))
+    if not _is_url(source.address):
+        refuse_programs(Path(source.address))
+    words = ("get", "--quiet", "--rev", source.dataset.revision, "--out", str(target.absolute()))
     try:
-        dvc(target.parent, *words, "--quiet", limit_s=TRANSFER_LIMIT_S)
+        dvc(target.parent, *words, "--", source.address, source.path, limit_s=TRANSFER_LIMIT_S)
     except CommandFailed as error:
         what = f"dataset {source.dataset.name} at revision {source.dataset.revision[:12]} could not be fetched"
         try:
@@ -226,7 +244,8 @@ def _damaged(source: DatasetSource, target: Path) -> str:
     """Return the first file whose md5 is not the pinned one, relative to the dataset."""
     from dvc.api import DVCFileSystem
 
-    pinned = DVCFileSystem(source.address, rev=source.dataset.revision).find(source.path, detail=True)
+    with guarded():
+        pinned = DVCFileSystem(source.address, rev=source.dataset.revision).find(source.path, detail=True)
     for path, info in sorted(pinned.items()):
         relative = PurePosixPath(path).relative_to(source.path)
         file = target / relative

@@ -1,6 +1,7 @@
 """A process that decodes compressed DICOM pixels for another one: a damaged stream that crashes a codec ends here.
 
-Run as a script, without ctmr. A request on standard input is 8 bytes (little-endian length) and a DICOM file. The
+Run as a script, without ctmr. A request on standard input is twice 8 bytes (little-endian), the size of the values that
+are expected and the length of the file, and a DICOM file. The
 answer on standard output is one line of JSON: ``{"error": …}`` or ``{"shape": [frames, rows, columns], "dtype": …}``,
 the latter followed by the values in C order.
 """
@@ -14,10 +15,13 @@ import os
 import resource
 import sys
 import warnings
+from pathlib import Path
 from typing import BinaryIO
 
-MEMORY_BYTES = 16 * 2**30
-"""Address space of the process, so that a stream that claims terabytes is refused instead of filling the machine."""
+SPARE_BYTES = 2**29
+COPIES = 8
+"""Memory for a file: what it is expected to hold so many times (codecs work in 32 bits), itself, and `SPARE_BYTES`. A
+stream that claims terabytes is refused instead of filling the machine."""
 
 
 def main(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -27,8 +31,11 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
     import numpy as np
     import pydicom
 
-    while len(head := requests.read(8)) == 8:
-        content = requests.read(int.from_bytes(head, "little"))
+    own = _address_space()
+    while len(head := requests.read(16)) == 16:
+        size, length = (int.from_bytes(head[k : k + 8], "little") for k in (0, 8))
+        _limit(own + SPARE_BYTES + COPIES * size + 2 * length)
+        content = requests.read(length)
         try:
             dataset = pydicom.dcmread(io.BytesIO(content), force=True)
             frames = int(dataset.get("NumberOfFrames") or 1)
@@ -46,10 +53,17 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def _limit(most: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 if __name__ == "__main__":
-    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     out = os.fdopen(os.dup(1), "wb")
     # What a codec prints must not mix with the answers.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

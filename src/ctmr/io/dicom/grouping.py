@@ -11,6 +11,7 @@ from ctmr.io.dicom.frames import LOCALIZER, frames_of, place, told_apart, traits
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, open_header, printable, short
 from ctmr.io.dicom.identity import acquisition, by_acquisition, identity_of, interleaved, told_by
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
+from ctmr.system.walk import files_of_images
 
 
 class SeriesGroups(dict[str, list[Path]]):
@@ -62,7 +63,7 @@ def group_series(folder: Path) -> SeriesGroups:
 def _group(folder: Path) -> SeriesGroups:
     groups = SeriesGroups()
     series: dict[str, list[_Member]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in files_of_images(folder):
         try:
             if not is_dicom(path):
                 if path.name.lower().endswith(DICOM_SUFFIXES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any, BinaryIO, Literal
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pydicom.uid import ImplicitVRLittleEndian as ImplicitVR
 
 from ctmr.errors import InputError, visible
-from ctmr.io.signature import START_BYTES, begins_as_dataset, has_prefix
+from ctmr.io.bounds import inflate
+from ctmr.io.signature import PREFIX, PREFIX_AT, START_BYTES, begins_as_dataset, has_prefix
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 """Media Storage Directory Storage: a table of contents, not an image."""
@@ -33,6 +36,7 @@ TYPE_2 = (
 )
 """Attributes of patient, study and frame of reference that every image has, empty or not (PS3.3 C.7.1 to C.7.4)."""
 _PIXEL_DATA = (0x7FE0, 0x0010)
+_META_GROUP = 0x0002
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality")
 
 DicomSource = Path | BinaryIO
@@ -49,10 +53,11 @@ class Header:
     dataset
         Every attribute before PixelData.
     syntax
-        Transfer syntax; deduced from the encoding when the file has no meta information.
+        Transfer syntax; deduced from the encoding when the file has no meta information. Of a deflated file, that of
+        what it holds.
     pixels_at, pixels_length
         Where the value of PixelData begins in the file and how many bytes it has; -1 when there is none or when it is
-        not in the file as it is (compressed or deflated).
+        not in the file as it is (compressed). Of a deflated file, in what it holds (`opened`).
     """
 
     source: DicomSource
@@ -107,6 +112,7 @@ def open_header(source: DicomSource, name: str = "") -> Header:
             # pydicom warns of each value that is not what its VR asks for; each that is used is checked where it is.
             warnings.simplefilter("ignore")
             header = _parse(stream, source, name)
+            _complete_from_meta(header.dataset)
             # Values are converted on access; asking for these now finds damage while the file's name is at hand.
             for keyword in (*_NEEDED, "Rows", "Columns"):
                 header.dataset.get(keyword)
@@ -114,6 +120,8 @@ def open_header(source: DicomSource, name: str = "") -> Header:
                 # A table of contents has its class in the file meta information only, and belongs to no series.
                 header.dataset.SOPClassUID = DICOMDIR_CLASS
                 return header
+    except InputError:
+        raise
     except InvalidDicomError as error:
         raise InputError(f"{name} is not a DICOM file (no DICM prefix); give DICOM Part 10 files") from error
     except Exception as error:
@@ -127,13 +135,44 @@ def open_header(source: DicomSource, name: str = "") -> Header:
 
 @contextmanager
 def opened(source: DicomSource) -> Iterator[BinaryIO]:
-    """Yield the bytes of a source from their beginning."""
+    """Yield the bytes of a source from their beginning; a deflated file as it would be uncompressed.
+
+    Raises
+    ------
+    InputError
+        It inflates to more than an image has (`ctmr.io.bounds`).
+    """
     if isinstance(source, Path):
         with source.open("rb") as stream:
-            yield stream
+            yield _uncompressed(stream, str(source))
     else:
         source.seek(0)
-        yield source
+        yield _uncompressed(source, name_of(source))
+
+
+def _uncompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    start = stream.read(START_BYTES)
+    if has_prefix(start):
+        stream.seek(PREFIX_AT + len(PREFIX))
+        try:
+            meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != _META_GROUP)
+            is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        except Exception:
+            # pydicom is about to fail in the same way, and then it becomes a sentence.
+            is_deflated = False
+        if is_deflated:
+            # pydicom would inflate it without a limit. The shorter UID, padded, makes it a plain file.
+            meta_end = stream.tell()
+            stream.seek(0)
+            uid = DeflatedExplicitVRLittleEndian.encode()
+            plain = ExplicitVRLittleEndian.encode().ljust(len(uid), b"\0")
+            whole = io.BytesIO()
+            whole.write(stream.read(meta_end).replace(uid, plain))
+            inflate(stream.read(), whole, name)
+            whole.seek(0)
+            return whole
+    stream.seek(0)
+    return stream
 
 
 def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
@@ -164,6 +203,15 @@ def printable(text: str, limit: int = 160) -> str:
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
+def _complete_from_meta(dataset: pydicom.Dataset) -> None:
+    """Set an image's class and UID where some anonymisers emptied them, but not in the file meta information."""
+    meta = getattr(dataset, "file_meta", {})
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        kept = meta.get(f"MediaStorage{keyword}")
+        if kept and not dataset.get(keyword):
+            setattr(dataset, keyword, kept)
+
+
 def _parse(stream: BinaryIO, source: DicomSource, name: str) -> Header:
     start = stream.read(START_BYTES)
     stream.seek(0)
@@ -173,7 +221,7 @@ def _parse(stream: BinaryIO, source: DicomSource, name: str) -> Header:
     implicit, little = dataset.original_encoding
     if not syntax:
         syntax = ImplicitVR if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    if syntax == DeflatedExplicitVRLittleEndian or not syntax.is_transfer_syntax or syntax.is_encapsulated:
+    if not syntax.is_transfer_syntax or syntax.is_encapsulated:
         return Header(source, name, dataset, syntax)
     order: Literal["little", "big"] = "little" if little else "big"
     at, element = stream.tell(), stream.read(12)

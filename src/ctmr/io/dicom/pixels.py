@@ -18,13 +18,16 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import get_decoder
+from pydicom.uid import JPEGExtended12Bit
 
 from ctmr.errors import InputError
+from ctmr.io.bounds import require_bounded
 from ctmr.io.dicom.headers import Header, opened, short
 
 DECODE_TIMEOUT_S = 300.0
 """A file that takes longer to decode hangs its codec."""
 _WORD = 16
+_JPEG_BITS = 8
 
 
 def stored_frames(header: Header, shape: tuple[int, int], count: int) -> Iterator[NDArray[Any]]:
@@ -51,7 +54,7 @@ def stored_frames(header: Header, shape: tuple[int, int], count: int) -> Iterato
         yield from _native_words(header, shape, count)
         return
     try:
-        values = _decoded(header)
+        values = _decoded(header, count * shape[0] * shape[1])
     except InputError:
         raise
     except Exception as error:
@@ -79,13 +82,14 @@ def _meaningful(values: NDArray[Any], header: Header) -> NDArray[Any]:
 def _native_words(header: Header, shape: tuple[int, int], count: int) -> Iterator[NDArray[Any]]:
     """Read uncompressed 16-bit pixels into one buffer: no copy of the file, no parsing of it a second time."""
     kind = "i2" if header.number("PixelRepresentation") == 1 else "u2"
-    buffer = np.empty(shape, (">" if not header.syntax.is_little_endian else "<") + kind)
-    needed = buffer.nbytes * count
-    if header.pixels_length < needed:
+    needed = shape[0] * shape[1] * (_WORD // 8) * count
+    # A byte of padding and the like may follow; a whole plane more than the header tells of is another image's data.
+    if not needed <= header.pixels_length < needed + needed // count:
         raise InputError(
             f"{header.name} has damaged pixel data ({header.pixels_length} bytes, {needed} are needed); "
             "export the series again"
         )
+    buffer = np.empty(shape, (">" if not header.syntax.is_little_endian else "<") + kind)
     with opened(header.source) as stream:
         stream.seek(header.pixels_at)
         for _ in range(count):
@@ -104,12 +108,15 @@ def _read_into(stream: Any, content: memoryview) -> int:
     return len(data)
 
 
-def _decoded(header: Header) -> NDArray[Any]:
-    """Return ``[frames, rows, columns]`` through pydicom: here for what is native or deflated, else in the decoder."""
+def _decoded(header: Header, count: int) -> NDArray[Any]:
+    """Return ``[frames, rows, columns]`` through pydicom: here for what is native, else in the decoder."""
     if header.syntax.is_transfer_syntax and header.syntax.is_encapsulated:
         _require_codec(header)
         with opened(header.source) as stream:
-            return _decoder.decode(stream.read(), header.name)
+            content = stream.read()
+        size = count * int(header.number("BitsAllocated") or _WORD) // 8
+        require_bounded(size, len(content), header.name)
+        return _decoder.decode(content, size, header.name)
     with opened(header.source) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(stream, force=True)
@@ -125,10 +132,13 @@ def _require_codec(header: Header) -> None:
         decoder = get_decoder(header.syntax)
     except NotImplementedError:
         decoder = None
+    if header.syntax == JPEGExtended12Bit and header.number("BitsStored") != _JPEG_BITS:
+        # pydicom finds its decoders available, and each then says that it knows 8 bits only.
+        decoder = None
     if decoder is None or not decoder.is_available:
         raise InputError(
-            f"{header.name} is compressed ({header.syntax.name}) and no decoder here reads it; "
-            "export the series uncompressed"
+            f"{header.name} is compressed ({header.syntax.name}, {header.number('BitsStored') or 0:g} bits) and no "
+            "decoder here reads it; export the series uncompressed"
         )
 
 
@@ -140,14 +150,20 @@ class _Decoder:
         self._owner = 0
         self._lock = threading.Lock()
 
-    def decode(self, content: bytes, name: str) -> NDArray[Any]:
-        """Return ``[frames, rows, columns]`` of a compressed file; InputError when its stream is damaged."""
+    def decode(self, content: bytes, size: int, name: str) -> NDArray[Any]:
+        """Return ``[frames, rows, columns]`` of a compressed file; InputError when its stream is damaged.
+
+        Parameters
+        ----------
+        size
+            Bytes of the answer, as the header says: the decoder gets memory for that, whatever the stream claims.
+        """
         with self._lock:
             process = self._running()
             watch = threading.Timer(DECODE_TIMEOUT_S, process.kill)
             watch.start()
             try:
-                values = _ask(process, content)
+                values = _ask(process, content, size)
             except (OSError, EOFError) as error:
                 # A codec that crashes, or hangs until it is killed, takes the process along.
                 self.close()
@@ -185,10 +201,10 @@ class _Decoder:
         return self._process
 
 
-def _ask(process: subprocess.Popen[bytes], content: bytes) -> NDArray[Any] | str:
+def _ask(process: subprocess.Popen[bytes], content: bytes, size: int) -> NDArray[Any] | str:
     """Return the decoded values, or the sentence that the codec failed with; EOFError when the process died."""
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(len(content).to_bytes(8, "little"))
+    process.stdin.write(size.to_bytes(8, "little") + len(content).to_bytes(8, "little"))
     process.stdin.write(content)
     process.stdin.flush()
     line = process.stdout.readline()

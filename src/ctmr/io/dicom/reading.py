@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.hounsfield import OUTSIDE_VALUE
+from ctmr.imaging.hounsfield import HU_EVIDENCE, OUTSIDE_VALUE
 from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
@@ -24,9 +24,12 @@ from ctmr.io.dicom.sequence import guess_sequence
 from ctmr.io.dicom.straighten import straighten
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
+from ctmr.system.walk import files_of_images, is_companion
 
 TISSUE_HU = (-900.0, 3000.0)
 """A padding value in here is a value that tissue has too."""
+UNSPECIFIED = ("US", "UNSPECIFIED")
+"""RescaleType of a writer that leaves the unit open (PS3.3 C.11.1.1.2)."""
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -38,7 +41,8 @@ def read_series(
     Parameters
     ----------
     source
-        Folder with the files of one series (others that are not DICOM are ignored), or the files.
+        Folder with the files of one series (others that are not DICOM are ignored), itself or, where it has none of
+        its own, in folders below; or the files.
     modality
         Refuse any other; ``None`` takes what the header says.
     uneven_limit
@@ -128,7 +132,9 @@ def _sources(source: Path | Sequence[DicomSource]) -> tuple[str, str, list[Dicom
     if not source.is_dir():
         raise InputError(f"{source} is not a folder; give the folder of one DICOM series or a list of its files")
     try:
-        return str(source), str(source), [p for p in sorted(source.iterdir()) if p.is_file() and _is_meant(p)]
+        here = [p for p in sorted(source.iterdir()) if p.is_file() and _is_meant(p)]
+        # Exports put a series below folders of patient and study; beside files of its own, a folder is another series.
+        return str(source), str(source), [*(here or (p for p in files_of_images(source) if _is_meant(p)))]
     except OSError as error:
         raise InputError(f"{source} cannot be read ({error}); check its rights and its disk") from error
 
@@ -141,7 +147,7 @@ def _left_out(count: int) -> str:
 
 def _is_meant(path: Path) -> bool:
     """True for what is DICOM or whose name says that it is; the latter is refused by name when it is opened."""
-    return path.name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path)
+    return not is_companion(Path(path.name)) and (path.name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path))
 
 
 def _refuse(where: str, root: str, faults: list[str]) -> None:
@@ -214,7 +220,7 @@ def _frame_fault(frame: Frame, modality: Modality) -> str:
     if modality is Modality.CT:
         if slope is None or intercept is None:
             return "has no RescaleSlope and RescaleIntercept, so its values are not Hounsfield units"
-        if frame.rescale_type not in ("", "HU"):
+        if frame.rescale_type.upper() not in ("", "HU", *UNSPECIFIED):
             return f"has RescaleType {printable(frame.rescale_type, 40)!r}; Hounsfield units (HU) are needed"
     return ""
 
@@ -265,9 +271,21 @@ def _values(files: list[_File], order: list[int], unit: Unit) -> tuple[NDArray[A
             number += 1
     array = collected.array(file.header.name)
     if unit is Unit.HU:
+        if any(f.rescale_type.upper() in UNSPECIFIED for file in files for f in file.frames):
+            notes.add(_hounsfield_after_all(array, files[0].header.name))
         array, padded_unsaid = without_padding(array)
         notes.update(padded_unsaid)
     return array, tuple(sorted(notes))
+
+
+def _hounsfield_after_all(array: NDArray[Any], name: str) -> str:
+    """Return what a reader should know of a CT whose unit is unspecified; InputError where it shows no air."""
+    if float(array.min()) > HU_EVIDENCE:
+        raise InputError(
+            f"{name} has the RescaleType 'unspecified' (US) and its lowest value is {array.min():g}, so nothing says "
+            "that it is in Hounsfield units (HU); export it in HU"
+        )
+    return "its RescaleType is unspecified (US); it was read in HU, since it shows air in them"
 
 
 @dataclass(frozen=True)

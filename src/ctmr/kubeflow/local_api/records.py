@@ -16,10 +16,12 @@ from typing import Any
 
 from ctmr.errors import EnvironmentFault
 from ctmr.kubeflow.local_api.faults import ApiError, FaultCode, not_found
+from ctmr.system.files import identity
 from ctmr.system.processes import Process
 
 Document = dict[str, Any]
 LAYOUT = 1
+_FILE = "file"
 _SCHEMA = """
 CREATE TABLE documents (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -79,6 +81,7 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
+        self._path = path
         try:
             # SQLite gives its journal the rights of the file.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -187,14 +190,18 @@ class Records:
 
     def set_process(self, run: str, process: Process) -> None:
         """Note the child process of a run."""
+        noted = json.dumps(asdict(process) | {_FILE: identity(self._path)})
         with self._transaction():
-            self._database.execute("UPDATE documents SET process=? WHERE id=?", (json.dumps(asdict(process)), run))
+            self._database.execute("UPDATE documents SET process=? WHERE id=?", (noted, run))
 
     def process(self, run: str) -> Process | None:
-        """Return the child process of a run that has one."""
+        """Return the child process of a run that has one; in a copied home it is the original's, and none."""
         with self._lock:
             row = self._database.execute("SELECT process FROM documents WHERE id=?", (run,)).fetchone()
-        return Process(**json.loads(row[0])) if row and row[0] else None
+        noted = json.loads(row[0]) if row and row[0] else {}
+        if noted.pop(_FILE, None) not in (None, identity(self._path)):
+            return None
+        return Process(**noted) if noted else None
 
     def _load(self, kind: RecordKind, key: str) -> tuple[Document, Document]:
         with self._lock:

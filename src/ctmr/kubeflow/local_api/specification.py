@@ -13,8 +13,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from ctmr.errors import InputError
 from ctmr.kubeflow.local_api.faults import invalid
 from ctmr.kubeflow.local_api.parameters import Declared, ParameterType
+from ctmr.system import strict_yaml
 from ctmr.system.environment import ALLOW_ANY_PIPELINE
 
 Tree = dict[str, Any]
@@ -61,8 +63,8 @@ class Specification:
             It is not YAML, does not parse, or could not run.
         """
         try:
-            documents = [d for d in yaml.safe_load_all(content.decode()) if d is not None]
-        except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            documents = strict_yaml.documents(content.decode(), "it")
+        except (UnicodeDecodeError, InputError) as error:
             raise invalid(
                 f"the uploaded file is not YAML ({_short(error)}); upload the compiled pipeline itself, not an archive"
             ) from None

@@ -27,6 +27,7 @@ from ctmr.io import FORMATS, Holds, format_named, known_suffixes
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.system.digest import file_digest
 from ctmr.system.pool import in_order
+from ctmr.system.walk import files_of_images, is_companion
 
 _WORTH = 8
 """Images that are worth starting a process for."""
@@ -85,7 +86,7 @@ def find_images(raw: Path) -> list[Entry]:
     from ctmr.io import dicom
 
     found = []
-    for file in sorted(p for p in raw.rglob("*") if p.is_file()):
+    for file in files_of_images(raw):
         kind = format_named(file.name)
         if kind is not None and FORMATS[kind].holds is not Holds.SERIES and not naming.is_mask(Path(file.name)):
             found.append(_entry(raw, file, kind, [file]))
@@ -155,7 +156,8 @@ def _mask_of(raw: Path, place: Path) -> str:
     """Return the mask beside an image: ``<image>_mask``, else ``mask``, which belongs to every image of its folder."""
     folder = raw / place.parent
     suffixes = tuple(s for form in FORMATS.values() if form.holds is Holds.VOLUME for s in form.suffixes)
-    masks = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
+    beside = sorted(p for p in folder.iterdir() if not is_companion(Path(p.name)))
+    masks = [p for p in beside if p.name.lower().endswith(suffixes) and naming.is_mask(Path(p.name))]
     for name in (place.name.partition(".")[0].lower(), ""):
         found = [p for p in masks if re.sub(r"[_-]?mask", "", p.name.partition(".")[0].lower()) == name]
         if len(found) == 1 and visible(found[0].name) == found[0].name:
@@ -221,5 +223,5 @@ STAGE = Stage(
     sections=("fetch",),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )
