@@ -20,7 +20,7 @@ from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
 from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, told_by
 from ctmr.io.dicom.pixels import stored_frames
-from ctmr.io.dicom.sequence import guess_sequence
+from ctmr.io.dicom.series_kind import guess_sequence
 from ctmr.io.dicom.straighten import straighten
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
