@@ -226,5 +226,5 @@ STAGE = Stage(
     sections=("data", "validation", "preprocess"),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )
