@@ -6,11 +6,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
+from dicom_files import image, save
 
 from ctmr.errors import InputError
-from ctmr.io.dicom import classify, guess_sequence
+from ctmr.imaging.volume import Modality
+from ctmr.io.dicom import choose_series, classify, guess_sequence, read_series
 from ctmr.io.series_kinds import REASONS, Kind, kinds_of
 
 TABLE = Path(__file__).with_name("series_headers.csv")
@@ -129,3 +132,62 @@ def test_a_damaged_header_tells_nothing() -> None:
     header = header_of(ROWS[0])
     header.PerFrameFunctionalGroupsSequence = []
     assert classify(header).kind is None
+
+
+PIXELS = np.arange(20, dtype=np.uint16).reshape(4, 5)
+
+
+def study(folder: Path, **descriptions: str) -> None:
+    for number, (name, description) in enumerate(descriptions.items()):
+        slices = [
+            image(
+                PIXELS,
+                (0, 0, 3.0 * k),
+                Modality="CT" if name == "ct" else "MR",
+                SeriesInstanceUID=f"1.2.{number}",
+                SeriesDescription=description,
+            )
+            for k in range(3)
+        ]
+        save(folder, slices, prefix=name)
+
+
+def test_the_one_anatomical_series_of_a_study_is_chosen_and_the_others_are_named(tmp_path: Path) -> None:
+    study(tmp_path, anat="t1_mprage", scout="AAHead_Scout", tof="tof_fl3d", ct="Head")
+    chosen = choose_series(tmp_path, Modality.MR)
+    assert [p.name[:4] for p in chosen.files] == ["anat"] * 3
+    assert sorted(chosen.left_out) == [
+        "ct0001.dcm and 2 more is left out: CT, not MR",
+        "scout0001.dcm and 2 more is left out: localizer",
+        "tof0001.dcm and 2 more is left out: angiography, vessels and not tissue",
+    ]
+
+
+def test_several_or_no_anatomical_series_are_one_sentence(tmp_path: Path) -> None:
+    study(tmp_path / "two", a="t1_mprage", b="t2_tse")
+    with pytest.raises(InputError, match=r"holds 2 MR series \(a0001.dcm and 2 more \(T1\), b0001.dcm and 2 more \(T2"):
+        choose_series(tmp_path / "two", Modality.MR)
+    study(tmp_path / "none", tof="tof_fl3d")
+    with pytest.raises(InputError, match=r"no anatomical image of a head \(tof0001.dcm .*or --keep angiography"):
+        choose_series(tmp_path / "none", Modality.MR)
+    with pytest.raises(InputError, match="or --keep angiography"):
+        choose_series(tmp_path / "none" / "tof0001.dcm", Modality.MR)
+    assert len(choose_series(tmp_path / "none", Modality.MR, keep={Kind.ANGIOGRAPHY}).files) == 3
+
+
+def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
+    study(tmp_path, anat="t1_mprage")
+    (tmp_path / "slice.dcm").write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"slice\.dcm is not a DICOM file"):
+        choose_series(tmp_path, Modality.MR)
+
+
+def test_a_mosaic_is_read_by_nobody(tmp_path: Path) -> None:
+    tiles = image(PIXELS, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
+    save(tmp_path / "by_type", [tiles])
+    counted = image(PIXELS, Modality="MR")
+    counted.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 36)
+    save(tmp_path / "by_number", [counted])
+    for folder in ("by_type", "by_number"):
+        with pytest.raises(InputError, match="is a mosaic, the slices of a volume as tiles of one image"):
+            read_series(tmp_path / folder)

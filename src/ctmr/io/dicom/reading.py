@@ -20,8 +20,9 @@ from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
 from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
 from ctmr.io.dicom.pixels import stored_frames
-from ctmr.io.dicom.series_kind import guess_sequence
+from ctmr.io.dicom.series_kind import classify, guess_sequence
 from ctmr.io.dicom.straighten import straighten
+from ctmr.io.series_kinds import REASONS, Kind
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
 
@@ -212,6 +213,8 @@ def _header_fault(header: Header, modality: Modality) -> str:
     stored, high = header.number("BitsStored"), header.number("HighBit")
     if stored is not None and high is not None and high != stored - 1:
         return f"has HighBit {high:g} with BitsStored {stored:g}; the highest bit must be the last of those stored"
+    if classify(header.dataset).kind is Kind.MOSAIC:
+        return f"is a {REASONS[Kind.MOSAIC]}"
     if "ModalityLUTSequence" in header.dataset:
         return "has a Modality LUT, which no CT or MR image has; RescaleSlope and RescaleIntercept are read"
     return ""
