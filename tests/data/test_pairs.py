@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ctmr.data.findings import inspect
+from ctmr.data.images import best_first
 from ctmr.data.manifest import INVENTORY_COLUMNS, Column, Split
 from ctmr.data.shards import Shard, ShardVolume, pairs, read_shard, write_shard
 from ctmr.imaging.volume import Modality, Unit
@@ -70,3 +72,32 @@ def test_validate_says_whose_images_nothing_lays_over_each_other() -> None:
     found = [f for f in inspect(table, Validate(min_images=1)) if f.rule == "frames_of_reference"]
     assert [f.images for f in found] == [("ACT", "AMR")]
     assert "CT and MR of A lie in different frames of reference" in found[0].sentence
+
+
+def row(name: str, depth: int, *spacing: float) -> dict[str, object]:
+    spacings = dict(zip((Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM), spacing, strict=True))
+    return {Column.IMAGE: name, Column.DEPTH: depth, **spacings}
+
+
+def test_the_best_of_several_images_is_three_dimensional_fine_and_no_scout() -> None:
+    rows = [
+        row("a scout", 3, 1.0, 1.0, 1.0),
+        row("b thick", 24, 5.0, 0.5, 0.5),
+        row("c coarse", 120, 1.5, 1.2, 1.2),
+        row("d fine", 176, 1.0, 1.0, 1.0),
+        row("e fine", 176, 1.0, 1.0, 1.0),
+    ]
+    assert [r[Column.IMAGE] for r in sorted(rows, key=best_first)] == [
+        "d fine",
+        "e fine",
+        "c coarse",
+        "b thick",
+        "a scout",
+    ]
+
+
+def test_the_image_on_the_same_grid_is_the_partner_of_several() -> None:
+    elsewhere = replace(volume("thick"), affine=None, count=9)
+    a = shard(Modality.CT, volume("ct"))
+    b = shard(Modality.MR, elsewhere, volume("mr", frame="1.1"))
+    assert pairs(a, b) == [(0, 1)]

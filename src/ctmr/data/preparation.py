@@ -98,7 +98,7 @@ class Preparer:
     _partners: dict[tuple[str, str, str], Row] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for row in sorted(self.rows, key=lambda r: str(r[Column.IMAGE]), reverse=True):
+        for row in sorted(self.rows, key=images.best_first, reverse=True):
             self._partners[str(row[Column.SPLIT]), str(row[Column.SUBJECT]), str(row[Column.MODALITY])] = row
 
     def check(self) -> None:

@@ -253,20 +253,23 @@ def pairs(a: Shard, b: Shard) -> list[tuple[int, int]]:
     registration would make them one. Pictures have no grid: they pair where a subject's own folder holds one of each,
     not where slices of one patient lie in two folders.
     """
-    by_subject: dict[str, int] = {}
+    by_subject: dict[str, list[int]] = {}
     for j, v in enumerate(b.volumes):
-        by_subject.setdefault(v.subject, j)
-    alone = [Counter(v.subject for v in shard.volumes) for shard in (a, b)]
+        by_subject.setdefault(v.subject, []).append(j)
+    own = Counter(v.subject for v in a.volumes)
     found = []
     for i, v in enumerate(a.volumes):
-        j = by_subject.get(v.subject, -1)
-        if j < 0 or not v.subject or v.count != b.volumes[j].count or not _same_affine(v, b.volumes[j]):
+        others = by_subject.get(v.subject, []) if v.subject else []
+        if v.affine is None and max(own[v.subject], len(others)) > 1:
             continue
-        if not same_frame(v.frame, b.volumes[j].frame):
-            continue
-        if v.affine is not None or (max(n[v.subject] for n in alone) == 1 and _has_a_folder(v, b.volumes[j])):
-            found.append((i, j))
+        found += [(i, j) for j in others if _lie_together(v, b.volumes[j])][:1]
     return found
+
+
+def _lie_together(a: ShardVolume, b: ShardVolume) -> bool:
+    if a.count != b.count or not _same_affine(a, b) or not same_frame(a.frame, b.frame):
+        return False
+    return a.affine is not None or _has_a_folder(a, b)
 
 
 def same_frame(one: str, other: str) -> bool:
