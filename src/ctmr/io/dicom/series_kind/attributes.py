@@ -18,6 +18,8 @@ _NO_AGENT = frozenset({"", "NO", "NONE", "N", "NO CONTRAST", "WITHOUT", "W/O", "
 _GE_COMPONENT = {1: "PHASE", 2: "REAL", 3: "IMAGINARY"}
 _MILLION = 1_000_000
 """GE adds a thousand of them to its b-values."""
+_SMALLEST_B = 50
+"""GE has small numbers of another meaning there in images without diffusion."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,12 @@ def _component(header: pydicom.Dataset, groups: _Groups) -> str:
 
 
 def _b_value(header: pydicom.Dataset, groups: _Groups) -> float:
+    ge = (_private(header, 0x0043, "GEMS_PARM_01", 0x39) or 0) % _MILLION
     values = [
         number_of(header, "DiffusionBValue"),
         *groups.each("MRDiffusionSequence", "DiffusionBValue"),
         _private(header, 0x0019, "SIEMENS MR HEADER", 0x0C),
-        (_private(header, 0x0043, "GEMS_PARM_01", 0x39) or 0) % _MILLION,
+        ge if ge >= _SMALLEST_B else 0.0,
         _private(header, 0x2001, "Philips Imaging DD 001", 0x03),
     ]
     return max((v for v in values if v is not None), default=0.0)
@@ -219,6 +222,6 @@ def _body_part(header: pydicom.Dataset, groups: _Groups) -> str:
 
 def _synthetic(header: pydicom.Dataset) -> bool:
     """True for what `ctmr.io.dicom.synthetic` writes; a phantom's SyntheticData alone does not make a translation."""
-    derived = _values(header, "ImageType")[:2] == ["DERIVED", "SECONDARY"]
+    derived = _values(header, "ImageType")[:1] == ["DERIVED"]
     named = _text(header, "SeriesDescription").upper().startswith(("SYNTHETIC CT", "SYNTHETIC MR"))
     return derived and (named or _text(header, "SyntheticData").upper() == "YES")

@@ -111,6 +111,6 @@ def _by_standard(found: SeriesAttributes) -> Kind | None:
         return Kind.PHASE
     if found.b_value > 0:
         return Kind.DIFFUSION
-    if found.temporal_positions > 1 or found.temporal_position > 1:
+    if found.temporal_positions > 1 or (found.temporal_position > 1 and not found.temporal_positions):
         return Kind.TIME_SERIES
     return Kind.ANGIOGRAPHY if found.angio else None

@@ -28,9 +28,7 @@ _NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ),
     (
         Kind.CALIBRATION,
-        _words(
-            "calibration asset asset_cal calib cal ref(?:erence)?_scan senseref pre_scan coil_survey coil_sens shim"
-        ),
+        _words("calibration asset_cal calib cal ref(?:erence)?_scan senseref pre_scan coil_survey coil_sens shim"),
     ),
     (Kind.FIELD_MAP, _words("field_map(?:ping|s)? fmap b[01]_map(?:ping)? spin_echo_field_map")),
     (
