@@ -175,6 +175,18 @@ def test_several_or_no_anatomical_series_are_one_sentence(tmp_path: Path) -> Non
     assert len(choose_series(tmp_path / "none", Modality.MR, keep={Kind.ANGIOGRAPHY}).files) == 3
 
 
+def test_a_folder_without_the_modality_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    study(tmp_path, ct="Head")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(
+        InputError, match=r"holds no MR image \(wrong modality or class: ct0001.dcm and 2 more: CT, not MR"
+    ):
+        choose_series(tmp_path, Modality.MR)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no MR image; give a folder"):
+        choose_series(tmp_path / "empty", Modality.MR)
+
+
 def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
     study(tmp_path, anat="t1_mprage")
     (tmp_path / "slice.dcm").write_bytes(b"cut off")

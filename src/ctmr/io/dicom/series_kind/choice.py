@@ -79,8 +79,11 @@ def choose_series(source: Path, modality: Modality, keep: Collection[Kind] = ())
         raise InputError(f"{source} holds {len(meant)} {modality} series ({shown}); give the folder of one of them")
     if not meant:
         _require(source, refused, found=len(others))
-        # Nothing that is sorted out here: reading names what is wrong with the rest.
-        return SeriesChoice([p for p in sorted(source.iterdir()) if p.is_file()])
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(others.items())[:_NAMED])
+        wrong = f" (wrong modality or class: {shown})" if others else ""
+        raise InputError(
+            f"{source} holds no {modality} image{wrong}; give a folder with the files of one {modality} series"
+        )
     ((files, _),) = meant.values()
     left_out = others | {name: answer.reason for name, answer in refused.items()}
     return SeriesChoice(files, tuple(f"{name} is left out: {reason}" for name, reason in left_out.items()))
