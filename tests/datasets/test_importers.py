@@ -15,6 +15,7 @@ from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan, scanned
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
+from ctmr.io.series_kinds import REASONS, Kind
 
 
 def item(path, *, modality="", patient="", uid="", description="", image_type=("ORIGINAL", "PRIMARY"), kind=None):
@@ -275,3 +276,47 @@ def test_linked_folders_are_refused_and_damaged_dicom_is_listed(planted, some_to
     (tmp_path / "source" / "b").symlink_to(tmp_path / "source" / "a")
     with pytest.raises(InputError, match="is a link to a folder"), scanned(tmp_path / "source", tmp_path / "ids"):
         pass
+
+
+# Identity and kinds, as on a plain folder
+
+
+def test_spellings_of_one_patient_are_one_subject_also_after_earlier_sources():
+    items = [item(f"{k}/a", modality="CT", patient=p) for k, p in enumerate(("P01", " p01", "P01 ", "P02"))]
+    made = plan(Scan(items), FolderLayout.AUTO)
+    made.name_alike(known=["patient p02"])
+    assert sorted(f.subject for f in made.images) == ["patient P01"] * 3 + ["patient p02"]
+
+
+def test_files_and_slices_of_a_patient_are_one_subject():
+    _, rows, _ = placed(item(p) for p in ("CT/p01_ct.nii.gz", "MR/p01_mr.nii.gz", "CT/patient03_slice_012.png"))
+    assert [who for who, *_ in rows.values()] == ["patient p01", "patient p01", "patient patient03"]
+
+
+def test_a_kind_that_is_no_anatomy_is_left_out_by_name_and_kept_on_request():
+    phase = item("x/p", modality="MR", patient="1", image_type=("ORIGINAL", "PRIMARY", "P", "ND"))
+    image = item("x/m", modality="MR", patient="1", description="t1_mprage")
+    made = plan(Scan([phase, image]), FolderLayout.AUTO)
+    assert made.named == [("x/p", REASONS[Kind.PHASE])] and made.left_out == {REASONS[Kind.PHASE]: 1}
+    assert len(plan(Scan([phase, image]), FolderLayout.AUTO, keep={Kind.PHASE}).images) == 2
+
+
+@pytest.mark.parametrize("folder", ["train_val", "train/test"])
+def test_a_folder_of_two_splits_refuses_the_source(folder):
+    with pytest.raises(InputError, match=r"the split of .* cannot be told"):
+        placed([item(f"{folder}/CT/p1.nii.gz")])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("TrainA", "TrainB"), ("training/CT", "training/MRI"), ("Train_set/ct", "Train/mri")]
+)
+def test_kaggle_folders_are_known_in_other_spellings(a, b):
+    layout, rows, _ = placed(item(f"{side}/{k}.png") for side in (a, b) for k in range(2))
+    assert layout is FolderLayout.KAGGLE
+    assert {(m, s) for _, m, _, s in rows.values()} == {("CT", "train"), ("MR", "train")}
+
+
+def test_paired_folders_are_known_in_other_spellings():
+    names = [f"{split}{side}/1.png" for split in ("Training", "Test_") for side in "AB"]
+    _, rows, _ = placed((item(n) for n in names), FolderLayout.PAIRED, first=Modality.CT)
+    assert {s for *_, s in rows.values()} == {"train", "test"}

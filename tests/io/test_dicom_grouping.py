@@ -156,3 +156,73 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "dangling.dcm").symlink_to(tmp_path / "absent")
     assert list(group_series(tmp_path)) == [SERIES]
     assert read_series(tmp_path).array.shape == (1, 4, 5)
+
+
+def test_a_time_series_that_only_the_moment_tells_apart_is_parted(tmp_path: Path) -> None:
+    slices = [
+        image(
+            PIXELS + 10 * point,
+            (0, 0, 3.0 * k),
+            Modality="MR",
+            AcquisitionTime=f"1200{point}{k}",
+            InstanceNumber=point * 9 + k,
+        )
+        for point in range(3)
+        for k in range(4)
+    ]
+    save(tmp_path, slices)
+    groups = group_series(tmp_path)
+    assert list(groups) == [f"{SERIES}/time {k} of 3" for k in (1, 2, 3)]
+    for point, files in enumerate(groups.values()):
+        assert (read_series(files).array == PIXELS + 10 * point).all()
+
+
+def test_a_series_that_was_sent_twice_is_no_time_series(tmp_path: Path) -> None:
+    for prefix in ("IM_", "again"):
+        slices = [image(PIXELS, (0, 0, k), AcquisitionTime="120000", InstanceNumber=k) for k in range(4)]
+        save(tmp_path, slices, prefix=prefix)
+    assert list(group_series(tmp_path)) == [SERIES]
+
+
+def one_slice_a_series(folder: Path, count: int = 5, **odd: object) -> None:
+    for k in range(count):
+        more = odd if k == count - 1 else {}
+        attributes = {"SeriesInstanceUID": f"1.2.{k}", "FrameOfReferenceUID": "1.9"} | more
+        save(folder / str(k), [image(PIXELS + k, (0, 0, 3.0 * k), Modality="MR", **attributes)])
+
+
+def test_series_of_one_slice_each_side_by_side_are_one_image(tmp_path: Path) -> None:
+    one_slice_a_series(tmp_path)
+    (key,) = group_series(tmp_path)
+    assert key == "1.2.0/5 series of one slice"
+    volume = read_series(group_series(tmp_path)[key])
+    np.testing.assert_array_equal(volume.array, [PIXELS + k for k in range(5)])
+    assert "5 series of one slice each, side by side in one frame of reference, were joined" in volume.notes
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"FrameOfReferenceUID": "1.8"},
+        {"PatientID": "B"},
+        {"StudyInstanceUID": "1.7"},
+        {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]},
+        {"EchoTime": 7},
+    ],
+)
+def test_a_slice_of_something_else_is_not_joined(tmp_path: Path, odd: dict[str, object]) -> None:
+    one_slice_a_series(tmp_path, **odd)
+    assert sorted(map(len, group_series(tmp_path).values())) == [1, 4]
+
+
+def test_slices_that_were_joined_are_refused_where_one_is_missing(tmp_path: Path) -> None:
+    one_slice_a_series(tmp_path, ImagePositionPatient=[0, 0, 15])
+    (files,) = group_series(tmp_path).values()
+    with pytest.raises(InputError, match="missing slices: 1"):
+        read_series(files)
+
+
+def test_slices_without_frame_of_reference_are_not_joined(tmp_path: Path) -> None:
+    for k in range(4):
+        save(tmp_path / "b" / str(k), [image(PIXELS, (0, 0, k), SeriesInstanceUID=f"1.3.{k}")])
+    assert len(group_series(tmp_path / "b")) == 4

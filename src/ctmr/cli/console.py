@@ -147,6 +147,8 @@ class Console:
             f"synthetic {written['modality']} from {written['model']} version {written['version']}: {written['path']}"
         )
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
+        for sentence in written.get("left_out", ()):
+            self.say(f"  {sentence}")
 
     def lineage(self, links: Sequence[Link]) -> None:
         """Print the walk from a synthetic image to its data."""

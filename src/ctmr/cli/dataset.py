@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctmr.cli.options import AsJson, Revision
+from ctmr.cli.options import AsJson, Keep, Revision
 from ctmr.datasets.names import Dates, FolderLayout
 from ctmr.errors import InputError
 
 if TYPE_CHECKING:
     from ctmr.cli.console import Console
+    from ctmr.imaging.volume import Modality
 
 app = typer.Typer(
     help="Datasets in a git + DVC repository: de-identified on the way in, pinned by revision.", no_args_is_help=True
@@ -58,6 +59,7 @@ def add(
     skip_refused: Annotated[
         bool, typer.Option("--skip-refused", help="Leave out what cannot be de-identified or told apart, and count it.")
     ] = False,
+    keep: Keep = "",
     replace: Annotated[
         bool, typer.Option("--replace", help="Commit a new version of a dataset that is there already.")
     ] = False,
@@ -67,11 +69,9 @@ def add(
     from ctmr.datasets.deid.pseudonyms import DEFAULT_FILE
     from ctmr.datasets.operations import AddOptions
     from ctmr.datasets.operations import add as run
-    from ctmr.imaging.volume import Modality
+    from ctmr.io.series_kinds import kinds_of
 
     licence = _text_of(license_file)
-    if first not in ("", *Modality):
-        raise InputError(f"--first {first!r}: folder A holds CT or MR")
     console, identities = _console(json_), identity_file or DEFAULT_FILE
     done = run(
         name,
@@ -81,13 +81,14 @@ def add(
             layout=layout,
             remote=remote,
             endpoint=endpoint_url,
-            first=Modality(first) if first else None,
+            first=_modality_of(first),
             dates=dates,
             identity_file=identities,
             license=licence,
             description=description,
             skip_refused=skip_refused,
             replace=replace,
+            keep=kinds_of(keep.split(",")),
         ),
         console.report_for("dataset"),
     )
@@ -220,6 +221,14 @@ def _done(console: Console, as_json: bool, name: str, what: str, more: Mapping[s
         console.say(f"dataset {name} {what}, every object is there")
 
 
+def _modality_of(first: str) -> Modality | None:
+    from ctmr.imaging.volume import Modality
+
+    if first not in ("", *Modality):
+        raise InputError(f"--first {first!r}: folder A holds CT or MR")
+    return Modality(first) if first else None
+
+
 def _text_of(license_file: Path | None) -> str:
     if license_file is None:
         return ""
@@ -229,10 +238,17 @@ def _text_of(license_file: Path | None) -> str:
 
 
 def _added(console: Console, name: str, done: Mapping[str, Any]) -> None:
+    from ctmr.io.series_kinds import kind_of_reason
+
     console.say(f"dataset {name} {'added' if done['changed'] else 'unchanged'}: revision {done['revision']}")
     _counts(console, done["index"])
     for reason, count in done["index"]["left_out"].items():
         console.say(f"  left out: {count} × {reason}")
+        for where, why in done["named"]:
+            if why == reason:
+                console.say(f"    {where}")
+    if any(kind_of_reason(reason) for reason in done["index"]["left_out"]):
+        console.say("  --keep KIND takes a kind in all the same (docs/datasets.md lists them)")
 
 
 def _counts(console: Console, index: Mapping[str, Any]) -> None:

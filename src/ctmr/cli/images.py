@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctmr.cli.options import AsJson
+from ctmr.cli.options import AsJson, Keep
 from ctmr.errors import InputError
 
 
@@ -39,17 +39,26 @@ def synthesize(
     ],
     to: Annotated[str, typer.Option("--to", help="Modality to make: CT or MR.")] = "CT",
     model: Annotated[str, typer.Option(help="Registered model's name; default: the only one that is served.")] = "",
+    keep: Keep = "",
     url: Annotated[str, typer.Option(help="Triton's gRPC address; default: the embedded server.")] = "",
     json_: AsJson = False,
 ) -> None:
     """Translate an image through Triton over gRPC; the result is marked as synthetic and traceable."""
     from ctmr.cli.console import Console
+    from ctmr.io.series_kinds import kinds_of
     from ctmr.serving.synthesis import synthesize as translate
     from ctmr.system.home import Home
 
     console = Console(as_json=json_)
     written = translate(
-        source, out, to=to, model=model, url=url, home=Home.current(), report=console.report_for("synthesize")
+        source,
+        out,
+        to=to,
+        model=model,
+        url=url,
+        home=Home.current(),
+        report=console.report_for("synthesize"),
+        keep=kinds_of(keep.split(",")),
     )
     console.synthesized(written)
 

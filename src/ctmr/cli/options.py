@@ -33,6 +33,14 @@ Out = Annotated[
 RunnerName = Annotated[
     str, typer.Option("--runner", help="kfp: the compiled pipeline under kfp.local; inline: in this process, to debug.")
 ]
+Keep = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND,…",
+        help="Kinds of DICOM series to use although they are no anatomical images of a head, such as phase or "
+        "angiography; an unknown one is answered with all.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")]
 
 

@@ -47,6 +47,8 @@ class Domain:
         ``[N, S]`` int64 on the CPU: the rows of `around` that make each slice's stack. ``None`` without neighbours.
     head
         ``[N, H, ceil(W / 8)]`` uint8 on the CPU: head masks, eight pixels a byte; ``None``: unknown.
+    frames
+        `ShardVolume.frame` of each volume; empty: unknown.
     """
 
     images: Tensor
@@ -60,6 +62,7 @@ class Domain:
     around: Tensor | None = None
     stacks: Tensor | None = None
     head: Tensor | None = None
+    frames: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -158,6 +161,7 @@ def domain_of(
         absolute=shard.unit is Unit.HU,
         subjects=tuple(v.subject for v in shard.volumes),
         uids=tuple(v.uid or v.image for v in shard.volumes),
+        frames=tuple(v.frame for v in shard.volumes),
         around=around if neighbours else None,
         stacks=stacks if neighbours else None,
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ctmr.data.manifest import RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
+from ctmr.io.series_kinds import Kind, kind_of_reason
 from ctmr.recipe.recipe import Validate
 
 KEEP_ORDER = (Split.TEST.value, Split.VAL.value, Split.TRAIN.value, "")
@@ -90,6 +91,7 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
         _uid_duplicates,
         _subject_leaks,
         _near_duplicates,
+        _unlike_frames,
         _unit_disagreement,
         _too_few,
     )
@@ -161,7 +163,10 @@ def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame
         Column.IDENTITY,
         Column.NOTES,
         Column.NO_IMAGE,
+        Column.FRAME_OF_REFERENCE,
     ):
+        if column not in table:
+            table[column] = ""
         table[column] = table[column].fillna("").astype(str)
     if splits is None:
         table[Column.SPLIT] = table[Column.SPLIT_GIVEN]
@@ -182,11 +187,16 @@ def _drop(rule: str, images: Iterable[str], sentence: str) -> Finding:
 
 
 def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
-    return [
-        Finding(FindingKind.LEFT_OUT, "no_image", (image,), f"{image} is left out, which is no loss: {reason}")
-        for image, reason in zip(table[Column.IMAGE], table[Column.NO_IMAGE], strict=True)
-        if reason
-    ]
+    found = []
+    for image, reason in zip(table[Column.IMAGE], table[Column.NO_IMAGE], strict=True):
+        if reason:
+            kind = kind_of_reason(reason)
+            how = (
+                f"; fetch.keep=[{kind}] uses it all the same" if kind not in (None, Kind.MOSAIC, Kind.LOCALIZER) else ""
+            )
+            words = f"{image} is left out, which is no loss: {reason}{how}"
+            found.append(Finding(FindingKind.LEFT_OUT, "no_image", (image,), words))
+    return found
 
 
 def _unreadable(table: pd.DataFrame, config: Validate) -> list[Finding]:
@@ -333,6 +343,21 @@ def _hashed(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.uint64]]:
     """Return the rows that have a perceptual hash, and the hashes."""
     known = table[table[Column.PERCEPTUAL_HASH].fillna("") != ""]
     return known, np.array([int(h, 16) for h in known[Column.PERCEPTUAL_HASH]], dtype=np.uint64)
+
+
+def _unlike_frames(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    """Point out subjects whose CT and MR nothing lays over each other."""
+    told = table[(table[Column.SUBJECT] != "") & (table[Column.FRAME_OF_REFERENCE] != "")]
+    apart = [
+        str(subject)
+        for subject, own in told.groupby(Column.SUBJECT, sort=True)
+        for frames in [own.groupby(Column.MODALITY)[Column.FRAME_OF_REFERENCE].agg(set)]
+        if len(frames) > 1 and not set.intersection(*frames)
+    ]
+    words = f"CT and MR of {_list(apart)} lie in different frames of reference, so they are no registered pair, and no "
+    words += "fidelity is measured on them unless preprocess.steps registers them"
+    images = tuple(sorted(told[told[Column.SUBJECT].isin(apart)][Column.IMAGE]))
+    return [Finding(FindingKind.WARN, "frames_of_reference", images, words)] if apart else []
 
 
 def _unit_disagreement(table: pd.DataFrame, config: Validate) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from ctmr.data.manifest import Column
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit, Volume
+
+SCOUT_SLICES = 5
+MM_3D = 2.0
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +79,19 @@ def _series_in(folder: Path, raw: int, changed_ns: int) -> SeriesGroups:
     from ctmr.io import dicom
 
     return dicom.group_series(folder)
+
+
+def best_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what rows of one subject and sequence are sorted by, so that the best image comes first.
+
+    A stack of `SCOUT_SLICES` slices or fewer, as scouts are, comes last; then 3-D images (no side of a voxel longer
+    than `MM_3D`) come before 2-D ones, smaller voxels before larger ones, more slices before fewer, and names decide.
+    """
+    spacing = [float(row.get(c) or math.nan) for c in (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM)]
+    depth = int(row.get(Column.DEPTH) or 0)
+    known = all(map(math.isfinite, spacing))
+    size = round(math.prod(spacing), 3) if known else math.inf
+    return depth <= SCOUT_SLICES, not known or max(spacing) > MM_3D, size, -depth, str(row[Column.IMAGE])
 
 
 def rows(table: pd.DataFrame) -> list[Mapping[str, Any]]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 PHANTOM_PREFIX = "phantom-"
 """What the pseudonym of every phantom subject begins with."""
 
+SUBJECT_PREFIX = "sub-"
+"""A folder that begins so names the subject, as in BIDS and in every dataset that `ctmr dataset add` makes."""
+
 
 class Split(StrEnum):
     """Use that a subject's images may be put to."""
@@ -48,6 +51,8 @@ class Column(StrEnum):
     MINIMUM = "minimum"
     MAXIMUM = "maximum"
     UID = "uid"
+    FRAME_OF_REFERENCE = "frame_of_reference"
+    """FrameOfReferenceUID of a DICOM series, empty where there is none: images of unlike ones are not registered."""
     SPLIT_GIVEN = "split_given"
     """Split the dataset came with (a folder's name), empty when it has none."""
     ERROR = "error"

@@ -98,7 +98,7 @@ class Preparer:
     _partners: dict[tuple[str, str, str], Row] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for row in sorted(self.rows, key=lambda r: str(r[Column.IMAGE]), reverse=True):
+        for row in sorted(self.rows, key=images.best_first, reverse=True):
             self._partners[str(row[Column.SPLIT]), str(row[Column.SUBJECT]), str(row[Column.MODALITY])] = row
 
     def check(self) -> None:
@@ -167,6 +167,7 @@ class Preparer:
                 affine=_rows(affine),
                 alignment=_rows(alignment.matrix) if alignment is not None and to_other else None,
                 level=-(depth - 1) / 2,
+                frame=_frame(first, prepared.ran, registered=alignment is not None),
             ),
             unit,
             np.moveaxis(array, 0, 1),
@@ -185,6 +186,14 @@ class Preparer:
             f"preprocess.steps names the reference {reference}, which is not among the {len(self.rows)} usable images; "
             f"name one of them, such as {some}"
         )
+
+
+def _frame(row: Row, ran: Sequence[ImageStep], *, registered: bool) -> str:
+    """Return the frame of reference after the steps that ran: a registration leaves the image in its reference's."""
+    moved = [s for s in ran if s.moves]
+    if not moved or not registered:
+        return str(row.get(Column.FRAME_OF_REFERENCE) or "")
+    return f"registered to {moved[-1].named_reference}" if moved[-1].named_reference else ""
 
 
 @lru_cache(maxsize=2)

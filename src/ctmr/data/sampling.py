@@ -254,13 +254,27 @@ def _pairs(data: TrainingData) -> Tensor:
     same = mr_subject[:, None] == ct_subject[None, :]
     if data.mr.levels is not None and data.ct.levels is not None:
         same &= (data.mr.levels[:, None] - data.ct.levels[None, :]).abs() < _SAME_LEVEL
+    mr_frame, ct_frame = _frame_codes(data.mr, data.ct)
+    either = (mr_frame[:, None] == 0) | (ct_frame[None, :] == 0)
+    same &= either | (mr_frame[:, None] == ct_frame[None, :])
     found = same.nonzero()
     if not len(found):
         raise InputError(
-            "loss.supervised needs CT and MR slices of one subject at one level, and training has none; set "
-            "data.disjoint_training to false, or loss.supervised.pairs to random"
+            "loss.supervised needs CT and MR slices of one subject at one level and in one frame of reference, and "
+            "training has none; set data.disjoint_training to false, or loss.supervised.pairs to random"
         )
     return found
+
+
+def _frame_codes(*domains: Domain) -> list[Tensor]:
+    """Number the frames of reference of all slices over all domains; 0 where none is known."""
+    codes = {"": 0}
+    per_slice = []
+    for domain in domains:
+        frames = domain.frames or ("",) * len(domain.subjects)
+        numbers = torch.tensor([codes.setdefault(frame, len(codes)) for frame in frames], dtype=torch.int64)
+        per_slice.append(numbers[domain.volume])
+    return per_slice
 
 
 def _subject_codes(*domains: Domain) -> list[Tensor]:

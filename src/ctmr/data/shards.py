@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctmr.data.manifest import Split
+from ctmr.data.manifest import SUBJECT_PREFIX, Split
 from ctmr.errors import InputError
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Modality, Unit
@@ -38,6 +39,9 @@ class ShardVolume:
         Position of the first slice along D relative to the volume's centre, in slices: aligns different heads.
     alignment
         4×4, RAS mm of the same subject's other image to RAS mm of this one, when it was registered to that image.
+    frame
+        Frame of reference that it lies in: a UID, or the image that it was registered to; empty where nothing tells,
+        and where it was registered to the subject's other image.
     """
 
     image: str
@@ -50,6 +54,7 @@ class ShardVolume:
     affine: tuple[tuple[float, ...], ...] | None = None
     level: float = 0.0
     alignment: tuple[tuple[float, ...], ...] | None = None
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,16 +247,38 @@ def has_shard(folder: Path, split: Split, modality: Modality) -> bool:
 
 
 def pairs(a: Shard, b: Shard) -> list[tuple[int, int]]:
-    """Return index pairs of volumes that belong to one subject and lie on one grid, each once, in order of `a`."""
-    by_subject: dict[str, int] = {}
+    """Return index pairs of volumes that belong to one subject and lie on one grid, each once, in order of `a`.
+
+    Images that say that they lie in different frames of reference are no pair, however alike their numbers are: only a
+    registration would make them one. Pictures have no grid: they pair where a subject's own folder holds one of each,
+    not where slices of one patient lie in two folders.
+    """
+    by_subject: dict[str, list[int]] = {}
     for j, v in enumerate(b.volumes):
-        by_subject.setdefault(v.subject, j)
+        by_subject.setdefault(v.subject, []).append(j)
+    own = Counter(v.subject for v in a.volumes)
     found = []
     for i, v in enumerate(a.volumes):
-        j = by_subject.get(v.subject, -1)
-        if j >= 0 and v.subject and v.count == b.volumes[j].count and _same_affine(v, b.volumes[j]):
-            found.append((i, j))
+        others = by_subject.get(v.subject, []) if v.subject else []
+        if v.affine is None and max(own[v.subject], len(others)) > 1:
+            continue
+        found += [(i, j) for j in others if _lie_together(v, b.volumes[j])][:1]
     return found
+
+
+def _lie_together(a: ShardVolume, b: ShardVolume) -> bool:
+    if a.count != b.count or not _same_affine(a, b) or not same_frame(a.frame, b.frame):
+        return False
+    return a.affine is not None or _has_a_folder(a, b)
+
+
+def same_frame(one: str, other: str) -> bool:
+    """True unless two images say that they lie in different frames of reference."""
+    return not one or not other or one == other
+
+
+def _has_a_folder(*volumes: ShardVolume) -> bool:
+    return all(p.startswith(SUBJECT_PREFIX) for v in volumes for p in PurePosixPath(v.paths[0]).parts[-2:-1])
 
 
 def _same_affine(a: ShardVolume, b: ShardVolume) -> bool:

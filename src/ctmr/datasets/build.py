@@ -10,7 +10,7 @@ from typing import Any
 
 import pydicom
 
-from ctmr.datasets import naming
+from ctmr.data.manifest import SUBJECT_PREFIX
 from ctmr.datasets.deid import dicom
 from ctmr.datasets.deid.dicom import METHOD, Cleaner
 from ctmr.datasets.deid.files import clean
@@ -151,7 +151,7 @@ def _named(images: Sequence[FoundImage], key: Key) -> Iterator[tuple[FoundImage,
     for found in images:
         what = "mask" if found.modality is None else found.modality.value.lower()
         stem = what + (f"_{found.sequence}" if found.sequence else "")
-        subject = f"{naming.SUBJECT_PREFIX}{key.pseudonym(found.subject)}"
+        subject = f"{SUBJECT_PREFIX}{key.pseudonym(found.subject)}"
         groups["/".join(w for w in (found.split, subject, stem) if w)].append(found)
     for path in sorted(groups):
         ordered = sorted(groups[path], key=lambda f: key.order(f.item.uid or str(f.item.relative)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from ctmr.data.manifest import SUBJECT_PREFIX
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
 from ctmr.datasets.names import FolderLayout
@@ -15,6 +16,7 @@ from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io import Holds, known_suffixes
+from ctmr.io.series_kinds import Kind
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,19 @@ class ImportPlan:
     ----------
     left_out
         Reason → number of series or files that are not taken in.
+    named
+        Path and reason of each of them; for the person at the terminal, never for the index.
     """
 
     layout: FolderLayout
     images: list[FoundImage] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    named: list[tuple[str, str]] = field(default_factory=list)
+
+    def name_alike(self, known: Collection[str] = ()) -> None:
+        """Give subjects that differ in spelling alone one name, which is that of earlier sources where there is one."""
+        form = naming.one_form({image.subject for image in self.images}, known)
+        self.images = [replace(image, subject=form[image.subject]) for image in self.images]
 
 
 _Place = Callable[[Item], "FoundImage | str"]
@@ -64,11 +74,18 @@ _ADNI_T1 = re.compile(r"MP[-_ ]?R|SPGR", re.IGNORECASE)
 """ADNI's T1 protocols: MP-RAGE, MPRAGE, IR-SPGR, and what is computed from them, such as MPR__GradWarp."""
 _IXI = re.compile(r"(IXI\d{3})-[A-Za-z]+-\d+-([A-Za-z0-9]+)(?:-\d+)?\.nii(?:\.gz)?")
 _IXI_SEQUENCES = ("T1", "T2", "PD")
-_KAGGLE_AB = re.compile(r"(train|test|val)([AB])")
+_KAGGLE_AB = re.compile(r"(.+?)[-_ ]?([ABab])")
 _SIDES = {"ct": Modality.CT, "mr": Modality.MR, "mri": Modality.MR}
 
 
-def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None, skip_unknown: bool = False) -> ImportPlan:
+def plan(
+    scan: Scan,
+    layout: FolderLayout,
+    *,
+    first: Modality | None = None,
+    skip_unknown: bool = False,
+    keep: Collection[Kind] = (),
+) -> ImportPlan:
     """Place every item of a scan.
 
     Parameters
@@ -81,6 +98,8 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None, ski
         With ``paired`` and folders A and B: the modality of A.
     skip_unknown
         Leave out and count images whose modality nothing tells, instead of refusing the source.
+    keep
+        Kinds of series that are taken in although they are no anatomical images of a head.
 
     Raises
     ------
@@ -94,7 +113,7 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None, ski
     made = ImportPlan(chosen)
     for item in scan.items:
         header = item.header
-        reason = not_an_image(header) if header is not None else ""
+        reason = not_an_image(header, item.uid, keep) if header is not None else ""
         try:
             found = reason or place(item)
         except naming.UnknownModality as error:
@@ -103,6 +122,7 @@ def plan(scan: Scan, layout: FolderLayout, *, first: Modality | None = None, ski
             found = "modality that its path does not tell"
         if isinstance(found, str):
             made.left_out[found] += 1
+            made.named.append((str(item.relative), found))
         else:
             made.images.append(found)
     if not any(f.modality for f in made.images):
@@ -129,7 +149,7 @@ def _guess(scan: Scan) -> FolderLayout:
     for item in scan.items:
         parts = [p.lower() for p in item.relative.parent.parts]
         side = next((p for p in parts if p in sides), "")
-        if side and item.holds is Holds.PICTURE and not any(p.startswith(naming.SUBJECT_PREFIX) for p in parts):
+        if side and item.holds is Holds.PICTURE and not any(p.startswith(SUBJECT_PREFIX) for p in parts):
             sides[side].add(item.relative.stem)
     shared = sides["ct"] & sides["mr"]
     if not found and shared:
@@ -152,9 +172,9 @@ def _dicom(item: Item, subject: str, split: str = "") -> FoundImage:
 def _plain(item: Item) -> FoundImage | str:
     split = naming.split_of(item.relative)
     if item.holds is Holds.SERIES:
-        patient = str(item.header.get("PatientID", "") or "").strip()
-        subject = f"patient {patient}" if patient else f"study {item.header.get('StudyInstanceUID', '')}"
-        return _dicom(item, subject, split)
+        with quiet_pydicom():
+            who = naming.subject_of_series(item.header)
+        return _dicom(item, who if who.startswith("study ") else f"patient {who}", split)
     who = naming.subject_of(item.relative, picture=item.holds is Holds.PICTURE)
     subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
     if item.holds is Holds.VOLUME and naming.is_mask(item.relative):
@@ -170,10 +190,11 @@ def _kaggle(item: Item) -> tuple[str, Modality] | None:
         return None
     parts = item.relative.parent.parts
     for part in parts:
-        if match := _KAGGLE_AB.fullmatch(part):
-            return match[1], Modality.CT if match[2] == "A" else Modality.MR
-    if len(parts) > 1 and parts[-2] in ("train", "test", "val") and parts[-1] in ("CT", "MRI"):
-        return parts[-2], _SIDES[parts[-1].lower()]
+        match = _KAGGLE_AB.fullmatch(part)
+        if match and (split := naming.split_named(match[1])):
+            return split, Modality.CT if match[2].upper() == "A" else Modality.MR
+    if len(parts) > 1 and parts[-1].upper() in ("CT", "MRI") and (split := naming.split_named(parts[-2])):
+        return split, _SIDES[parts[-1].lower()]
     return None
 
 
@@ -181,7 +202,7 @@ def _place_kaggle(item: Item) -> FoundImage | str:
     where = _kaggle(item)
     if where is None:
         return "not in train or test, CT or MRI"
-    return FoundImage(item, f"kaggle {item.relative}", where[1], split=where[0])
+    return FoundImage(item, f"kaggle {naming.subject_of(item.relative, picture=True)}", where[1], split=where[0])
 
 
 def _place_cq500(item: Item) -> FoundImage | str:
@@ -210,7 +231,9 @@ def _place_synthrad(item: Item) -> FoundImage | str:
     if what not in ("ct", "mr", "mask"):
         return what.upper()
     modality = None if what == "mask" else _SIDES[what]
-    return FoundImage(item, f"synthrad {case}", modality, split=naming.split_of(item.relative))
+    # "synthRAD2025_Task1_Train" is the name of the archive; its own test set has no CT.
+    parts = (p for p in item.relative.parts if not p.lower().startswith("synthrad"))
+    return FoundImage(item, f"synthrad {case}", modality, split=naming.split_of(PurePosixPath(*parts)))
 
 
 def _place_adni(item: Item) -> FoundImage | str:
@@ -236,12 +259,12 @@ def _paired(first: Modality | None) -> _Place:
     def place(item: Item) -> FoundImage | str:
         parts = item.relative.parts
         for k, part in enumerate(parts[:-1]):
-            match = re.fullmatch(r"(?:(train|val|test)[-_]?)?(a|b|ct|mr|mri)", part.lower())
-            if match is None:
+            match = re.fullmatch(r"(?:(.+?)[-_ ]?)?(a|b|ct|mr|mri)", part.lower())
+            if match is None or (match[1] and not naming.split_named(match[1])):
                 continue
             if match[2] not in sides:
                 raise InputError(f"folder {part} does not say its modality; say with --first what A holds, CT or MR")
-            split = match[1] or naming.split_of(PurePosixPath(*parts[: k + 1]))
+            split = naming.split_named(match[1] or "") or naming.split_of(PurePosixPath(*parts[: k + 1]))
             pair = re.sub(r"\.(nii\.gz|[^.]+)$", "", parts[k + 1])
             modality = sides[match[2]]
             sequence = naming.sequence_of(PurePosixPath(*parts[k:])) if modality is Modality.MR else None

@@ -1,19 +1,61 @@
-"""Meaning of folder and file names: modality, sequence, subject, split."""
+"""Meaning of folder and file names: modality, sequence, subject, split; and who a subject is, behind every door."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import PurePath
 
-from ctmr.data.manifest import Split
+import pydicom
+
+from ctmr.data.manifest import SUBJECT_PREFIX, Split
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
-
-SUBJECT_PREFIX = "sub-"
-"""A folder that begins so names the subject, as in BIDS and in every dataset that `ctmr dataset add` makes."""
+from ctmr.io.dicom.identity import canonical
 
 _MR_WORDS = frozenset({"mr", "mri", "t1", "t2", "t1c", "t1w", "t2w", "flair", "pd"})
 _SEQUENCES = {"t1": "T1", "t1w": "T1", "t2": "T2", "t2w": "T2", "flair": "FLAIR", "pd": "PD", "t1c": "T1C"}
-_NO_SUBJECT = frozenset({"ct", "mr", "mri", "t1", "t2", "", *(s.value for s in Split)})
+_SPLIT_WORDS = {
+    Split.TRAIN: ("training", "train", "trn", "tr"),
+    Split.VAL: ("validation", "validate", "valid", "val", "dev"),
+    Split.TEST: ("testing", "test", "tst", "ts", "holdout", "evaluation", "eval"),
+}
+_SPLIT_OF = {word: split for split, some in _SPLIT_WORDS.items() for word in some}
+_LONG_WORDS = "|".join(w for w in _SPLIT_OF if len(w) > 2)
+_JOINED = re.compile(rf"({_LONG_WORDS})(?:sets?|data|images?|imgs?|s?daten|split|fold|[ab]|ct|mri?|\d+)?")
+"""Split names that run together with another word: "trainA", "testset", "val2"."""
+_ENTITIES = ("sub-", "ses-", "acq-", "run-", "task-")
+"""Beginnings of BIDS names: the "test" of a session is no split."""
+_GENERIC = frozenset(
+    {
+        *("ct", "cts", "mr", "mrs", "mri", "mris", *_SEQUENCES, "images", "image", "img", "imgs", "data", "dataset"),
+        *("nifti", "nii", "dicom", "dcm", "png", "jpg", "scans", "scan", "volumes", "volume", "vol", "raw", "a", "b"),
+        *(
+            "anat",
+            "head",
+            "brain",
+            "set",
+            "split",
+            "all",
+            "files",
+            "imagestr",
+            "imagests",
+            "imagesva",
+            "reg",
+            "registered",
+            "resampled",
+        ),
+    }
+)
+"""Words of folders and files that name no subject."""
+_PATIENT = r"(?:patients?|pat|subjects?|subj|sub|case|pt|id|p)[ _-]*\d+"
+_SLICE = r"(?:slices?|slc|sl|layer|level|frame|axial|sagittal|coronal|ax|sag|cor|tra|z)"
+_A_PATIENTS_SLICE = (
+    re.compile(rf"(?P<who>{_PATIENT})(?:[ _-].*)?", re.IGNORECASE),
+    re.compile(rf"(?P<who>.+?)[ _-]*(?<![a-z]){_SLICE}[ _-]*\d+", re.IGNORECASE),
+)
+"""Names of pictures that are slices of a patient; a picture of any other name stands for itself."""
 
 
 class UnknownModality(InputError):
@@ -47,23 +89,121 @@ def sequence_of(relative: PurePath) -> str | None:
 def subject_of(relative: PurePath, *, picture: bool) -> str:
     """Return the subject of a file: its ``sub-`` folder, else by habit.
 
-    A picture without such a folder is a subject of its own. For a volume, the folder names the patient when there is
-    one a patient (SynthRAD's layout), else the file does.
+    A picture is a slice of the patient that a folder or its name tells ("patient03_slice_012"), and without either a
+    subject of its own. For a volume, the folder names the patient when there is one a patient (SynthRAD's layout), else
+    the file does, without the words for modality and sequence: "p01_ct" and "p01_mr" are one subject.
     """
     named = next((p for p in relative.parent.parts if p.lower().startswith(SUBJECT_PREFIX)), "")
     if named:
-        return named[len(SUBJECT_PREFIX) :]
+        return _normal(named[len(SUBJECT_PREFIX) :])
+    stem = _normal(relative.name).split(".")[0]
     if picture:
-        return relative.as_posix()
-    folder = relative.parent.name
-    return relative.name.split(".")[0] if folder.lower() in _NO_SUBJECT else folder
+        return _subject_of_picture(relative, stem)
+    own = [_normal(p) for p in reversed(relative.parent.parts)]
+    # nnU-Net's file names end in the channel.
+    nnunet = bool(own) and own[0].lower() in ("imagestr", "imagests")
+    file = _without_generic(re.sub(r"_\d{4}$", "", stem) if nnunet else stem)
+    if file and (not own or _is_generic(own[0])):
+        return file
+    return next((folder for folder in own if not _is_generic(folder)), stem)
+
+
+def subject_of_series(header: pydicom.Dataset) -> str:
+    """Return the subject of a DICOM series: PatientID without padding; without one, its study; empty without both."""
+    patient = _normal(str(header.get("PatientID") or ""))
+    study = str(header.get("StudyInstanceUID") or "").strip()
+    return patient or (f"study {study}" if study else "")
+
+
+def one_form(subjects: Iterable[str], known: Iterable[str] = ()) -> dict[str, str]:
+    """Return subject → the form in which every door names it.
+
+    Subjects that differ in case, blanks or Unicode composition alone are one (`ctmr.io.dicom.identity.canonical`); it
+    is named as in `known`, else as the first of them in order.
+    """
+    subjects = list(subjects)
+    form: dict[str, str] = {}
+    for subject in (*sorted(known), *sorted(subjects)):
+        form.setdefault(canonical(subject), subject)
+    return {subject: form[canonical(subject)] for subject in subjects}
 
 
 def split_of(relative: PurePath) -> str:
-    """Return the split that a folder above the file names, empty when none does."""
-    return next((s.value for s in Split if s.value in relative.parent.parts), "")
+    """Return the split that a folder above the file names, empty when none does.
+
+    Spellings such as ``Train``, ``training``, ``TrainA``, ``validation``, ``Test_set`` and ``imagesTs`` are understood.
+
+    Raises
+    ------
+    InputError
+        Folders that name several splits: nobody can tell whether such an image may be trained on.
+    """
+    folders = [(p, found) for p in relative.parent.parts if (found := _splits_of(p))]
+    clear = {split for _, found in folders if len(found) == 1 for split in found}
+    if len(clear) > 1 or (folders and not clear):
+        names = " and ".join(dict.fromkeys(p for p, _ in folders))
+        meant = " or ".join(s for s in Split if any(s in found for _, found in folders))
+        raise InputError(
+            f"the split of {relative} cannot be told: its folder{'s' if len(folders) > 1 else ''} {names} may mean "
+            f"{meant}; name folders train, val or test"
+        )
+    return next(iter(clear)).value if clear else ""
+
+
+def split_named(folder: str) -> str:
+    """Return the one split that a folder's name means, empty when it means none or several."""
+    found = _splits_of(folder)
+    return next(iter(found)).value if len(found) == 1 else ""
 
 
 def is_mask(relative: PurePath) -> bool:
     """Return whether a file is a mask that came with an image (SynthRAD's ``mask.nii.gz``), not an image."""
     return "mask" in words(PurePath(relative.name))
+
+
+def _normal(text: str) -> str:
+    """Return an identifier in one Unicode form and without padding; case stays for people to read."""
+    return " ".join(unicodedata.normalize("NFC", text.replace("\0", " ")).split())
+
+
+def _pieces(name: str) -> list[str]:
+    """Return the words of one name, lower case; "imagesTr" and "TestSet" are two each."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"(?i)hold[ _-]out", "holdout", name))
+    return [w for w in re.split(r"[^0-9a-zA-Z]+", parted.lower()) if w]
+
+
+def _splits_of(folder: str) -> set[Split]:
+    if folder.lower().startswith(_ENTITIES):
+        return set()
+    found = set()
+    pieces = _pieces(folder)
+    for piece in pieces:
+        joined = _JOINED.fullmatch(piece)
+        # "tr" and "ts" alone are anything; behind another word ("imagesTr") they are nnU-Net's.
+        if joined or (piece in _SPLIT_OF and len(pieces) > 1):
+            found.add(_SPLIT_OF[joined[1] if joined else piece])
+    return found
+
+
+def _is_generic(folder: str) -> bool:
+    return bool(_splits_of(folder)) or all(w in _GENERIC for w in _pieces(folder))
+
+
+def _without_generic(stem: str) -> str:
+    """Return a file's stem without the words for modality, sequence and kind at its ends."""
+    pieces = re.split(r"([ _-]+)", stem)
+    while pieces and (not pieces[-1].strip(" _-") or pieces[-1].lower() in _GENERIC):
+        pieces.pop()
+    while pieces and (not pieces[0].strip(" _-") or pieces[0].lower() in _GENERIC):
+        pieces.pop(0)
+    return "".join(pieces)
+
+
+def _subject_of_picture(relative: PurePath, stem: str) -> str:
+    folder = next((_normal(p) for p in reversed(relative.parent.parts) if re.fullmatch(_PATIENT, p, re.IGNORECASE)), "")
+    if folder:
+        return folder
+    bare = _without_generic(stem)
+    found = (pattern.fullmatch(bare) for pattern in _A_PATIENTS_SLICE)
+    named = next((who for m in found if m and (who := _without_generic(m["who"]))), "")
+    return named or relative.as_posix()

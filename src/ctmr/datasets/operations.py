@@ -17,6 +17,7 @@ from ctmr.datasets.repository import NAME, DataRepository, same_remote
 from ctmr.datasets.scanning import scanned
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Modality
+from ctmr.io.series_kinds import Kind
 from ctmr.system.files import new_folder
 from ctmr.system.progress import Progress
 
@@ -39,6 +40,8 @@ class AddOptions:
         Leave out what cannot be de-identified, or is neither CT nor MR by its path, instead of refusing the source.
     replace
         Commit a new version of a dataset that is there; the old revision stays.
+    keep
+        Kinds of series that are taken in although they are no anatomical images of a head.
     """
 
     layout: FolderLayout = FolderLayout.AUTO
@@ -51,6 +54,7 @@ class AddOptions:
     description: str = ""
     skip_refused: bool = False
     replace: bool = False
+    keep: frozenset[Kind] = frozenset()
 
 
 def add(name: str, source: Path, root: Path, options: AddOptions, report: Progress) -> dict[str, Any]:
@@ -59,7 +63,8 @@ def add(name: str, source: Path, root: Path, options: AddOptions, report: Progre
     Returns
     -------
     dict
-        ``name revision md5 size files changed`` and the index.
+        ``name revision md5 size files changed``, the index, and ``named``: path and reason of each series and file that
+        was left out, for the person who asked.
 
     Raises
     ------
@@ -87,7 +92,8 @@ def add(name: str, source: Path, root: Path, options: AddOptions, report: Progre
                 f"{scan.unreadable[0]} is a damaged DICOM file ({len(scan.unreadable)} in all), which cannot be "
                 "de-identified; export it again, or leave such files out with --skip-refused"
             )
-        planned = plan(scan, options.layout, first=options.first, skip_unknown=options.skip_refused)
+        planned = plan(scan, options.layout, first=options.first, skip_unknown=options.skip_refused, keep=options.keep)
+        planned.name_alike(identities.subjects)
         if scan.unreadable:
             planned.left_out["damaged DICOM file"] += len(scan.unreadable)
         if repository is not None:
@@ -143,6 +149,7 @@ def _add(
         "files": pinned.files,
         "changed": changed,
         "index": index,
+        "named": planned.named,
     }
 
 

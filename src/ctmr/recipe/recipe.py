@@ -15,6 +15,7 @@ from ctmr.imaging.steps import AnyStep
 from ctmr.imaging.steps.base import ImageStep
 from ctmr.imaging.steps.order import check_order
 from ctmr.imaging.volume import UNEVEN_LIMIT, Direction, Interpolation
+from ctmr.io.series_kinds import Kind
 from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
@@ -34,6 +35,15 @@ class Fetch(Section):
     uneven_limit: Annotated[float, Field(ge=0, lt=1)] = UNEVEN_LIMIT
     """Gaps between DICOM slices that differ from the usual one by up to this share of it are resampled to even ones, a
     larger one is an error; below 1, because a missing slice differs by 1 and is never made up."""
+    keep: tuple[Kind, ...] = ()
+    """Kinds of DICOM series that are used although they are no anatomical images of a head, such as ``phase``."""
+
+    @field_validator("keep")
+    @classmethod
+    def _slices(cls, keep: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if Kind.MOSAIC in keep:
+            raise ValueError("a mosaic cannot be kept: its tiles are no slices; export it as single slices")
+        return keep
 
 
 class Data(Section):

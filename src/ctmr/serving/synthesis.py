@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,21 @@ from ctmr.system.progress import Progress
 from ctmr.tracking.names import Part, registered_name, served_name
 
 if TYPE_CHECKING:
-    from ctmr.io.dicom import SyntheticProvenance
+    from ctmr.io.dicom import SeriesChoice, SyntheticProvenance
+    from ctmr.io.series_kinds import Kind
     from ctmr.serving.client import Translated
 
 
 def synthesize(
-    source: Path, out: Path, *, to: str, model: str, url: str, home: Home, report: Progress
+    source: Path,
+    out: Path,
+    *,
+    to: str,
+    model: str,
+    url: str,
+    home: Home,
+    report: Progress,
+    keep: Collection[Kind] = (),
 ) -> dict[str, Any]:
     """Translate an image through Triton.
 
@@ -36,11 +46,13 @@ def synthesize(
         Triton's gRPC address; empty: the embedded server, which is started when it is down.
     home
         Where the ledger is kept.
+    keep
+        Kinds of DICOM series that are translated although they are no anatomical images of a head.
 
     Returns
     -------
     dict
-        path, modality, model, version, series_uid, files.
+        path, modality, model, version, series_uid, files, left_out.
 
     Raises
     ------
@@ -57,14 +69,17 @@ def synthesize(
     if out.exists():
         raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
     report("reading the image", 0.1)
-    volume = read_image(source, modality=direction.source)
+    chosen = _chosen(source, direction.source, keep)
+    volume = read_image(source, modality=direction.source) if chosen is None else _read_chosen(chosen, direction.source)
     with connect(home, url) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
         report(f"translating with {name}", 0.3)
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
     provenance = _provenance(answer, registered_name(name, direction))
-    files, uid, instances = write_translation(out, answer.volume, source, provenance)
+    files, uid, instances = write_translation(
+        out, answer.volume, source if chosen is None else chosen.files, provenance
+    )
     entry = {
         "series_uid": uid,
         "instance_uids": instances,
@@ -81,7 +96,21 @@ def synthesize(
         "version": answer.version,
         "series_uid": uid,
         "triton": client.url,
+        "left_out": [] if chosen is None else list(chosen.left_out),
     }
+
+
+def _chosen(source: Path, modality: Modality, keep: Collection[Kind]) -> SeriesChoice | None:
+    """Return the series of a DICOM source that is meant; ``None`` for any other format."""
+    from ctmr.io import dicom, format_of
+
+    return dicom.choose_series(source, modality, keep) if source.exists() and format_of(source) == "dicom" else None
+
+
+def _read_chosen(chosen: SeriesChoice, modality: Modality) -> Volume:
+    from ctmr.io import dicom
+
+    return dicom.read_series(chosen.files, modality=modality)
 
 
 def _only_model(client: Any, direction: Direction) -> str:
@@ -114,7 +143,7 @@ def _provenance(answer: Translated, name: str) -> SyntheticProvenance:
 
 
 def write_translation(
-    out: Path, volume: Volume, source: Path, provenance: SyntheticProvenance
+    out: Path, volume: Volume, source: Path | Sequence[Path], provenance: SyntheticProvenance
 ) -> tuple[int, str, list[str]]:
     """Write in the format that the name asks for; return files, series UID and instance UIDs."""
     from ctmr.io import FORMATS, dicom, format_named, format_of
@@ -125,9 +154,10 @@ def write_translation(
     if asked is not None and asked.written:
         asked.reader.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
         return 1, identity, []
-    if format_of(source) != "dicom":
+    if isinstance(source, Path) and format_of(source) != "dicom":
         suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
         raise InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
-    files = dicom.write_synthetic_series(out, volume, source, provenance)
+    series = source if isinstance(source, Path) else [dicom.read_header(p) for p in source if dicom.is_dicom(p)]
+    files = dicom.write_synthetic_series(out, volume, series, provenance)
     headers = [dicom.read_header(f) for f in files]
     return len(files), str(headers[0].SeriesInstanceUID), [str(h.SOPInstanceUID) for h in headers]

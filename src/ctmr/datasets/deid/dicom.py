@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +40,8 @@ from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io.dicom.headers import Header, open_header
 from ctmr.io.dicom.pixels import stored_frames
+from ctmr.io.dicom.series_kind import classify
+from ctmr.io.series_kinds import Kind
 
 ENHANCED: dict[str, Modality] = {
     EnhancedCTImageStorage: Modality.CT,
@@ -189,15 +191,24 @@ class Cleaner:
             image.ProtocolName = self.sequence
 
 
-def not_an_image(header: pydicom.Dataset) -> str:
-    """Return why a series is nothing to train on, empty when it is a CT or MR image."""
+def not_an_image(header: pydicom.Dataset, part: str = "", keep: Collection[Kind] = ()) -> str:
+    """Return why a series is nothing to train on, empty when it is an anatomical CT or MR image of a head.
+
+    Parameters
+    ----------
+    header
+        Of one of its files.
+    part
+        Its key, as `ctmr.io.dicom.group_series` gives it.
+    keep
+        Kinds that are wanted all the same.
+    """
     if header.get("SOPClassUID") not in IMAGES:
         # The name of a class that the standard does not know could be anything.
         known = header.SOPClassUID.name != str(header.SOPClassUID)
         return f"not CT or MR ({header.SOPClassUID.name})" if known else "not CT or MR"
-    if "LOCALIZER" in [str(v).upper() for v in _values(header.get("ImageType"))]:
-        return "localizer"
-    return ""
+    answer = classify(header, part)
+    return "" if answer.kind in keep else answer.reason
 
 
 def refuse(header: pydicom.Dataset) -> None:

@@ -92,6 +92,12 @@ class IdentityFile:
                 self._write(tree)
         self.key = Key(bytes.fromhex(tree["key"]))
 
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Identifiers of everybody who has a pseudonym already."""
+        with self._locked():
+            return tuple(str(s) for s in self._read().get("subjects", {}).values())
+
     def add(self, originals: Originals) -> None:
         """Put a dataset's originals into the map, beside what another process may have put there meanwhile."""
         with self._locked():

@@ -3,15 +3,20 @@
 from ctmr.io.dicom.grouping import SeriesGroups, group_series
 from ctmr.io.dicom.headers import read_header
 from ctmr.io.dicom.reading import read_series
-from ctmr.io.dicom.sequence import guess_sequence
+from ctmr.io.dicom.series_kind import SeriesAnswer, classify, guess_sequence
+from ctmr.io.dicom.series_kind.choice import SeriesChoice, choose_series
 from ctmr.io.dicom.synthetic import SyntheticProvenance, read_provenance, write_synthetic_series
 from ctmr.io.dicom.writing import MrParameters, seeded_uid, write_series
 from ctmr.io.signature import is_dicom
 
 __all__ = [
     "MrParameters",
+    "SeriesAnswer",
+    "SeriesChoice",
     "SeriesGroups",
     "SyntheticProvenance",
+    "choose_series",
+    "classify",
     "group_series",
     "guess_sequence",
     "is_dicom",

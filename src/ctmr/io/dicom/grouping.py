@@ -9,9 +9,20 @@ from pathlib import Path
 from ctmr.errors import InputError
 from ctmr.io.dicom.frames import LOCALIZER, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, open_header, printable, short
-from ctmr.io.dicom.identity import acquisition, by_acquisition, identity_of, interleaved, told_by
+from ctmr.io.dicom.identity import (
+    acquisition,
+    by_acquisition,
+    by_moment,
+    identity_of,
+    interleaved,
+    side_by_side,
+    told_by,
+)
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.system.walk import files_of_images
+
+_ONE_IMAGE = ("EchoTime", "ImageType", "InversionTime", "ConvolutionKernel")
+"""Traits that slices of one image have in common."""
 
 
 class SeriesGroups(dict[str, list[Path]]):
@@ -19,8 +30,10 @@ class SeriesGroups(dict[str, list[Path]]):
 
     The key is the SeriesInstanceUID. A series that holds several images of one place, localizers beside
     cross-sections, or acquisitions that interleave becomes several groups: ``UID/EchoTime=10``, ``UID/localizer``,
-    ``UID/AcquisitionNumber=2``. So does a UID under which lie objects of several patients, studies, frames of
-    reference or SOP classes: ``UID/patient 2 of 2``, numbered in the order of their files, since names tell who it is.
+    ``UID/AcquisitionNumber=2``, or, where the moment alone tells them apart, ``UID/time 2 of 5``. So does a UID under
+    which lie objects of several patients, studies, frames of reference or SOP classes: ``UID/patient 2 of 2``, numbered
+    in the order of their files, since names tell who it is. Series of one slice each, in one frame of reference and
+    side by side, are one group with the first of their UIDs: ``UID/24 series of one slice``.
 
     Attributes
     ----------
@@ -46,6 +59,8 @@ class _Member:
     traits: dict[str, str]
     localizer: bool
     identity: tuple[str, ...]
+    moment: tuple[float, float] = (0.0, 0.0)
+    shape: tuple[int, int] = (0, 0)
 
 
 def group_series(folder: Path) -> SeriesGroups:
@@ -77,7 +92,7 @@ def _group(folder: Path) -> SeriesGroups:
             continue
         except OSError as error:
             groups.unreadable[path] = f"{path} cannot be opened ({short(error)}); check its rights and its disk"
-    for uid, members in series.items():
+    for uid, members in _joined(series).items():
         for other, same in _identities(members).items():
             for suffix, part in _parts(same).items():
                 groups[uid + other + suffix] = [m.path for m in part]
@@ -108,7 +123,29 @@ def _member(path: Path, header: Header) -> _Member:
     traits = traits_of(header.dataset, 0)
     for frame in frames[1:]:
         traits = dict(traits.items() & traits_of(header.dataset, frame.index).items())
-    return _Member(path, place(frames[0].plane), traits, frames[0].is_localizer, identity)
+    moment = tuple(header.number(k) or 0.0 for k in ("AcquisitionTime", "InstanceNumber"))
+    plane = frames[0].plane
+    return _Member(path, place(plane), traits, frames[0].is_localizer, identity, (moment[0], moment[1]), plane.shape)
+
+
+def _joined(series: dict[str, list[_Member]]) -> dict[str, list[_Member]]:
+    """Return key → files, with series of one slice each that lie side by side under one key."""
+    alone: dict[tuple[object, ...], dict[str, _Member]] = {}
+    for uid, members in series.items():
+        first = members[0]
+        # No frame of reference: nothing says that their positions can be compared.
+        if len(members) == 1 and first.place and first.identity[-1] and not first.localizer:
+            kind = tuple(
+                first.traits.get(k, "") for k in ("EchoTime", "ImageType", "InversionTime", "ConvolutionKernel")
+            )
+            alone.setdefault((first.identity, first.shape, first.place[3:], kind), {})[uid] = first
+    found = dict(series)
+    for slices in alone.values():
+        if side_by_side([m.place for m in slices.values()]):
+            for uid in slices:
+                del found[uid]
+            found[f"{min(slices)}/{len(slices)} series of one slice"] = list(slices.values())
+    return found
 
 
 def _parts(members: list[_Member]) -> dict[str, list[_Member]]:
@@ -121,6 +158,8 @@ def _parts(members: list[_Member]) -> dict[str, list[_Member]]:
     names, values = told_apart([m.place for m in placed], [m.traits for m in placed])
     if not names and interleaved(by_acquisition([(m.place, m.traits) for m in placed])):
         values = [acquisition(m.traits) for m in placed]
+    elif not names and (moments := by_moment([(m.place, m.moment) for m in placed])):
+        values = moments
     elif not names:
         return {"": members}
     if len(placed) < len(members):

@@ -26,6 +26,9 @@ CONSTANT = {
 }
 """What all images of a series have in common (PS3.3 A.1.2.3, C.7.3.1, C.7.4.1): keyword → what messages call it."""
 
+_A_STACK = 3
+_BESIDE_MM = 1.0
+
 IMAGE_CLASSES = frozenset(
     {
         CTImageStorage,
@@ -83,6 +86,46 @@ def by_acquisition(slices: Sequence[tuple[tuple[float, ...], Mapping[str, str]]]
     for where, traits in slices:
         found.setdefault(acquisition(traits), []).append(where)
     return found
+
+
+def by_moment(slices: Sequence[tuple[tuple[float, ...], tuple[float, float]]]) -> list[str]:
+    """Return which time point each slice of a time series is, as keys show it; empty for what is none.
+
+    A time series has every place equally often, each time at another AcquisitionTime and InstanceNumber; a copy that
+    was sent twice has the same ones.
+
+    Parameters
+    ----------
+    slices
+        Place of each, and its AcquisitionTime and InstanceNumber.
+    """
+    moments: dict[tuple[float, ...], list[tuple[float, float]]] = {}
+    for where, moment in slices:
+        moments.setdefault(where, []).append(moment)
+    counts = {len(m) for m in moments.values()}
+    told = all(len({t for t, _ in m}) == len(m) == len({n for _, n in m}) for m in moments.values())
+    if len(counts) != 1 or counts == {1} or not told:
+        return []
+    (count,) = counts
+    return [f"time {sorted(moments[where]).index(moment) + 1} of {count}" for where, moment in slices]
+
+
+def side_by_side(places: Sequence[tuple[float, ...]]) -> bool:
+    """True when slices of one orientation lie one behind the other: three at least, each at a place of its own.
+
+    How far apart they lie is left to reading, which names each gap.
+
+    Parameters
+    ----------
+    places
+        Position and the two direction cosines of each slice, as `ctmr.io.dicom.frames.place`.
+    """
+    if len(places) < _A_STACK or len(set(places)) < len(places):
+        return False
+    positions = np.array([p[:3] for p in places])
+    normal = np.cross(places[0][3:6], places[0][6:9])
+    beside = positions - np.outer(positions @ normal, normal)
+    return bool(np.ptp(beside, axis=0).max() < _BESIDE_MM)
 
 
 def interleaved(places: Mapping[str, Sequence[tuple[float, ...]]]) -> bool:

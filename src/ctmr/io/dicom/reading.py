@@ -18,10 +18,11 @@ from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
-from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, told_by
+from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
 from ctmr.io.dicom.pixels import stored_frames
-from ctmr.io.dicom.sequence import guess_sequence
+from ctmr.io.dicom.series_kind import classify, guess_sequence
 from ctmr.io.dicom.straighten import straighten
+from ctmr.io.series_kinds import REASONS, Kind
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
 from ctmr.system.walk import files_of_images, is_companion
@@ -96,6 +97,9 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
 
     unit = Unit.HU if found is Modality.CT else Unit.ARBITRARY
     array, notes = _values(files, order, unit)
+    uids = {h.text("SeriesInstanceUID") for h in headers}
+    if len(uids) > 1:
+        notes += (f"{len(uids)} series of one slice each, side by side in one frame of reference, were joined",)
     if len(objects) > len(headers):
         notes += (_left_out(len(objects) - len(headers)),)
     stack = stack_of(planes)
@@ -163,7 +167,7 @@ def _series_faults(headers: list[Header], modality: Modality | None) -> list[str
     """Return why the files are not one CT or MR series, before any geometry."""
     faults = []
     series = sorted({h.text("SeriesInstanceUID") for h in headers})
-    if len(series) > 1:
+    if len(series) > 1 and not _are_slices_of_one(headers):
         faults.append(f"mixed series: {len(series)} SeriesInstanceUIDs ({', '.join(series[:2])}, …)")
     differ = told_by(sorted({identity_of(h) for h in headers}))
     if differ and len(series) == 1:
@@ -183,6 +187,15 @@ def _series_faults(headers: list[Header], modality: Modality | None) -> list[str
             break
         seen[uid] = header.name
     return faults
+
+
+def _are_slices_of_one(headers: list[Header]) -> bool:
+    """True for series of one slice each that lie side by side in one frame of reference."""
+    uids = {h.text("SeriesInstanceUID") for h in headers}
+    if len(uids) < len(headers) or len({identity_of(h) for h in headers}) > 1 or not identity_of(headers[0])[-1]:
+        return False
+    frames = [f for h in headers for f in frames_of(h.dataset, h.name)]
+    return len(frames) == len(headers) and side_by_side([place(f.plane) for f in frames])
 
 
 def _image_faults(files: list[_File], modality: Modality) -> list[str]:
@@ -206,6 +219,8 @@ def _header_fault(header: Header, modality: Modality) -> str:
     stored, high = header.number("BitsStored"), header.number("HighBit")
     if stored is not None and high is not None and high != stored - 1:
         return f"has HighBit {high:g} with BitsStored {stored:g}; the highest bit must be the last of those stored"
+    if classify(header.dataset).kind is Kind.MOSAIC:
+        return f"is a {REASONS[Kind.MOSAIC]}"
     if "ModalityLUTSequence" in header.dataset:
         return "has a Modality LUT, which no CT or MR image has; RescaleSlope and RescaleIntercept are read"
     return ""

@@ -207,7 +207,7 @@ def _headers(source: Sequence[pydicom.Dataset] | Path) -> list[pydicom.Dataset]:
         headers = [read_header(p) for p in sorted(source.iterdir()) if p.is_file() and is_dicom(p)]
     if not headers:
         raise InputError(f"{source or 'the source'} holds no DICOM image; give the series that was translated")
-    if len({str(h.get("SeriesInstanceUID", "")) for h in headers}) > 1:
+    if 1 < len({str(h.get("SeriesInstanceUID", "")) for h in headers}) < len(headers):
         raise InputError("the source holds several series; give the one series that was translated")
     return headers
 

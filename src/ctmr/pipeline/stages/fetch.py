@@ -7,8 +7,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctmr.data import images
-from ctmr.data.manifest import INVENTORY_COLUMNS, Column, Split
+from ctmr.data.manifest import INVENTORY_COLUMNS, Column
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
 from ctmr.datasets.deid.residual import remaining
@@ -24,6 +24,7 @@ from ctmr.datasets.dvc import DatasetSource, materialise
 from ctmr.errors import CtmrError, InputError, visible
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
 from ctmr.io import FORMATS, Holds, format_named, known_suffixes
+from ctmr.io.series_kinds import Kind
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.system.digest import file_digest
 from ctmr.system.pool import in_order
@@ -50,11 +51,14 @@ def run(context: Context) -> dict[str, Any]:
         known = f"DICOM series and files ending in {known_suffixes()} are read"
         raise InputError(f"dataset {source.dataset.name} holds no image; {known}")
     rows = []
-    look = partial(describe, raw, uneven_limit=context.recipe.fetch.uneven_limit)
+    section = context.recipe.fetch
+    look = partial(describe, raw, uneven_limit=section.uneven_limit, keep=section.keep)
     for k, row in enumerate(in_order(look, entries, worth=_WORTH), start=1):
         rows.append(row)
         if k % 20 == 1 or k == len(entries):
             context.report(f"read {k} of {len(entries)} images", 0.2 + 0.8 * k / len(entries))
+    form = naming.one_form({str(row[Column.SUBJECT]) for row in rows})
+    rows = [row | {Column.SUBJECT.value: form[str(row[Column.SUBJECT])]} for row in rows]
     table = pd.DataFrame(rows, columns=list(INVENTORY_COLUMNS)).sort_values(Column.IMAGE.value, ignore_index=True)
     table.to_parquet(context.out / "inventory.parquet", index=False)
     unreadable, left_out = (int((table[c] != "").sum()) for c in (Column.ERROR, Column.NO_IMAGE))
@@ -73,12 +77,15 @@ class Entry:
         the inventory.
     error
         Why it cannot even be opened; empty for all others.
+    key
+        Key of a DICOM series, empty for a file.
     """
 
     path: str
     format: str
     files: tuple[str, ...]
     error: str = ""
+    key: str = ""
 
 
 def find_images(raw: Path) -> list[Entry]:
@@ -98,7 +105,8 @@ def find_images(raw: Path) -> list[Entry]:
     for key, files in sorted(series.items()):
         folder = Path(os.path.commonpath(parents[key]))
         alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.relative_to(raw).as_posix()
-        found.append(_entry(raw, folder, "dicom", files, key="" if alone else key))
+        entry = _entry(raw, folder, "dicom", files, key="" if alone else key)
+        found.append(replace(entry, key=key))
     for file, reason in sorted(series.unreadable.items()):
         found.append(_entry(raw, file, "dicom", [file], error=reason))
     return found
@@ -113,7 +121,9 @@ def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = ""
     return Entry(shown, kind, tuple(f.relative_to(raw).as_posix() for f in files), error)
 
 
-def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dict[str, Any]:
+def describe(
+    raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT, keep: Collection[Kind] = ()
+) -> dict[str, Any]:
     """Return the inventory row of one image; what is wrong with it stands in `Column.ERROR`."""
     path, kind, holds = entry.path, entry.format, FORMATS[entry.format].holds
     row: dict[str, Any] = dict.fromkeys(INVENTORY_COLUMNS, "")
@@ -123,8 +133,8 @@ def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dic
     row.update({Column.IMAGE: path, Column.PATH: path, Column.FORMAT: kind, Column.UNEVEN_LIMIT: uneven_limit})
     place = Path(path.rpartition("#")[0] if holds is Holds.SERIES and "#" in path else path)
     folders = place.parts if (raw / place).is_dir() else place.parent.parts
-    row[Column.SPLIT_GIVEN] = next((s.value for s in Split if s.value in folders), "")
     try:
+        row[Column.SPLIT_GIVEN] = naming.split_of(Path(*folders, "image"))
         row[Column.SHA256] = _digest(raw, entry.files)
         if entry.error:
             raise InputError(entry.error)
@@ -132,7 +142,7 @@ def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dic
             row[Column.MODALITY] = naming.modality_of(place).value
             row[Column.SEQUENCE] = naming.sequence_of(place) or ""
             row[Column.SUBJECT] = naming.subject_of(place, picture=holds is Holds.PICTURE)
-        elif reason := _no_image(raw / entry.files[0]):
+        elif reason := _look_at_series(row, raw / entry.files[0], entry.key, keep):
             row[Column.NO_IMAGE] = reason
             return {str(k): v for k, v in row.items()}
         row[Column.MASK] = _mask_of(raw, place) if holds is not Holds.PICTURE else ""
@@ -145,11 +155,15 @@ def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dic
     return {str(k): v for k, v in row.items()}
 
 
-def _no_image(file: Path) -> str:
+def _look_at_series(row: dict[str, Any], file: Path, key: str, keep: Collection[Kind]) -> str:
+    """Note whose series it is and where it lies; return why it is nothing to train on, empty when it is an image."""
     from ctmr.io import dicom
 
     with quiet_pydicom():
-        return not_an_image(dicom.read_header(file))
+        header = dicom.read_header(file)
+        row[Column.SUBJECT], row[Column.UID] = naming.subject_of_series(header), key
+        row[Column.FRAME_OF_REFERENCE] = str(header.get("FrameOfReferenceUID") or "").strip()
+        return not_an_image(header, key, keep)
 
 
 def _mask_of(raw: Path, place: Path) -> str:
@@ -169,7 +183,6 @@ def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:
     out: dict[str, Any] = {
         Column.MODALITY: volume.modality.value,
         Column.UNIT: volume.unit.value,
-        Column.UID: volume.uid,
         Column.DEPTH: volume.array.shape[0],
         Column.HEIGHT: volume.array.shape[1],
         Column.WIDTH: volume.array.shape[2],
@@ -179,7 +192,6 @@ def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:
         Column.NOTES: "; ".join(volume.notes),
     }
     if holds is Holds.SERIES:
-        out[Column.SUBJECT] = volume.subject
         out[Column.SEQUENCE] = volume.sequence or ""
     if volume.affine is not None:
         spacing = (Column.SPACING_D_MM, Column.SPACING_H_MM, Column.SPACING_W_MM)

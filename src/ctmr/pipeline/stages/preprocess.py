@@ -99,6 +99,8 @@ def group_channels(
 ) -> dict[tuple[Split, Modality], list[tuple[Row, ...]]]:
     """Group manifest rows into images of one or several channels, by split and modality.
 
+    Of several images of one sequence of a subject the best is read: `ctmr.data.images.best_first`.
+
     Raises
     ------
     InputError
@@ -109,7 +111,9 @@ def group_channels(
     for row in sorted(rows, key=lambda r: str(r[Column.IMAGE])):
         split, modality = Split(row[Column.SPLIT]), Modality(row[Column.MODALITY])
         if modality is Modality.MR and sequences:
-            by_subject.setdefault((split, str(row[Column.SUBJECT])), {}).setdefault(str(row[Column.SEQUENCE]), row)
+            own = by_subject.setdefault((split, str(row[Column.SUBJECT])), {})
+            sequence = str(row[Column.SEQUENCE])
+            own[sequence] = min(row, own.get(sequence, row), key=images.best_first)
         else:
             groups.setdefault((split, modality), []).append((row,))
     for (split, subject), found in by_subject.items():
@@ -226,5 +230,5 @@ STAGE = Stage(
     sections=("data", "validation", "preprocess"),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )
