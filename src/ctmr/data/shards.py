@@ -17,6 +17,9 @@ from ctmr.errors import InputError
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Modality, Unit
 
+SAME_PLACE_MM = 1e-3
+"""Two grids are one when they differ by less."""
+
 
 @dataclass(frozen=True)
 class ShardVolume:
@@ -38,6 +41,8 @@ class ShardVolume:
         Position of the first slice along D relative to the volume's centre, in slices: aligns different heads.
     alignment
         4×4, RAS mm of the same subject's other image to RAS mm of this one, when it was registered to that image.
+    field_mm
+        Centre of the image's own field of view, RAS mm: the grid lies about the head and need not share it.
     """
 
     image: str
@@ -50,6 +55,12 @@ class ShardVolume:
     affine: tuple[tuple[float, ...], ...] | None = None
     level: float = 0.0
     alignment: tuple[tuple[float, ...], ...] | None = None
+    field_mm: tuple[float, ...] | None = None
+
+    @property
+    def grid_affine(self) -> NDArray[np.float64] | None:
+        """`affine` as an array."""
+        return None if self.affine is None else np.asarray(self.affine, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class ShardWriter:
             "unit": self.unit.value,
             "modality": self.modality.value,
             "shape": list(self._slices.close()),
-            "volumes": [asdict(v) for v in self.volumes],
+            "volumes": [_tree(v) for v in self.volumes],
             # Read by nobody; without it every shard would have another digest, and every model be trained anew.
             "extra": {},
         }
@@ -241,30 +252,54 @@ def has_shard(folder: Path, split: Split, modality: Modality) -> bool:
     return (folder / split.value / f"{modality}.json").is_file()
 
 
-def pairs(a: Shard, b: Shard) -> list[tuple[int, int]]:
-    """Return index pairs of volumes that belong to one subject and lie on one grid, each once, in order of `a`."""
+def pairs(a: Shard, b: Shard, *, voxel_by_voxel: bool = False) -> list[tuple[int, int]]:
+    """Return index pairs of volumes of one subject that show one field of view, each once, in order of `a`.
+
+    With `voxel_by_voxel` only those that lie on one grid: a second sequence of a subject is placed about the head as it
+    shows it, which may be a voxel away.
+    """
     by_subject: dict[str, int] = {}
     for j, v in enumerate(b.volumes):
         by_subject.setdefault(v.subject, j)
     found = []
     for i, v in enumerate(a.volumes):
         j = by_subject.get(v.subject, -1)
-        if j >= 0 and v.subject and v.count == b.volumes[j].count and _same_affine(v, b.volumes[j]):
+        if j >= 0 and v.subject and v.count == b.volumes[j].count and _same_place(v, b.volumes[j], voxel_by_voxel):
             found.append((i, j))
     return found
 
 
-def _same_affine(a: ShardVolume, b: ShardVolume) -> bool:
-    if a.affine is None or b.affine is None:
-        return a.affine is b.affine
-    return bool(np.allclose(np.asarray(a.affine), np.asarray(b.affine), atol=1e-3))
+def _same_place(a: ShardVolume, b: ShardVolume, voxel_by_voxel: bool) -> bool:
+    here, there = a.grid_affine, b.grid_affine
+    if here is None or there is None:
+        return here is there
+    if voxel_by_voxel or a.field_mm is None or b.field_mm is None:
+        return bool(np.allclose(here, there, atol=SAME_PLACE_MM))
+    alike = np.allclose(here[:3, :3], there[:3, :3], atol=SAME_PLACE_MM)
+    return bool(alike and np.allclose(a.field_mm, b.field_mm, atol=SAME_PLACE_MM))
+
+
+def _tree(volume: ShardVolume) -> dict[str, Any]:
+    """Return the fields as they are written; pictures have no field of view, and no key that says so."""
+    tree = asdict(volume)
+    if volume.field_mm is None:
+        del tree["field_mm"]
+    return tree
 
 
 def _volume(tree: dict[str, Any]) -> ShardVolume:
     paths: Sequence[str] = tree.pop("paths")
     sequences: Sequence[str] = tree.pop("sequences")
     affine, alignment = _matrix(tree.pop("affine")), _matrix(tree.pop("alignment"))
-    return ShardVolume(**tree, paths=tuple(paths), sequences=tuple(sequences), affine=affine, alignment=alignment)
+    field = tree.pop("field_mm", None)
+    return ShardVolume(
+        **tree,
+        paths=tuple(paths),
+        sequences=tuple(sequences),
+        affine=affine,
+        alignment=alignment,
+        field_mm=None if field is None else tuple(field),
+    )
 
 
 def _matrix(rows: Sequence[Sequence[float]] | None) -> tuple[tuple[float, ...], ...] | None:

@@ -12,6 +12,9 @@ the field of view and where a step takes something away; the challenges' protoco
 
 OUTSIDE_VALUE: dict[Unit, float] = {Unit.HU: FLOOR_HU, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
 """What stands where nothing was measured, in each unit."""
+MISSING_MARKS = (AIR_HU, FLOOR_HU, -999.0, -2000.0, -2048.0, -3024.0, -4096.0, -9999.0, -32767.0, -32768.0)
+"""What scanners and converters write into an MR where nothing was measured. Its signal is not negative, so one of these
+below values that are not is such a mark; in an image that was shifted as a whole, others follow close above."""
 DRAWN_OUTSIDE: dict[Unit, float] = {**OUTSIDE_VALUE, Unit.HU: AIR_HU}
 """What a baseline draws around a head."""
 
