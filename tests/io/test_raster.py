@@ -85,9 +85,7 @@ def test_12_bits_that_reach_a_little_further_are_refused_too(tmp_path: Path) -> 
     stored = slice_of_hu() + 1100
     stored[5, 5] = 5000
     Image.fromarray(stored.astype(np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(
-        InputError, match=r"a\.png holds \d+ 16-bit values .* of which 8 bits would keep \d+ grey levels; give"
-    ):
+    with pytest.raises(InputError, match=r"a\.png holds .* 8 bits would keep \d+ grey levels; give"):
         raster.read(tmp_path / "a.png", modality=Modality.CT)
 
 

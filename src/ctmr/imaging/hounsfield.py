@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from ctmr.imaging.volume import Unit
 
 AIR_HU = -1000.0
@@ -40,3 +44,8 @@ BONE_ABOVE_HU = 250.0
 """Voxels of a truth above are bone in the errors by tissue and in the Dice of bone."""
 AIR_INSIDE_BELOW_HU = -400.0
 """Smoothed voxels of a truth below are air in the table of tissues."""
+
+
+def outside_of(array: NDArray[Any], unit: Unit) -> float:
+    """Return what continues an image beyond its edge: an MR with negative values has its background at the lowest."""
+    return min(0.0, float(array.min())) if unit is Unit.ARBITRARY else OUTSIDE_VALUE[unit]
