@@ -289,7 +289,8 @@ def test_a_sheet_shows_images_from_before_to_after(dataset, heads):
 def test_preprocess_evaluate_and_a_client_place_a_head_alike_and_a_pair_on_one_grid(dataset, heads):
     small_cohort(dataset, heads)
     ct, mr = (off_centre(v) for v in (ct_of(heads[2]), t1_of(heads[2])))
-    dataset.add("test", "s2", ct)
+    # Its head lies elsewhere than the MR shows it: only the source's head counts.
+    dataset.add("test", "s2", ct.with_array(np.roll(ct.array, 3, axis=1)))
     path = dataset.add("test", "s2", mr)
     out = dataset.preprocess(*SMALL).out
     grid = Grid.model_validate_json((out / "grid.json").read_text())

@@ -221,5 +221,5 @@ STAGE = Stage(
     sections=("fetch",),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )
