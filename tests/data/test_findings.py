@@ -232,3 +232,39 @@ def test_what_is_no_image_is_left_out_and_counts_as_no_loss():
     assert decide(findings, 20) is Outcome.REFUSE
     bad = inspect(inventory([*scouts, *({"image": f"bad{k}", "error": "broken"} for k in range(6))]), CONFIG)
     assert decide(bad, 42, 0.25) is Outcome.REFUSE
+
+
+def volumes(depth, split, subjects=("s1",), modalities=("CT", "MR"), **more):
+    return [
+        {"image": f"{split}/{m}/{s}", "modality": m, "split_given": split, "subject": s, "depth": depth}
+        | {"format": "dicom", "unit": "HU" if m == "CT" else "arbitrary", "minimum": -1000.0, "maximum": 900.0, **more}
+        for s in subjects
+        for m in modalities
+    ]
+
+
+def images_of(findings, rule):
+    return {i for f in findings if f.rule == rule for i in f.images}
+
+
+def test_a_test_pair_that_is_thinner_than_the_window_of_a_metric_is_dropped_before_training():
+    table = inventory(volumes(6, "test") + volumes(6, "train", ("s2",)) + volumes(7, "test", ("s3",)))
+    found = inspect(table, CONFIG)
+    assert images_of(found, "too_thin") == {"test/CT/s1", "test/MR/s1"}
+    sentence = next(f.sentence for f in found if f.rule == "too_thin")
+    assert sentence.startswith("test/CT/s1 of the test has 6 × 64 × 64 voxels, and SSIM needs 7 along each axis")
+    alone = inventory(volumes(6, "test", modalities=("MR",)))
+    assert images_of(inspect(alone, CONFIG), "too_thin") == set()
+
+
+def test_splits_that_are_made_later_drop_thin_pairs_too():
+    table = inventory(volumes(6, ""))
+    assert images_of(inspect(table, CONFIG), "too_thin") == set()
+    splits = pd.Series(dict.fromkeys(table["image"], "test"))
+    assert images_of(inspect(table, CONFIG, splits), "too_thin") == {"/CT/s1", "/MR/s1"}
+
+
+def test_a_ct_of_air_shows_no_head_and_is_dropped():
+    found = inspect(inventory(volumes(20, "train", modalities=("CT",), maximum=-700.0)), CONFIG)
+    assert [f.rule for f in found if f.kind is FindingKind.DROP] == ["no_head"]
+    assert "train/CT/s1 holds nothing above -700 HU" in found[0].sentence

@@ -128,8 +128,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for seed in (44, 45):
         twins = make_twins(seed, shape=SHAPE, spacing_mm=SPACING_MM, radii_mm=RADII_MM)
         own = make_head(seed, shape=SHAPE, spacing_mm=SPACING_MM)
+        _, place = prepare([volume(own.t1, "MR", seed)], made.grid)
         for head in (own, twins.healthy, twins.ill):
-            pair = (prepare([volume(a, m, seed)], made.grid)[0] for a, m in ((head.t1, "MR"), (head.ct, "CT")))
+            pair = (prepare([volume(a, m, seed)], made.grid, place)[0] for a, m in ((head.t1, "MR"), (head.ct, "CT")))
             made.truths.append(tuple(pair))
     return made
 

@@ -163,12 +163,19 @@ def test_values_beyond_16_bits_are_float32() -> None:
 
 @pytest.mark.parametrize(("modality", "background"), [("CT", -1024), ("MR", 0)])
 def test_padding_becomes_background(modality: str, background: int) -> None:
-    stored = np.array([[-2000, 5], [-1900, -2000]], np.int16)
+    stored = np.array([[-2000, 5], [900, -2000]], np.int16)
     found = read_series([stream(image(stored, Modality=modality, PixelPaddingValue=-2000))])
-    np.testing.assert_array_equal(found.array[0], [[background, 5], [-1900, background]])
+    np.testing.assert_array_equal(found.array[0], [[background, 5], [900, background]])
+    stored[1, 0] = -1900
     ranged = image(stored, Modality=modality, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1900)
     np.testing.assert_array_equal(read_series([stream(ranged)]).array[0], [[background, 5], [background, background]])
     assert found.notes == ()
+
+
+def test_padding_of_an_mr_with_negative_values_becomes_its_own_background() -> None:
+    stored = np.array([[-217, -2000, 600], [-2000, -200, -100]], np.int16)
+    found = read_series([stream(image(stored, Modality="MR", PixelPaddingValue=-2000))])
+    np.testing.assert_array_equal(found.array[0], [[-217, -217, 600], [-217, -200, -100]])
 
 
 def test_unsigned_padding_can_become_minus_1024() -> None:

@@ -57,6 +57,15 @@ def test_the_series_says_that_it_is_synthetic(tmp_path: Path, mr: Path, random_v
         assert h.SeriesNumber == 9004
 
 
+def test_what_the_grid_did_not_reach_is_said_in_the_series(tmp_path: Path, mr: Path, random_volume: Build) -> None:
+    notes = ("4.1% of the head lies outside the model's slices", "é" * 11000)
+    (path, *_) = write_synthetic_series(tmp_path / "ct", replace(random_volume(8), notes=notes), mr, PROVENANCE)
+    written = pydicom.dcmread(path).ImageComments
+    assert written.startswith(f"{notes[0]}; éé") and len(written) == 10240
+    (plain, *_) = write_synthetic_series(tmp_path / "plain", random_volume(8), mr, PROVENANCE)
+    assert "ImageComments" not in pydicom.dcmread(plain)
+
+
 def test_study_and_patient_are_the_sources_and_the_series_new(tmp_path: Path, mr: Path, random_volume: Build) -> None:
     source = pydicom.dcmread(mr / "IM_0001.dcm")
     found = pydicom.dcmread(write_synthetic_series(tmp_path / "ct", random_volume(8), mr, PROVENANCE)[0])

@@ -61,6 +61,44 @@ def test_16_bit_values_that_8_bits_would_lose_are_refused(tmp_path: Path) -> Non
     np.testing.assert_array_equal(read(tmp_path / "black.png"), np.zeros((2, 2)))
 
 
+def slice_of_hu() -> np.ndarray:
+    """A slice in Hounsfield units, noise included."""
+    y, x = np.mgrid[:96, :96]
+    r = np.hypot(y - 48, x - 48)
+    hu = np.select([r < 12, r < 34, r < 40], [5, 35, 900], -1000)
+    return (hu + np.random.default_rng(1).normal(0, 12, r.shape)).round().astype(np.int32)
+
+
+@pytest.mark.parametrize("edge", [None, 0, 65535])
+def test_hounsfield_units_with_an_offset_are_recognised_and_refused(tmp_path: Path, edge: int | None) -> None:
+    stored = slice_of_hu() + 32768
+    if edge is not None:
+        stored[:, :20] = edge if edge == 0 else stored[:, :20]
+        stored[0, :10] = edge
+    Image.fromarray(stored.astype(np.uint16)).save(tmp_path / "lesion.png")
+    words = r"lesion\.png holds \d+ 16-bit values .* keep \d+ grey levels; they look like HU \+ 32768.*; give the DICOM"
+    with pytest.raises(InputError, match=words):
+        raster.read(tmp_path / "lesion.png", modality=Modality.CT)
+
+
+def test_12_bits_that_reach_a_little_further_are_refused_too(tmp_path: Path) -> None:
+    stored = slice_of_hu() + 1100
+    stored[5, 5] = 5000
+    Image.fromarray(stored.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png holds .* 8 bits would keep \d+ grey levels; give"):
+        raster.read(tmp_path / "a.png", modality=Modality.CT)
+
+
+def test_16_bits_that_fill_their_range_are_read_however_dark(tmp_path: Path) -> None:
+    wide = (slice_of_hu() + 1100) * 30
+    Image.fromarray(wide.astype(np.uint16)).save(tmp_path / "full.png")
+    assert read(tmp_path / "full.png").max() > 200
+    dark = np.random.default_rng(2).integers(0, 1500, (96, 96))
+    dark[40:50, 40:60] = np.random.default_rng(3).integers(0, 65535, (10, 20))
+    Image.fromarray(dark.astype(np.uint16)).save(tmp_path / "dark.png")
+    assert read(tmp_path / "dark.png").max() > 200
+
+
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_16_bit_colour_is_read_by_its_upper_byte(tmp_path: Path, channels: int) -> None:
     # Pillow writes none, so the PNG is put together here: colour types 4 (grey, alpha), 2 (RGB), 6 (RGBA).

@@ -35,7 +35,7 @@ def test_the_affine_on_the_grid_puts_each_voxel_where_it_was(head):
 
 
 def test_beyond_the_grid_stands_air(head):
-    array, placement = prepare(head, volume_grid(Plane.AXIAL, (8, 8), (1.5, 2.5)))
+    array, placement = prepare(head, volume_grid(Plane.AXIAL, (16, 16), (1.5, 2.5)))
     back = finish(np.zeros(array.shape[1:], np.int16), placement, modality=Modality.CT, unit=Unit.HU)
     assert set(np.unique(back.array)) == {-1024, 0}
     assert back.array[0, 0, 0] == -1024

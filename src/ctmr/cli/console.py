@@ -146,6 +146,8 @@ class Console:
         self.say(
             f"synthetic {written['modality']} from {written['model']} version {written['version']}: {written['path']}"
         )
+        for note in written["notes"]:
+            self.say(f"note: {note}")
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
         for sentence in written.get("left_out", ()):
             self.say(f"  {sentence}")

@@ -36,6 +36,8 @@ class Domain:
         ``[N]`` int64 on the CPU: index into `subjects`.
     subjects, uids
         Of each volume.
+    affines
+        ``[V, 4, 4]`` float64 on the CPU: where each volume lies, RAS mm; ``None`` for pictures, or unknown.
     outlines
         ``[N, P]`` float32 on the CPU: head mask at a quarter of the resolution, divided by its norm; ``None``: unknown.
     absolute
@@ -63,6 +65,7 @@ class Domain:
     stacks: Tensor | None = None
     head: Tensor | None = None
     frames: tuple[str, ...] = ()
+    affines: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -162,9 +165,16 @@ def domain_of(
         subjects=tuple(v.subject for v in shard.volumes),
         uids=tuple(v.uid or v.image for v in shard.volumes),
         frames=tuple(v.frame for v in shard.volumes),
+        affines=_affines(shard),
         around=around if neighbours else None,
         stacks=stacks if neighbours else None,
     )
+
+
+def _affines(shard: Shard) -> Tensor | None:
+    found = [v.grid_affine for v in shard.volumes]
+    known = [a for a in found if a is not None]
+    return torch.from_numpy(np.stack(known)) if len(known) == len(found) else None
 
 
 def require_volumes(shard: Shard, neighbours: int) -> None:

@@ -60,7 +60,7 @@ def choose_examples(
     """
     for shard in (mr, ct):
         require_volumes(shard, neighbours)
-    found = pairs(mr, ct)
+    found = pairs(mr, ct, voxel_by_voxel=True)
     places = []
     for row in range(count):
         share = (row + 0.5) / count

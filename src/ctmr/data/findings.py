@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ctmr.data.manifest import RECOGNIZABLE_FACES, Column, Outcome, Split
+from ctmr.data.measurable import unmeasurable
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
 from ctmr.io.series_kinds import Kind, kind_of_reason
@@ -86,6 +87,7 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
         _constant,
         _too_small,
         _outside_hu,
+        _unmeasurable,
         _modality_conflict,
         _exact_duplicates,
         _uid_duplicates,
@@ -270,6 +272,10 @@ def _outside_hu(table: pd.DataFrame, config: Validate) -> list[Finding]:
         _drop("hu_range", [i], f"{i} has {a:g} to {b:g} HU; a patient's CT stays in {low:g} to {high:g}; dropped")
         for i, a, b in zip(rows[Column.IMAGE], rows[Column.MINIMUM], rows[Column.MAXIMUM], strict=True)
     ]
+
+
+def _unmeasurable(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    return [_drop(rule, [image], words) for rule, image, words in unmeasurable(table)]
 
 
 def _modality_conflict(table: pd.DataFrame, config: Validate) -> list[Finding]:

@@ -16,7 +16,7 @@ from ctmr.data.manifest import Column, Split
 from ctmr.data.shards import ShardVolume, pack_head
 from ctmr.errors import InputError
 from ctmr.imaging.grid import ORIENTATION, Grid, Plane
-from ctmr.imaging.inference_path import prepare_as_trained
+from ctmr.imaging.inference_path import ServedPlacement, field_centre, prepare_as_trained
 from ctmr.imaging.mask import head_mask
 from ctmr.imaging.steps.base import ImageStep, Transform
 from ctmr.imaging.steps.registration import Engine, Registration
@@ -59,6 +59,8 @@ class PreparedSlices:
         ``[N, H, ceil(W / 8)]``.
     left_alone
         Registrations that had no reference for this image.
+    notes
+        Sentences on what was done to the image, or is missing of it on the grid.
     way
         Stations, for images that are shown.
     """
@@ -68,6 +70,7 @@ class PreparedSlices:
     slices: NDArray[Any]
     head: NDArray[np.uint8]
     left_alone: bool = False
+    notes: tuple[str, ...] = ()
     way: tuple[Picture, ...] = ()
 
 
@@ -90,16 +93,25 @@ class Preparer:
         The model's.
     rows
         All usable images of the dataset: references are among them.
+    truth
+        Modality whose images are the other's truth: those of a pair lie where their source does.
+    sequence
+        Of several MR images of a subject, this one is the partner of its CT; else the first by name.
     """
 
     raw: Path
     grid: Grid
     rows: Sequence[Row]
+    truth: Modality = Modality.CT
+    sequence: str = ""
     _partners: dict[tuple[str, str, str], Row] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for row in sorted(self.rows, key=images.best_first, reverse=True):
+        for row in sorted(self.rows, key=self._precedence, reverse=True):
             self._partners[str(row[Column.SPLIT]), str(row[Column.SUBJECT]), str(row[Column.MODALITY])] = row
+
+    def _precedence(self, row: Row) -> tuple[Any, ...]:
+        return bool(self.sequence) and str(row[Column.SEQUENCE]) != self.sequence, *images.best_first(row)
 
     def check(self) -> None:
         """Raise InputError when a step refers to an image that the dataset lacks, or that must not be used."""
@@ -140,15 +152,15 @@ class Preparer:
         def reference(name: str | None, volume: Volume) -> Volume | None:
             if name is not None:
                 return _read(self.raw, tuple(self._named(name).items()))
-            other = Modality.MR if volume.modality is Modality.CT else Modality.CT
-            row = self._partners.get((split, subject, other.value))
-            return None if row is None else images.read(self.raw, row)
+            return self._partner(split, subject, volume.modality)
 
         def watch(step: ImageStep, volume: Volume) -> None:
             if work.shown:
                 way.append(_picture(step.kind.replace("_", " "), volume, self.grid.plane))
 
-        prepared = prepare_as_trained(volumes, self.grid, reference, watch)
+        self._require_mask(first, volumes[0])
+        beside = self._partner(split, subject, self.truth) if volumes[0].modality is self.truth else None
+        prepared = prepare_as_trained(volumes, self.grid, reference, watch, beside)
         array, affine = prepared.array, prepared.placement.grid_affine
         alignment = prepared.alignment
         to_other = [s for s in prepared.ran if s.moves and s.named_reference is None]
@@ -168,14 +180,27 @@ class Preparer:
                 alignment=_rows(alignment.matrix) if alignment is not None and to_other else None,
                 level=-(depth - 1) / 2,
                 frame=_frame(first, prepared.ran, registered=alignment is not None),
+                field_mm=_field(prepared.placement),
             ),
             unit,
             np.moveaxis(array, 0, 1),
             # Pictures are slices of different heads: a mask in three dimensions needs a volume.
             pack_head(head_mask(array[0], unit)),
             left_alone=bool(to_other) and alignment is None,
+            notes=prepared.placement.notes,
             way=tuple(way),
         )
+
+    def _partner(self, split: str, subject: str, modality: Modality) -> Volume | None:
+        """Read the image of the other modality that belongs to a subject's; ``None`` where there is none."""
+        other = Modality.MR if modality is Modality.CT else Modality.CT
+        row = self._partners.get((split, subject, other.value)) if subject else None
+        return None if row is None else images.read(self.raw, row)
+
+    def _require_mask(self, row: Row, volume: Volume) -> None:
+        """Raise InputError when the mask that came with a test image is empty: nothing could be measured in it."""
+        if Split(row[Column.SPLIT]) is Split.TEST and volume.affine is not None:
+            images.read_mask(self.raw, row, volume)
 
     def _named(self, reference: str) -> Row:
         for row in self.rows:
@@ -212,6 +237,12 @@ def _picture(label: str, volume: Volume, plane: Plane) -> Picture:
     spacing = [volume.spacing_mm[int(k)] for k in order]
     turned = apply_orientation(volume.array, turn)
     return Picture(label, np.array(turned[turned.shape[0] // 2]), (spacing[1], spacing[2]))
+
+
+def _field(placement: ServedPlacement) -> tuple[float, ...] | None:
+    if placement.native_affine is None:
+        return None
+    return tuple(float(x) for x in field_centre(placement.on_grid.native_shape, placement.native_affine))
 
 
 def _rows(matrix: NDArray[np.float64] | None) -> tuple[tuple[float, ...], ...] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctmr.data.augment import Augmentation, augment, scale_intensity, to_device
 from ctmr.data.domain import Domain, domain_of
-from ctmr.data.shards import Shard, unpack_head
+from ctmr.data.shards import SAME_PLACE_MM, Shard, unpack_head
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.recipe.recipe import Normalise
@@ -249,7 +249,7 @@ def _spread(domain: Domain, count: int) -> Tensor:
 
 
 def _pairs(data: TrainingData) -> Tensor:
-    """Return ``[P, 2]`` int64: MR and CT slices of one subject at one level; of pictures, of one subject."""
+    """Return ``[P, 2]`` int64: MR and CT slices of one subject at one place; of pictures, of one subject."""
     mr_subject, ct_subject = _subject_codes(data.mr, data.ct)
     same = mr_subject[:, None] == ct_subject[None, :]
     if data.mr.levels is not None and data.ct.levels is not None:
@@ -257,10 +257,13 @@ def _pairs(data: TrainingData) -> Tensor:
     mr_frame, ct_frame = _frame_codes(data.mr, data.ct)
     either = (mr_frame[:, None] == 0) | (ct_frame[None, :] == 0)
     same &= either | (mr_frame[:, None] == ct_frame[None, :])
+    if data.mr.affines is not None and data.ct.affines is not None:
+        apart = (data.mr.affines[:, None] - data.ct.affines[None, :]).abs().amax((2, 3))
+        same &= (apart < SAME_PLACE_MM)[data.mr.volume][:, data.ct.volume]
     found = same.nonzero()
     if not len(found):
         raise InputError(
-            "loss.supervised needs CT and MR slices of one subject at one level and in one frame of reference, and "
+            "loss.supervised needs CT and MR slices of one subject at one place and in one frame of reference, and "
             "training has none; set data.disjoint_training to false, or loss.supervised.pairs to random"
         )
     return found

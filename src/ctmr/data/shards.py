@@ -18,6 +18,9 @@ from ctmr.errors import InputError
 from ctmr.imaging.storage_types import STORAGE_DTYPE
 from ctmr.imaging.volume import Modality, Unit
 
+SAME_PLACE_MM = 1e-3
+"""Two grids are one when they differ by less."""
+
 
 @dataclass(frozen=True)
 class ShardVolume:
@@ -42,6 +45,8 @@ class ShardVolume:
     frame
         Frame of reference that it lies in: a UID, or the image that it was registered to; empty where nothing tells,
         and where it was registered to the subject's other image.
+    field_mm
+        Centre of the image's own field of view, RAS mm: the grid lies about the head and need not share it.
     """
 
     image: str
@@ -55,6 +60,12 @@ class ShardVolume:
     level: float = 0.0
     alignment: tuple[tuple[float, ...], ...] | None = None
     frame: str = ""
+    field_mm: tuple[float, ...] | None = None
+
+    @property
+    def grid_affine(self) -> NDArray[np.float64] | None:
+        """`affine` as an array."""
+        return None if self.affine is None else np.asarray(self.affine, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class ShardWriter:
             "unit": self.unit.value,
             "modality": self.modality.value,
             "shape": list(self._slices.close()),
-            "volumes": [asdict(v) for v in self.volumes],
+            "volumes": [_tree(v) for v in self.volumes],
             # Read by nobody; without it every shard would have another digest, and every model be trained anew.
             "extra": {},
         }
@@ -246,12 +257,15 @@ def has_shard(folder: Path, split: Split, modality: Modality) -> bool:
     return (folder / split.value / f"{modality}.json").is_file()
 
 
-def pairs(a: Shard, b: Shard) -> list[tuple[int, int]]:
-    """Return index pairs of volumes that belong to one subject and lie on one grid, each once, in order of `a`.
+def pairs(a: Shard, b: Shard, *, voxel_by_voxel: bool = False) -> list[tuple[int, int]]:
+    """Return index pairs of volumes of one subject that show one field of view, each once, in order of `a`.
 
     Images that say that they lie in different frames of reference are no pair, however alike their numbers are: only a
     registration would make them one. Pictures have no grid: they pair where a subject's own folder holds one of each,
     not where slices of one patient lie in two folders.
+
+    With `voxel_by_voxel` only those that lie on one grid: a second sequence of a subject is placed about the head as it
+    shows it, which may be a voxel away.
     """
     by_subject: dict[str, list[int]] = {}
     for j, v in enumerate(b.volumes):
@@ -262,12 +276,12 @@ def pairs(a: Shard, b: Shard) -> list[tuple[int, int]]:
         others = by_subject.get(v.subject, []) if v.subject else []
         if v.affine is None and max(own[v.subject], len(others)) > 1:
             continue
-        found += [(i, j) for j in others if _lie_together(v, b.volumes[j])][:1]
+        found += [(i, j) for j in others if _lie_together(v, b.volumes[j], voxel_by_voxel)][:1]
     return found
 
 
-def _lie_together(a: ShardVolume, b: ShardVolume) -> bool:
-    if a.count != b.count or not _same_affine(a, b) or not same_frame(a.frame, b.frame):
+def _lie_together(a: ShardVolume, b: ShardVolume, voxel_by_voxel: bool) -> bool:
+    if a.count != b.count or not _same_place(a, b, voxel_by_voxel) or not same_frame(a.frame, b.frame):
         return False
     return a.affine is not None or _has_a_folder(a, b)
 
@@ -281,17 +295,37 @@ def _has_a_folder(*volumes: ShardVolume) -> bool:
     return all(p.startswith(SUBJECT_PREFIX) for v in volumes for p in PurePosixPath(v.paths[0]).parts[-2:-1])
 
 
-def _same_affine(a: ShardVolume, b: ShardVolume) -> bool:
-    if a.affine is None or b.affine is None:
-        return a.affine is b.affine
-    return bool(np.allclose(np.asarray(a.affine), np.asarray(b.affine), atol=1e-3))
+def _same_place(a: ShardVolume, b: ShardVolume, voxel_by_voxel: bool) -> bool:
+    here, there = a.grid_affine, b.grid_affine
+    if here is None or there is None:
+        return here is there
+    if voxel_by_voxel or a.field_mm is None or b.field_mm is None:
+        return bool(np.allclose(here, there, atol=SAME_PLACE_MM))
+    alike = np.allclose(here[:3, :3], there[:3, :3], atol=SAME_PLACE_MM)
+    return bool(alike and np.allclose(a.field_mm, b.field_mm, atol=SAME_PLACE_MM))
+
+
+def _tree(volume: ShardVolume) -> dict[str, Any]:
+    """Return the fields as they are written; pictures have no field of view, and no key that says so."""
+    tree = asdict(volume)
+    if volume.field_mm is None:
+        del tree["field_mm"]
+    return tree
 
 
 def _volume(tree: dict[str, Any]) -> ShardVolume:
     paths: Sequence[str] = tree.pop("paths")
     sequences: Sequence[str] = tree.pop("sequences")
     affine, alignment = _matrix(tree.pop("affine")), _matrix(tree.pop("alignment"))
-    return ShardVolume(**tree, paths=tuple(paths), sequences=tuple(sequences), affine=affine, alignment=alignment)
+    field = tree.pop("field_mm", None)
+    return ShardVolume(
+        **tree,
+        paths=tuple(paths),
+        sequences=tuple(sequences),
+        affine=affine,
+        alignment=alignment,
+        field_mm=None if field is None else tuple(field),
+    )
 
 
 def _matrix(rows: Sequence[Sequence[float]] | None) -> tuple[tuple[float, ...], ...] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctmr.data.manifest import Column
 from ctmr.errors import InputError
 from ctmr.evaluation.candidates import AS_TRAINED, OWN, Model, baseline_candidates, fit_all_baselines
 from ctmr.evaluation.comparison import Cases, Golden, MeasuredDirection, compare
@@ -14,7 +15,7 @@ from ctmr.evaluation.lesions import LesionTest
 from ctmr.evaluation.testset import TestSet, spread
 from ctmr.evaluation.unpaired import measure_unpaired
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.metrics.protocol import Mask, protocol
+from ctmr.metrics.protocol import VOLUME_WINDOW_SIDE, Mask, SsimWindow, protocol
 from ctmr.metrics.registry import KID
 from ctmr.metrics.stats import Summary, summarise
 from ctmr.metrics.tissue import mr_order_alarm, order_alarm, order_warnings, table_to_dict
@@ -144,6 +145,7 @@ def measure_direction(
     indices = test_set.indices(recipe.evaluate.max_unpaired_images)
     indices = indices if most is None else spread(indices, most)
     _require_masks(test_set, recipe, indices)
+    _require_room(test_set, recipe, indices)
     if not indices:
         raise InputError(
             f"the test split has no {test_set.direction.source} image; direction {test_set.direction} needs one"
@@ -190,6 +192,22 @@ def _require_masks(test_set: TestSet, recipe: Recipe, indices: Sequence[int]) ->
     if test_set.has_pairs and any(protocol(n).mask is Mask.GIVEN for n in names):
         for index in indices:
             test_set.require_mask(index)
+
+
+def _require_room(test_set: TestSet, recipe: Recipe, indices: Sequence[int]) -> None:
+    """Refuse a truth that is thinner than a protocol's window before anything is translated."""
+    names = recipe.evaluate.paired_protocols if test_set.target_unit is Unit.HU else ()
+    windowed = [n for n in names if protocol(n).ssim_window is SsimWindow.UNIFORM_7_3D]
+    for index in indices if test_set.has_pairs and windowed else ():
+        truth = test_set.target.volumes[test_set.pairs[index]]
+        row = test_set.read.rows[truth.paths[0]]
+        shape = [int(row[c]) for c in (Column.DEPTH, Column.HEIGHT, Column.WIDTH) if c in row]
+        if shape and min(shape) < VOLUME_WINDOW_SIDE:
+            raise InputError(
+                f"the truth {truth.image} has {' × '.join(map(str, shape))} voxels, and the SSIM of {windowed[0]} "
+                f"needs {VOLUME_WINDOW_SIDE} along each axis; leave the image out of the test, or {windowed[0]} out of "
+                "evaluate.paired_protocols"
+            )
 
 
 def turn(test_set: TestSet, model: Model) -> tuple[TestSet, Model] | str:

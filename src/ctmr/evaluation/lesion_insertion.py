@@ -100,7 +100,8 @@ def insert_by_twin(test_set: TestSet, case: Case, section: Lesions, cache: TwinC
     sequence = target[0] or None if target and test_set.target.modality is Modality.MR else None
 
     def source(head: PhantomHead) -> NDArray[np.generic]:
-        return prepare([v.with_array(_scan(head, v.modality, v.sequence)) for v in channels], test_set.grid)[0]
+        scans = [v.with_array(_scan(head, v.modality, v.sequence)) for v in channels]
+        return prepare(scans, test_set.grid, case.placement)[0]
 
     def truth(head: PhantomHead) -> NDArray[np.generic]:
         image = _scan(head, test_set.target.modality, sequence)

@@ -132,12 +132,12 @@ class Case:
 
     def prepared(self, volume: Volume) -> NDArray[Any]:
         """Bring another image on this case's native voxels onto the grid, ``[D, H, W]``."""
-        array: NDArray[Any] = prepare([volume], self.grid)[0][0]
+        array: NDArray[Any] = prepare([volume], self.grid, self.placement)[0][0]
         return array
 
     def on_grid(self, truth: Truth) -> NDArray[Any]:
         """Bring a truth onto the voxels of `array`, ``[D, H, W]``."""
-        array, placement = prepare([truth.moved], self.grid)
+        array, placement = prepare([truth.moved], self.grid, self.placement)
         there, here = placement.grid_affine, self.placement.grid_affine
         if (
             there is None

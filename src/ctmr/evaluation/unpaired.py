@@ -89,8 +89,8 @@ def _as_trained(test_set: TestSet, index: int) -> Input:
 
 
 def _served(test_set: TestSet, index: int) -> Input:
-    """The shard holds what a client sends, unless training images went through more steps."""
-    if not test_set.differs_as_trained:
+    """The shard holds what a client sends, unless training images went through more steps, or lie as a partner does."""
+    if not test_set.differs_as_trained and index not in test_set.partners:
         return _as_trained(test_set, index)
     case = test_set.case(index)
     return case.array, case.head[case.array.shape[1] // 2], case.level

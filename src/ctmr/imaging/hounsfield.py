@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from ctmr.imaging.volume import Unit
 
 AIR_HU = -1000.0
@@ -12,6 +16,9 @@ the field of view and where a step takes something away; the challenges' protoco
 
 OUTSIDE_VALUE: dict[Unit, float] = {Unit.HU: FLOOR_HU, Unit.ARBITRARY: 0.0, Unit.GREY8: 0.0}
 """What stands where nothing was measured, in each unit."""
+MISSING_MARKS = (AIR_HU, FLOOR_HU, -999.0, -2000.0, -2048.0, -3024.0, -4096.0, -9999.0, -32767.0, -32768.0)
+"""What scanners and converters write into an MR where nothing was measured. Its signal is not negative, so one of these
+below values that are not is such a mark; in an image that was shifted as a whole, others follow close above."""
 DRAWN_OUTSIDE: dict[Unit, float] = {**OUTSIDE_VALUE, Unit.HU: AIR_HU}
 """What a baseline draws around a head."""
 
@@ -37,3 +44,8 @@ BONE_ABOVE_HU = 250.0
 """Voxels of a truth above are bone in the errors by tissue and in the Dice of bone."""
 AIR_INSIDE_BELOW_HU = -400.0
 """Smoothed voxels of a truth below are air in the table of tissues."""
+
+
+def outside_of(array: NDArray[Any], unit: Unit) -> float:
+    """Return what continues an image beyond its edge: an MR with negative values has its background at the lowest."""
+    return min(0.0, float(array.min())) if unit is Unit.ARBITRARY else OUTSIDE_VALUE[unit]

@@ -13,20 +13,11 @@ from scipy import ndimage, sparse
 from ctmr.errors import InputError
 from ctmr.imaging.grid import Grid, ServeStep
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE
-from ctmr.imaging.volume import Volume, orientation_of
+from ctmr.imaging.plan import INDEX_TOLERANCE, Affine, Plan, Shape, three
+from ctmr.imaging.volume import Volume
 
-SPACING_TOLERANCE_MM = 1e-3
-"""Spacings closer than this are one; nothing is interpolated for them."""
-SHEAR_TOLERANCE = 1e-3
 ANTI_ALIAS_ABOVE = 1.5
 """A volume is smoothed before it is sampled more coarsely than by this factor; a picture by any factor above 1."""
-INDEX_TOLERANCE = 1e-4
-"""Voxel positions closer than this to a whole index are that index."""
-
-Affine = NDArray[np.float64]
-Shape = tuple[int, int, int]
-
-_PATIENT_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Placement:
         return self.native_shape == self.grid_shape and np.array_equal(np.asarray(self.matrix), np.eye(4))
 
 
-def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
+def to_grid(volume: Volume, grid: Grid, centre_mm: NDArray[np.float64] | None = None) -> tuple[Volume, Placement]:
     """Bring a volume onto a model's grid.
 
     Parameters
@@ -61,7 +52,11 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
         Any orientation, oblique included: axes are permuted and flipped to the nearest ones and the affine is kept.
     grid
         Its geometry is applied in order. The steps are composed first, so voxels are interpolated once, as the grid
-        says, and only along axes whose spacing changes; the field of view stays centred.
+        says, and only along axes whose spacing changes.
+    centre_mm
+        Point, RAS mm, that lies in the middle of every slice, to whole voxels; ``None``, and for pictures: the centre
+        of the field of view. Where the spacing changes in the plane, voxels then lie at whole multiples of it from the
+        origin, so that neither the field of view nor another image in the same place moves them.
 
     Returns
     -------
@@ -74,7 +69,7 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
     InputError
         A picture for a volume grid, or a sheared volume.
     """
-    plan = _Plan(volume.array.shape, volume.affine)
+    plan = Plan(volume.array.shape, volume.affine, None if volume.affine is None else centre_mm)
     anti_alias_above = ANTI_ALIAS_ABOVE
     for step in grid.geometry:
         match step:
@@ -88,7 +83,7 @@ def to_grid(volume: Volume, grid: Grid) -> tuple[Volume, Placement]:
             case ServeStep.CROP_OR_PAD:
                 plan.crop_or_pad(grid.size)
     rows = tuple(tuple(float(x) for x in row) for row in plan.matrix)
-    placement = Placement(_shape(volume.array.shape), plan.shape, rows)
+    placement = Placement(three(volume.array.shape), plan.shape, rows)
     if placement.is_identity:
         return volume, placement
     order = grid.interpolation.order
@@ -150,88 +145,6 @@ def resample_to(
     """
     matrix = np.linalg.inv(volume.require_affine()) @ like_affine
     return _sample(volume.array, matrix, like_shape, order, outside, ANTI_ALIAS_ABOVE)
-
-
-class _Plan:
-    """The index map that the steps so far amount to: index on the grid to native index."""
-
-    def __init__(self, shape: tuple[int, ...], affine: Affine | None) -> None:
-        self.shape = _shape(shape)
-        self.native_affine = affine
-        self.matrix: Affine = np.eye(4)
-
-    @property
-    def affine(self) -> Affine:
-        if self.native_affine is None:
-            raise AssertionError("steps that need millimetres check for the affine first")
-        return self.native_affine @ self.matrix
-
-    def reorient(self, target: str, volume: Volume) -> None:
-        volume.require_affine()
-        refuse_shear(self.affine, volume)
-        letters = orientation_of(self.affine)
-        source_axis = {_PATIENT_AXIS[letter]: axis for axis, letter in enumerate(letters)}
-        step = np.zeros((4, 4))
-        step[3, 3] = 1
-        shape = []
-        for axis, letter in enumerate(target):
-            source = source_axis[_PATIENT_AXIS[letter]]
-            same = letters[source] == letter
-            step[source, axis] = 1 if same else -1
-            step[source, 3] = 0 if same else self.shape[source] - 1
-            shape.append(self.shape[source])
-        self._apply(step, shape)
-
-    def resample(self, grid: Grid, volume: Volume) -> None:
-        volume.require_affine()
-        refuse_shear(self.affine, volume)
-        current = np.linalg.norm(self.affine[:3, :3], axis=0)
-        wanted = (grid.slice_spacing_mm, *(grid.spacing_mm or (None, None)))
-        step, shape = np.eye(4), list(self.shape)
-        for axis, (have, want) in enumerate(zip(current, wanted, strict=True)):
-            if want is not None and abs(have - want) > SPACING_TOLERANCE_MM:
-                # As many voxels as cover the field of view; a hair less than a whole one does not make another.
-                count = max(1, int(np.ceil(self.shape[axis] * have / want - 1e-3)))
-                _scale(step, axis, want / have, self.shape[axis], count)
-                shape[axis] = count
-        self._apply(step, shape)
-
-    def resize(self, size: tuple[int, int]) -> None:
-        factor = min(size[0] / self.shape[1], size[1] / self.shape[2])
-        step, shape = np.eye(4), list(self.shape)
-        for axis, limit in ((1, size[0]), (2, size[1])):
-            count = min(limit, max(1, round(self.shape[axis] * factor)))
-            _scale(step, axis, self.shape[axis] / count, self.shape[axis], count)
-            shape[axis] = count
-        self._apply(step, shape)
-
-    def crop_or_pad(self, size: tuple[int, int]) -> None:
-        step, shape = np.eye(4), list(self.shape)
-        for axis, count in ((1, size[0]), (2, size[1])):
-            step[axis, 3] = (self.shape[axis] - count) // 2
-            shape[axis] = count
-        self._apply(step, shape)
-
-    def _apply(self, step: Affine, shape: list[int]) -> None:
-        self.matrix = self.matrix @ step
-        self.shape = _shape(tuple(shape))
-
-
-def _scale(step: Affine, axis: int, factor: float, before: int, after: int) -> None:
-    """Let `axis` advance by `factor`, with the centres of both fields of view on each other (half voxels included)."""
-    step[axis, axis] = factor
-    step[axis, 3] = (before - 1) / 2 - factor * (after - 1) / 2
-
-
-def refuse_shear(affine: Affine, volume: Volume) -> None:
-    """Raise InputError when the axes of an affine are not at right angles; `volume` is named."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    cosine = float(np.abs(directions.T @ directions - np.eye(3)).max())
-    if cosine > SHEAR_TOLERANCE:
-        raise InputError(
-            f"image {volume.uid or volume.subject!r} is sheared (axes {np.degrees(np.arcsin(min(1.0, cosine))):.2f}° "
-            "off the right angle); resample it to a straight grid first"
-        )
 
 
 def _sample(
@@ -393,8 +306,3 @@ def _as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(values > 0.5)
     info = np.iinfo(dtype)
     return np.ascontiguousarray(np.clip(np.rint(values), info.min, info.max).astype(dtype))
-
-
-def _shape(shape: tuple[int, ...]) -> Shape:
-    d, h, w = shape
-    return d, h, w

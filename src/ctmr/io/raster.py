@@ -21,6 +21,15 @@ MAXIMUM_PIXELS = 16 * 2**20
 _WIDE_LEVELS = 65535
 WIDE_MINIMUM = 4096
 """A 16-bit picture whose brightest pixel is below this would keep less than 16 of 256 grey levels."""
+FEWEST_LEVELS = 24
+"""Grey levels that must be left of a 16-bit picture, unless it holds few values anyway. 12 bits, such as Hounsfield
+units plus an offset, leave 17."""
+VALUES_A_LEVEL = 4
+"""Values that one grey level may stand for where so few are left."""
+CONTENT = 0.995
+"""Share of the pixels that is looked at, the commonest grey levels first: the rest are marks and dead pixels."""
+HU_OFFSET = 32768
+"""What signed values are moved by to fit into 16 bits without sign."""
 
 
 def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: str = "") -> Volume:
@@ -37,7 +46,8 @@ def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: s
     ------
     InputError
         Naming the file: not a PNG or JPEG, truncated, too large to be a slice, or 16-bit values that use so little of
-        their range (scanner values stored as they are) that 8 bits would keep almost nothing of them.
+        their range (scanner values stored as they are, or with an offset) that 8 bits would keep almost nothing of
+        them.
     """
     try:
         with warnings.catch_warnings():
@@ -111,6 +121,7 @@ def _grey8(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         if isinstance(transparent, int):
             wide = np.where(wide == transparent, 0, wide)
         narrow: NDArray[np.uint8] = np.rint(np.clip(wide, 0, _WIDE_LEVELS) * (255 / _WIDE_LEVELS)).astype(np.uint8)
+        _refuse_lost_contrast(wide, narrow, path)
         return narrow
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
@@ -121,3 +132,22 @@ def _grey8(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     if image.mode not in ("L", "1"):
         image = image.convert("RGB")
     return np.array(image.convert("L"), dtype=np.uint8)
+
+
+def _refuse_lost_contrast(wide: NDArray[np.float64], narrow: NDArray[np.uint8], path: Path) -> None:
+    """Raise InputError where 8 bits keep few grey levels of many values: these lie in a small part of the 16 bits."""
+    counts = np.bincount(narrow.ravel(), minlength=256)
+    order = np.argsort(-counts, kind="stable")
+    left = int(np.searchsorted(np.cumsum(counts[order]), CONTENT * narrow.size)) + 1
+    inside = wide[np.isin(narrow, order[:left])]
+    values = len(np.unique(inside))
+    if left >= FEWEST_LEVELS or values <= VALUES_A_LEVEL * left:
+        return
+    inside = inside[inside > 0]
+    by_offset = abs(float(np.median(inside)) - HU_OFFSET) < WIDE_MINIMUM
+    looks = f"they look like HU + {HU_OFFSET}, as DeepLesion is stored; " if by_offset else ""
+    raise InputError(
+        f"{path} holds {values} 16-bit values from {inside.min():g} to {inside.max():g} of {_WIDE_LEVELS}, of which 8 "
+        f"bits would keep {left} grey levels; {looks}give the DICOM or NIfTI image, or a picture whose values fill the "
+        "range"
+    )

@@ -11,10 +11,11 @@ from scipy import ndimage
 
 from ctmr.metrics.cases import CaseMetrics
 from ctmr.metrics.pair import ImagePair
-from ctmr.metrics.protocol import PROTOCOLS, Mask, Pairing, Protocol
+from ctmr.metrics.protocol import PROTOCOLS, Mask, Pairing, Protocol, Unmeasurable
 from ctmr.metrics.registry import METRICS
 
 OUTLINE_PX = 2
+WAY_OUT = "leave the image out of the test, or evaluate with other protocols"
 
 
 def measure_paired(
@@ -162,7 +163,7 @@ def measure_structure(
     inner = ndimage.binary_erosion(inside, iterations=OUTLINE_PX)
     inner = inner if inner.any() else inside.astype(bool)
     if not inner.any():
-        raise ValueError(f"{where}: the head mask is empty; it must hold at least one pixel")
+        raise Unmeasurable(f"{where}: the head mask is empty; it must hold at least one pixel; {WAY_OUT}")
     pair = ImagePair(y.astype(np.float64), x.astype(np.float64), inner, PROTOCOLS["structure"])
     return measure(pair, case=case, subject=subject)
 
@@ -181,6 +182,8 @@ def measure(pair: ImagePair, *, case: str, subject: str) -> CaseMetrics:
             continue
         try:
             found = metric.measure(pair)
+        except Unmeasurable as error:
+            raise Unmeasurable(f"case {case} under {pair.protocol.name}: {error}; {WAY_OUT}") from None
         except ValueError as error:
             raise ValueError(f"case {case} under {pair.protocol.name}: {error}") from None
         if found is not None:
@@ -212,5 +215,5 @@ def _checked(
         raise ValueError(f"{where}: needs mask {protocol.mask} of shape {truth.shape}, found {found}")
     inside = mask.astype(bool)
     if not inside.any():
-        raise ValueError(f"{where}: mask {protocol.mask} is empty; it must hold at least one voxel")
+        raise Unmeasurable(f"{where}: mask {protocol.mask} is empty; it must hold at least one voxel; {WAY_OUT}")
     return inside

@@ -41,6 +41,14 @@ class SsimWindow(StrEnum):
     MS_SSIM_5 = "ms_ssim_5_scales"
 
 
+VOLUME_WINDOW_SIDE = 7
+"""Voxels of `SsimWindow.UNIFORM_7_3D` along each axis; a thinner volume has no SSIM."""
+
+
+class Unmeasurable(InputError, ValueError):
+    """Images too small for a metric, or a mask without a voxel: nobody's program can measure them."""
+
+
 class GridKind(StrEnum):
     """On whose voxels a number is taken."""
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ctmr.metrics.protocol import SsimWindow
+from ctmr.metrics.protocol import VOLUME_WINDOW_SIDE, SsimWindow, Unmeasurable
 
 K1 = 0.01
 K2 = 0.03
 GAUSSIAN_SIGMA_PX = 1.5
 GAUSSIAN_RADIUS_PX = 5
-UNIFORM_RADIUS_PX = 3
+UNIFORM_RADIUS_PX = VOLUME_WINDOW_SIDE // 2
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_MIN_SIDE = 97
@@ -123,7 +123,7 @@ def masked_ssim(
     )
     counted[inner] = inside[inner]
     if not counted.any():
-        raise ValueError(f"the mask is empty without the border of {border} voxels that SSIM leaves out")
+        raise Unmeasurable(f"the mask is empty without the border of {border} voxels that SSIM leaves out")
     box = _box(counted, window)
     cropped = [v[box].astype(np.float64) for v in (x, y)]
     if prepare is not None:
@@ -185,7 +185,9 @@ def ms_ssim(x: Tensor, y: Tensor, mask: Tensor, *, data_range: float, border: in
         similar = _mapped(x, y, window, local)
         chosen = _without_border(similar, border, window)[_without_border(inside, border, window) > 0.5]
         if chosen.numel() == 0:
-            raise ValueError(f"the mask is empty at scale {scale + 1} of MS-SSIM; it needs voxels away from the border")
+            raise Unmeasurable(
+                f"the mask is empty at scale {scale + 1} of MS-SSIM; it needs voxels away from the border"
+            )
         result = result * (chosen**weight).mean().clamp(0, 1)
         x, y = (F.avg_pool3d(F.pad(t[None, None], (1, 0, 1, 0, 1, 0)), 2)[0, 0] for t in (x, y))
         inside = inside[::2, ::2, ::2]
@@ -215,7 +217,7 @@ def _check_fits(shape: tuple[int, ...], window: SsimWindow) -> None:
         raise ValueError(f"an image of shape {tuple(shape)} must have {len(axes)} axes or more")
     size = tuple(shape[a] for a in axes)
     if min(size) < side:
-        raise ValueError(f"an image of {size} is smaller than the SSIM window, which needs {side} along each axis")
+        raise Unmeasurable(f"an image of {size} is smaller than the SSIM window, which needs {side} along each axis")
 
 
 def _box(counted: NDArray[np.bool_], window: SsimWindow) -> tuple[slice, ...]:

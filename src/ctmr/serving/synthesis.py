@@ -52,7 +52,8 @@ def synthesize(
     Returns
     -------
     dict
-        path, modality, model, version, series_uid, files, left_out.
+        path, modality, model, version, series_uid, files, left_out, and notes: what is missing of the head, or was made
+        background.
 
     Raises
     ------
@@ -84,6 +85,7 @@ def synthesize(
         "series_uid": uid,
         "instance_uids": instances,
         "source_uid": volume.uid,
+        "notes": list(answer.volume.notes),
         "path": str(out.absolute()),
         **{k: str(v) for k, v in vars(provenance).items()},
     }
@@ -97,6 +99,7 @@ def synthesize(
         "series_uid": uid,
         "triton": client.url,
         "left_out": [] if chosen is None else list(chosen.left_out),
+        "notes": list(answer.volume.notes),
     }
 
 
@@ -152,7 +155,8 @@ def write_translation(
     identity = dicom.seeded_uid(words, provenance.onnx_sha256, str(out.absolute()))
     asked = FORMATS.get(format_named(out.name) or "")
     if asked is not None and asked.written:
-        asked.reader.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
+        comment = "; ".join((f"ctmr lineage {identity}", *volume.notes))
+        asked.reader.write(out, volume, text={"Description": words, "Comment": comment})
         return 1, identity, []
     if isinstance(source, Path) and format_of(source) != "dicom":
         suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)

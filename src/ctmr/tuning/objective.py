@@ -107,7 +107,7 @@ class Scorer:
             if not has_shard(shards, Split.VAL, modality):
                 raise InputError(f"the validation split has no {modality}, which tuning needs; raise data.val_fraction")
         source, target = (read_shard(shards, Split.VAL, m) for m in (direction.source, direction.target))
-        found = [(i, j) for i, j in pairs(source, target) if target.volume_head(j).any()]
+        found = [(i, j) for i, j in pairs(source, target, voxel_by_voxel=True) if target.volume_head(j).any()]
         if found and target.unit in _PAIRED:
             protocol, name = _PAIRED[target.unit]
             return Scorer(name, description, direction, source, target, found, protocol)

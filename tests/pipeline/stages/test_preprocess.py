@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ctmr.data.shards import read_shard
 from ctmr.errors import InputError
 from ctmr.evaluation.testset import TestSet
 from ctmr.imaging.grid import Grid
+from ctmr.imaging.inference_path import prepare
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.io import nifti
 from ctmr.phantom import PhantomHead, make_head
@@ -33,11 +35,11 @@ SHAPE, SPACING_MM = (48, 56, 48), 4.0
 SMALL = [("preprocess.size", [64, 48]), ("preprocess.spacing_mm", [3.5, 4.5]), ("preprocess.slice_spacing_mm", 6.0)]
 INPUTS_SHA256 = "e15c9c1ca88a8681626d3689c7c7b94288a941044ea5f63b682526f489b3a9bb"
 SHARDS_SHA256 = {
-    "volumes": "af2d8f7b60a42b3d759c2957c79894bb2a2aeb1f8ee444b2de015fc27fd1c144",
+    "volumes": "b1863f32b87f6ded280b89321204cc553380a89625b2be11b6eaac082dcd4755",
     "pictures": "113327a9d318c7f3e7df883ad4c3f1041b1093e4be29d09516c28091dacf6d98",
 }
-"""Of shards without image steps: of volumes as before these existed, of pictures since blur and interpolation are one
-matrix, which moved 39 of 8 million pixels of 122 real pictures by one grey level."""
+"""Of shards without image steps: of volumes since the grid lies about the head, of pictures since blur and
+interpolation are one matrix, which moved 39 of 8 million pixels of 122 real pictures by one grey level."""
 
 
 @dataclass
@@ -282,3 +284,56 @@ def test_a_sheet_shows_images_from_before_to_after(dataset, heads):
         Image.open(out / "provenance" / "preview_MR.png") as mr,
     ):
         assert ct.width > mr.width > 200
+
+
+def test_preprocess_evaluate_and_a_client_place_a_head_alike_and_a_pair_on_one_grid(dataset, heads):
+    small_cohort(dataset, heads)
+    ct, mr = (off_centre(v) for v in (ct_of(heads[2]), t1_of(heads[2])))
+    # Its head lies elsewhere than the MR shows it: only the source's head counts.
+    dataset.add("test", "s2", ct.with_array(np.roll(ct.array, 3, axis=1)))
+    path = dataset.add("test", "s2", mr)
+    out = dataset.preprocess(*SMALL).out
+    grid = Grid.model_validate_json((out / "grid.json").read_text())
+    inputs = {
+        "preprocessed": out,
+        "raw": dataset.folder / "raw",
+        "manifest": dataset.folder / "validate/manifest.parquet",
+    }
+    test_set = TestSet.open(inputs, grid, Direction.MR2CT)
+    index = next(i for i, v in enumerate(test_set.source.volumes) if v.subject == "s2")
+    case = test_set.case(index)
+    sent, placement = prepare([nifti.read(path, modality=Modality.MR)], grid)
+    assert np.array_equal(test_set.source.volume(index), case.array) and np.array_equal(case.array, sent)
+    assert np.array_equal(case.placement.grid_affine, placement.grid_affine)
+    truth = test_set.target.volumes[test_set.pairs[index]]
+    assert truth.affine == test_set.source.volumes[index].affine
+    middle = case.head.any(axis=0)
+    assert abs(np.flatnonzero(middle.any(axis=0)).mean() - (grid.size[1] - 1) / 2) <= 1
+
+
+def off_centre(volume: Volume) -> Volume:
+    """Add air on one side, so that the head is no more in the middle of its field of view."""
+    room = ((0, 0), (0, 0), (0, 23))
+    return volume.with_array(np.pad(volume.array, room, constant_values=volume.array.min()))
+
+
+def test_a_head_that_does_not_fit_the_grid_is_a_finding(dataset, heads):
+    small_cohort(dataset, heads)
+    result = dataset.preprocess(*SMALL[1:], ("preprocess.size", [44, 36]))
+    found = pd.read_csv(result.out / "findings.csv").to_dict("records")
+    assert {f["image"] for f in found} == {r["image"] for r in dataset.rows}
+    assert result.summary["findings"] == len(found)
+    words = r"\d+\.\d% of the head lies outside the model's slices of 154 × 162 mm"
+    assert all(re.match(words, f["sentence"]) for f in found)
+
+
+def test_the_empty_mask_of_a_test_image_is_found_before_anything_is_trained(dataset, heads):
+    small_cohort(dataset, heads)
+    dataset.add("test", "s2", ct_of(heads[2]))
+    mask = Volume(np.zeros(SHAPE, np.uint8), affine_of(SHAPE, SPACING_MM), Modality.MR, Unit.ARBITRARY)
+    nifti.write(dataset.folder / "raw/test/mask.nii", mask)
+    dataset.rows[-1][Column.MASK.value] = "test/mask.nii"
+    result = dataset.preprocess(*SMALL)
+    assert [line["reason"] for line in lines(result.out)] == [
+        "the mask test/mask.nii marks no voxel of test/CT/s2.nii; mend it, or remove it"
+    ]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import EnvironmentFault, InputError
-from ctmr.imaging.resample import refuse_shear
+from ctmr.imaging.plan import refuse_shear
 from ctmr.imaging.volume import Volume
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from scipy import ndimage
 from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import OUTSIDE_VALUE, SKIN_HU
 from ctmr.imaging.mask import Mask, head_mask
-from ctmr.imaging.resample import refuse_shear, resample_to
+from ctmr.imaging.plan import refuse_shear
+from ctmr.imaging.resample import resample_to
 from ctmr.imaging.steps import ants
 from ctmr.imaging.steps.base import Alignment, ImageStep, Reference, StepResult, Transform
 from ctmr.imaging.steps.itk import RAS_LPS, named, one_thread, simple_itk, to_itk

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
-from ctmr.imaging.hounsfield import HU_EVIDENCE, OUTSIDE_VALUE
+from ctmr.imaging.hounsfield import HU_EVIDENCE, OUTSIDE_VALUE, outside_of
 from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
@@ -105,7 +105,7 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
     stack = stack_of(planes)
     first = files[0].header
     if len(planes) > 1 and (stack.tilted or not stack.even):
-        array, affine, done = straighten(array, stack, OUTSIDE_VALUE[unit])
+        array, affine, done = straighten(array, stack, outside_of(array, unit))
         notes += done
     else:
         affine = stack_affine(planes, _extent_mm(first))
@@ -272,6 +272,7 @@ def _values(files: list[_File], order: list[int], unit: Unit) -> tuple[NDArray[A
     shape = files[0].frames[0].plane.shape
     slots = {frame: slot for slot, frame in enumerate(order)}
     collected, notes, number = Collector((len(order), *shape)), set(), 0
+    gaps: dict[int, NDArray[np.bool_]] = {}
     for file in files:
         padding = _Padding.of(file.header, unit)
         if file.header.text("LossyImageCompression") == "01":
@@ -282,9 +283,14 @@ def _values(files: list[_File], order: list[int], unit: Unit) -> tuple[NDArray[A
             if padded is not None and padding is not None:
                 values = np.where(padded, np.int32(OUTSIDE_VALUE[unit]), values)
                 notes.update(padding.notes(frame))
+                gaps[slots[number]] = padded
             collected.put(slots[number], values)
             number += 1
     array = collected.array(file.header.name)
+    background = outside_of(array, unit)
+    if background != OUTSIDE_VALUE[unit]:
+        for slot, padded in gaps.items():
+            array[slot][padded] = background
     if unit is Unit.HU:
         if any(f.rescale_type.upper() in UNSPECIFIED for file in files for f in file.frames):
             notes.add(_hounsfield_after_all(array, files[0].header.name))

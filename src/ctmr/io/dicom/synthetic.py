@@ -35,6 +35,9 @@ PRIVATE_CREATOR = "ctmr"
 SERIES_NUMBER_OFFSET = 9000
 """Added to the source's SeriesNumber, so that viewers list the synthetic series after the acquired ones."""
 
+LONGEST_TEXT = 10240
+"""Characters of a value of VR LT."""
+
 _PATIENT_AND_STUDY = (
     "PatientName",
     "PatientID",
@@ -103,7 +106,7 @@ def write_synthetic_series(
     folder
         New or empty; appears complete or not at all.
     volume
-        The translation, on any straight grid in the source's frame of reference.
+        The translation, on any straight grid in the source's frame of reference. Its notes become ImageComments.
     source
         Datasets or folder of the series that was translated.
     provenance
@@ -166,6 +169,9 @@ def write_synthetic_series(
         f"{provenance.model_version}; not acquired by a scanner. ONNX sha256 {provenance.onnx_sha256}; training data "
         f"revision {provenance.dataset_revision}, md5 {provenance.dataset_md5}; run {provenance.run_id}"
     )[:1024]
+    if volume.notes:
+        # What the grid did not reach must be read by whoever looks at the image, not only by whoever made it.
+        series.ImageComments = "; ".join(volume.notes)[:LONGEST_TEXT]
     series.ContributingEquipmentSequence = [_equipment(provenance)]
     set_modality_module(series, volume, MrParameters())
     set_display(series, volume, stored)

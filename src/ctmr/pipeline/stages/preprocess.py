@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write ``shards/<split>/<modality>.npy``, ``grid.json``, ``unusable.csv`` and sheets of images before and after.
+    """Write ``shards/<split>/<modality>.npy``, ``grid.json``, tables of what was unusable or worth a look, and sheets.
 
     Raises
     ------
@@ -48,14 +48,16 @@ def run(context: Context) -> dict[str, Any]:
     rows: list[Row] = images.rows(pd.read_parquet(context.inputs["validation"] / "manifest.parquet"))
     grid = grid_for(context.recipe, rows)
     groups = group_channels(rows, context.recipe.data.sequences)
-    preparer = Preparer(context.inputs["raw"], grid, rows)
+    first = next(iter(context.recipe.data.sequences), "")
+    preparer = Preparer(context.inputs["raw"], grid, rows, context.recipe.direction.target, first)
     preparer.check()
     shards = _Shards(context, sum(len(g) for g in groups.values()))
     for (split, modality), members in sorted(groups.items()):
         shards.write(preparer, split, modality, members)
     (context.out / "grid.json").write_text(grid.model_dump_json(indent=1) + "\n")
-    columns = ["image", "split", "modality", "reason"]
-    pd.DataFrame(shards.unusable, columns=columns).to_csv(context.out / "unusable.csv", index=False)
+    for name, table, last in (("unusable", shards.unusable, "reason"), ("findings", shards.findings, "sentence")):
+        columns = ["image", "split", "modality", last]
+        pd.DataFrame(table, columns=columns).to_csv(context.out / f"{name}.csv", index=False)
     shards.refuse_if_too_few(sorted(groups))
     phantom = all(str(r[Column.SUBJECT]).startswith(PHANTOM_PREFIX) for r in rows)
     _sheets(context.out / "provenance", shards.shown, phantom)
@@ -66,6 +68,7 @@ def run(context: Context) -> dict[str, Any]:
         "steps": [s.kind for s in grid.image_steps],
         "unusable": len(shards.unusable),
         "not_registered": shards.left_alone,
+        "findings": len(shards.findings),
     }
 
 
@@ -134,6 +137,7 @@ class _Shards:
         self._context, self._total, self._done = context, total, 0
         self.counts: dict[str, dict[str, int]] = {}
         self.unusable: list[dict[str, str]] = []
+        self.findings: list[dict[str, str]] = []
         self.left_alone = 0
         self.shown: dict[Modality, list[tuple[str, Unit, tuple[Picture, ...]]]] = {}
 
@@ -165,6 +169,8 @@ class _Shards:
                         f"{first.slices.shape[1:]}; one model needs one shape"
                     )
                 writer.add(done.volume, done.slices, done.head)
+                for note in done.notes:
+                    self.findings.append({"image": name, "split": split, "modality": modality, "sentence": note})
                 self.left_alone += done.left_alone
                 if done.way:
                     self.shown[modality].append((f"{split} {done.volume.subject[-18:]}", done.unit, done.way))
@@ -220,14 +226,15 @@ def _sheets(
 def summary_line(summary: Mapping[str, Any]) -> str:
     """Return how many slices of which size there are, in half a line."""
     slices = sum(count["slices"] for count in summary["counts"].values())
-    return f"{slices} slices of {summary['size'][0]}×{summary['size'][1]}, {summary['plane']}"
+    words = f"{slices} slices of {summary['size'][0]}×{summary['size'][1]}, {summary['plane']}"
+    return words + (f"; {summary['findings']} findings in findings.csv" if summary["findings"] else "")
 
 
 STAGE = Stage(
     "preprocess",
     help="images onto the model's grid, in shards of physical units.",
     takes={"raw": "fetch/raw", "validation": "validate"},
-    sections=("data", "validation", "preprocess"),
+    sections=("data", "validation", "preprocess", "direction"),
     run=run,
     summary_line=summary_line,
     version=4,
