@@ -222,6 +222,7 @@ def _follow(
     """Execute a run's folder, passing on what its tasks tell until it has ended."""
     folder, offset, began = done.folder, 0, dict[str, float]()
     process = start(here, {environment.WORKSPACE: str(folder.absolute()), environment.HOME: str(home.root)})
+    leader = Process.of(process.pid)
     try:
         while True:
             ended = process.poll() is not None
@@ -239,6 +240,8 @@ def _follow(
                     done.results[result.name] = result
                     on_result(result)
             if ended:
+                # Whatever ended it, what it started must not work on beside the next run.
+                end_session(leader, STOP_S)
                 break
             time.sleep(POLL_S)
     except BaseException:
