@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.pipeline import stages
 from ctmr.pipeline.promotion import (
+    REPLACE_UNCOMPARED,
     Contender,
     identity,
     is_unfinished,
@@ -67,6 +69,10 @@ def test_a_person_does_not_overrule_a_comparison() -> None:
 @pytest.mark.parametrize("candidate", [NEW, WORSE, UNCOMPARED])
 def test_the_champion_itself_is_always_served_again(candidate: Contender) -> None:
     assert candidate.why_not(MINE, "") == ""
+
+
+def test_the_persons_word_is_an_option_of_deploy() -> None:
+    assert set(stages.load("deploy").options) == {REPLACE_UNCOMPARED}
 
 
 # The transaction
