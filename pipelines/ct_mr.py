@@ -114,6 +114,7 @@ def ct_mr(
             fetch=raw,
             settings=given["deploy"],
             workspace=here,
+            tracking_uri=tracking_uri,
         )
     with dsl.If(evaluated.outputs["Output"] != "pass", name="gate-failed"):
         rejected = reject(evaluate=judged)

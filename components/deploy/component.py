@@ -12,10 +12,11 @@ def deploy(
     fetch: dsl.Input[dsl.Dataset],
     settings: str,
     workspace: str,
+    tracking_uri: str,
     out: dsl.Output[dsl.Artifact],
 ):
-    """Bring the registered version live on Triton, proven by a golden case, or leave the old one live."""
+    """Bring the registered version live, proven by a golden case, and make it champion, or leave the old one both."""
     from ctmr.kubeflow.tasks import run_task
 
     upstream = {"register": register.path, "evaluate": evaluate.path, "fetch": fetch.path}
-    run_task("deploy", upstream, out, settings=settings, workspace=workspace)
+    run_task("deploy", upstream, out, settings=settings, workspace=workspace, tracking_uri=tracking_uri)

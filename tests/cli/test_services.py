@@ -79,3 +79,11 @@ def test_the_mlflow_ui_is_a_service(home, port):
     finally:
         service.stop()
     assert service.running() is None
+
+
+def test_status_shows_a_deployment_that_did_not_end(home):
+    assert "deployment" not in [row["name"] for row in services.status(home)]
+    home.root.mkdir(parents=True, exist_ok=True)
+    (home.root / "promotion.json").write_text("{}")
+    (row,) = [row for row in services.status(home) if row["name"] == "deployment"]
+    assert row["state"] == "unfinished" and "ctmr up" in row["address"]

@@ -11,6 +11,7 @@ from PIL import Image
 from ctmr.datasets.dvc import resolve
 from ctmr.errors import GateFailed
 from ctmr.pipeline.inline import Run, run_pipeline
+from ctmr.serving.client import TritonClient
 from ctmr.serving.server import EmbeddedTriton
 from ctmr.serving.synthesis import synthesize
 from ctmr.tracking.lineage import trace
@@ -68,6 +69,28 @@ def test_changing_a_gate_limit_reruns_evaluate_only(world: World) -> None:
     assert reran(world.run("gate.cycle_slice.ssim.min=-0.9")) == ["evaluate"]
     assert world.versions() == ["1"]
     assert reran(world.run()) == ["evaluate"]
+
+
+def test_a_setting_of_deployment_changes_for_a_registered_version(world: World) -> None:
+    assert reran(world.run("deploy.chunk=4")) == ["deploy"]
+    with TritonClient(EmbeddedTriton(world.home.triton).start(world.home.model_repository).grpc) as client:
+        spec, version = client.spec(f"{MODEL}_ct2mr")
+    assert (spec.chunk, version, world.versions()) == (4, "1", ["1"])
+    assert reran(world.run()) == ["deploy"]
+
+
+def test_a_model_trained_again_to_the_same_content_keeps_its_version(world: World, tmp_path: Path) -> None:
+    """What tells of the MLflow run is lost, so that another one is opened for the model."""
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(world.folder, copy)
+    shutil.rmtree(copy / "train" / "provenance")
+    shutil.rmtree(copy / "register")
+    again = run_pipeline(resolve(str(world.data)), recipe(), folder=copy, home=world.home)
+    assert world.versions() == ["1"] and world.live() == "1"
+    assert not again.results["register"].reused
+    assert again.results["register"].digest == world.first.results["register"].digest
 
 
 def test_a_failed_gate_registers_and_deploys_nothing_and_says_why(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The recipe `demo` on real unpaired 8-bit pictures: accepted as it is; cut short, to a served model."""
+"""The recipe `demo` on real unpaired 8-bit pictures: accepted as it is; cut short, no champion."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     EmbeddedTriton(made.triton).stop()
 
 
-def ctmr(home: Home, *words: str) -> Any:
-    """Run a command with the recipe `demo`; return the document that it prints."""
+def ctmr(home: Home, *words: str, codes: tuple[int, ...] = (0,)) -> Any:
+    """Run a command with the recipe `demo`; return the document that it prints, ``None`` where it failed as it may."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"CTMR_HOME": str(home.root)}
     command = [sys.executable, "-m", "ctmr.cli", *words, "--recipe", "demo", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    assert done.returncode in codes, done.stderr[-2000:]
+    return json.loads(done.stdout) if done.returncode == 0 else None
 
 
 def test_the_demo_recipe_as_it_is_does_not_refuse_the_real_pictures(home: Home) -> None:
@@ -52,12 +52,18 @@ def test_the_demo_recipe_as_it_is_does_not_refuse_the_real_pictures(home: Home) 
     assert ctmr(home, "validate")["summary"]["outcome"] == "pass_with_drops"
 
 
-def test_real_pictures_end_in_a_served_model_that_claims_no_fidelity(home: Home, needs_triton: None) -> None:
-    stages = ctmr(home, "run", "--dataset", str(PICTURES), *(word for s in SHORT for word in ("--set", s)))
-    assert stages["validate"]["summary"]["images"] == 2082
-    assert max(stages["validate"]["summary"]["counts"].values()) <= 40
-    verdict = stages["evaluate"]["summary"]
-    assert verdict["verdict"] == "pass" and not verdict["fidelity_measured"]
-    assert "Fidelity was not measured" in verdict["statement"]
-    assert stages["deploy"]["summary"]["version"] == "1"
-    assert stages["deploy"]["summary"]["golden_difference"] <= 1.0
+def test_real_pictures_make_no_champion_because_no_fidelity_is_measured(home: Home, needs_triton: None) -> None:
+    """Whether so short a training beats the baselines is left open; either way nothing is served."""
+    folder = home.root / "run"
+    short = [word for s in SHORT for word in ("--set", s)]
+    ctmr(home, "run", "--dataset", str(PICTURES), "--out", str(folder), *short, codes=(0, 1))
+    validated = json.loads((folder / "validate" / "validation.json").read_text())
+    assert validated["images"] == 2082 and max(validated["counts"].values()) <= 40
+    verdict = json.loads((folder / "evaluate" / "verdict.json").read_text())
+    assert not verdict["fidelity_measured"] and "Fidelity was not measured" in verdict["statement"]
+    assert not verdict["replaces_champion"]
+    if verdict["passed"]:
+        deployment = json.loads((folder / "deploy" / "deployment.json").read_text())
+        assert deployment["version"] is None and "gate.allow_unmeasured_fidelity" in deployment["reason"]
+    else:
+        assert any("a baseline that saw no pairs" in reason for reason in verdict["reasons"])

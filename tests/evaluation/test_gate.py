@@ -12,7 +12,7 @@ from ctmr.metrics.protocol import protocol
 from ctmr.metrics.stats import summarise
 from ctmr.recipe.recipe import Limit, Recipe
 
-GATE = Recipe().gate
+GATE = Recipe().gate.limits
 GOOD = {"mae": 80.0, "psnr": 27.0, "ssim": 0.85}
 TRIVIAL = {
     "mean image": {"mae": 120.0, "psnr": 22.8, "ssim": 0.66},
@@ -35,9 +35,14 @@ def paired(values=GOOD, gate=GATE, baselines=TRIVIAL, name="paired_volume_hu", *
     return judge(own, gate, has_pairs=True, baselines=rivals, **options)
 
 
-def unpaired(gate=GATE, without=(), **changes):
+NEARNESS = "unpaired_distribution"
+OUTDONE = {name: {NEARNESS: summary(NEARNESS, {"kid": 0.5})} for name in ("identity", "mean image")}
+
+
+def unpaired(gate=GATE, without=(), baselines=OUTDONE, options=None, **changes):
     rows = {k: changes.get(k, v) for k, v in UNPAIRED.items() if k not in without}
-    return judge({k: summary(k, v) for k, v in rows.items()}, gate, has_pairs=False)
+    own = {k: summary(k, v) for k, v in rows.items()}
+    return judge(own, gate, has_pairs=False, baselines=baselines, **(options or {}))
 
 
 def test_a_good_model_with_pairs_passes_and_its_fidelity_was_measured():
@@ -113,6 +118,46 @@ def test_without_pairs_a_bad_distribution_fails_and_still_says_what_was_not_meas
     assert not verdict.passed and "Fidelity was not measured" in verdict.statement
 
 
+@pytest.mark.parametrize("beats", ["identity", "histogram matching", "mean image"])
+@pytest.mark.parametrize("kid", [0.2, 0.1])
+def test_without_pairs_a_model_that_a_baseline_reaches_or_beats_never_passes(beats, kid):
+    allowed = {"allow_unmeasured_fidelity": True}
+    verdict = unpaired(baselines=OUTDONE | {beats: {NEARNESS: summary(NEARNESS, {"kid": kid})}}, options=allowed)
+    assert not verdict.passed and not verdict.replaces_champion
+    assert f"no better than {beats} with {kid}, a baseline that saw no pairs" in verdict.reasons[0]
+
+
+def test_without_pairs_and_without_baselines_nothing_can_pass():
+    assert "no baseline was measured" in unpaired(baselines={}).reasons[0]
+
+
+@pytest.mark.parametrize("champion", [None, {NEARNESS: summary(NEARNESS, {"kid": 0.9})}])
+def test_without_measured_fidelity_only_a_recipe_that_says_so_lets_a_model_be_promoted(champion):
+    held = unpaired(options={"champion": champion})
+    assert held.passed and not held.replaces_champion and not held.uncompared
+    assert "gate.allow_unmeasured_fidelity=true" in held.stays
+    freed = unpaired(options={"champion": champion, "allow_unmeasured_fidelity": True})
+    assert freed.passed and freed.replaces_champion and freed.stays == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"uncompared": "version 3 was made for another grid, so nothing compares it"},
+        {"champion": {"synthrad2023": summary("synthrad2023", GOOD)}, "champion_name": "version 3"},
+    ],
+)
+def test_a_champion_that_could_not_be_compared_stays_until_a_person_decides(options):
+    verdict = paired(**options)
+    assert verdict.passed and verdict.uncompared and not verdict.replaces_champion
+    assert "version 3" in verdict.stays and verdict.stays == verdict.champion
+
+
+def test_a_compared_champion_that_is_better_stays_for_that_reason():
+    verdict = paired(champion={"paired_volume_hu": summary("paired_volume_hu", GOOD | {"mae": 70.0})})
+    assert not verdict.uncompared and "worse than the champion with 70" in verdict.stays
+
+
 def test_an_empty_gate_never_passes():
     assert not paired(gate={}).passed
     assert not unpaired(gate={}).passed
@@ -157,7 +202,7 @@ def judged_with_lesions(gate, has_pairs=True, **values):
         if has_pairs
         else {k: summary(k, v) for k, v in UNPAIRED.items()}
     )
-    rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()}
+    rivals = {t: {"paired_volume_hu": summary("paired_volume_hu", v)} for t, v in TRIVIAL.items()} | OUTDONE
     return judge(own | {"lesions": lesions(**values)}, gate, has_pairs=has_pairs, baselines=rivals)
 
 

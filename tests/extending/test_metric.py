@@ -103,7 +103,7 @@ def test_the_terminal_shows_it(capsys):
 def test_the_report_shows_it_in_the_table_and_case_by_case():
     rows = case_metrics(400.0)
     own = {HU.name: summarise(rows, resamples=200)}
-    verdict = judge(own, Recipe().gate, has_pairs=True, baselines={"mean image": own})
+    verdict = judge(own, Recipe().gate.limits, has_pairs=True, baselines={"mean image": own})
     page = render_report(evaluation_result(direction_result(own, cases={HU.name: rows}), verdict), "demo")
     measurements, listed = page.split('id="cases"')
     assert "ncc&nbsp;↑</th>" in measurements and f"<td>{own[HU.name].mean('ncc'):.3f}<span>" in measurements
@@ -147,7 +147,7 @@ def test_a_recipe_gates_by_it(least, passes):
     recipe = override(Recipe(), [("gate", {HU.name: {"ncc": {"min": least}}})])
     own = {HU.name: summarise(case_metrics(400.0), resamples=200)}
     beaten = {"mean image": {HU.name: summarise(case_metrics(900.0), resamples=200)}}
-    verdict = judge(own, recipe.gate, has_pairs=True, baselines=beaten)
+    verdict = judge(own, recipe.gate.limits, has_pairs=True, baselines=beaten)
     assert verdict.passed is passes
     assert [c.limit for c in verdict.checks if c.metric == "ncc"] == [f"at least {least:g}"]
     assert passes or "paired_volume_hu ncc is" in verdict.statement

@@ -119,7 +119,7 @@ def test_a_changed_gate_limit_leaves_the_settings_of_training_alone():
 
 def test_gate_entries_that_were_taken_out_do_not_come_back():
     recipe = recipe_for("demo", ["gate={cycle_slice: {ssim: {min: 0}}}"], {}, "")
-    assert set(recipe_from(stage_settings(recipe)["evaluate"]).gate) == {"cycle_slice"}
+    assert set(recipe_from(stage_settings(recipe)["evaluate"]).gate.limits) == {"cycle_slice"}
 
 
 def test_a_recipe_may_come_as_text():

@@ -40,6 +40,7 @@ def act(what: str, number: float, count: int, text: str, words: list) -> str:
         events.failed("act", GateFailed("the gate failed: by 2 dB"))
         sys.exit(1)
     if what == "die":
+        events.started("act")
         os.kill(os.getpid(), signal.SIGKILL)
     events.emit("act", message=f"{number!r} {count!r} {text!r} {words!r}")
     return "done"
@@ -92,9 +93,26 @@ def test_a_traceback_of_a_task_becomes_its_last_words_and_where_the_log_is(run: 
     assert time.monotonic() - began < 60
 
 
-def test_a_task_that_is_killed_fails_the_run(run: Callable[..., list[str]]) -> None:
-    with pytest.raises(CtmrError, match="act"):
+def test_a_task_that_is_killed_is_a_fault_of_the_environment(run: Callable[..., list[str]]) -> None:
+    with pytest.raises(EnvironmentFault, match=r"the process of stage act was killed .*run again.*log\.txt"):
         run(what="die")
+
+
+def test_a_run_whose_child_is_killed_ends_the_tasks_too(
+    run: Callable[..., list[str]], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, seen = kfp_local.start, list[int]()
+
+    def kill_it_once_a_task_waits(folder: Path, more: dict[str, str]) -> subprocess.Popen[bytes]:
+        process = begun(folder, more)
+        seen.append(waiting_task(folder))
+        process.kill()
+        return process
+
+    monkeypatch.setattr(kfp_local, "start", kill_it_once_a_task_waits)
+    with pytest.raises(EnvironmentFault, match="killed"):
+        run(what="wait")
+    assert not alive(seen[0])
 
 
 def test_an_unknown_parameter_is_named_with_the_known(run: Callable[..., list[str]]) -> None:
@@ -119,15 +137,15 @@ def waiting_task(folder: Path) -> int:
     raise AssertionError("the task did not begin")
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def gone(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
+    return any(not alive(pid) or time.sleep(0.1) for _ in range(100))
 
 
 def test_a_run_whose_process_was_killed_says_so(compiled: Path, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_gate_that_cannot_be_measured_is_refused(gate, words):
 )
 def test_any_limit_can_be_set_by_its_dotted_key(protocol, metric, side, value):
     recipe = override(Recipe(), [(f"gate.{protocol}.{metric}.{side}", value)])
-    assert getattr(recipe.gate[protocol][metric], side) == value
+    assert getattr(recipe.gate.limits[protocol][metric], side) == value
 
 
 # Merge and override
@@ -372,7 +372,7 @@ def test_an_override_names_the_option_and_leaves_the_original_alone():
         ("data.max_images=null", lambda r: r.data.max_images, None),
         ("register.name=brain=1", lambda r: r.register_.name, "brain=1"),
         ("register.alias=best", lambda r: r.register_.alias, "best"),
-        ("gate.paired_volume_hu.psnr.min=99", lambda r: r.gate["paired_volume_hu"]["psnr"].min, 99.0),
+        ("gate.paired_volume_hu.psnr.min=99", lambda r: r.gate.limits["paired_volume_hu"]["psnr"].min, 99.0),
         (" train.steps =500", lambda r: r.train.steps, 500),
     ],
 )

@@ -284,7 +284,7 @@ def test_numbers_are_written_for_people():
 def test_the_report_of_one_model_puts_no_unlike_numbers_in_one_table_either():
     own = {HU.name: summarise(paired_cases())}
     other = summarise(paired_cases(how=replace(HU, clip=(-1024.0, 2000.0), data_range=3024.0)))
-    verdict = judge(own, Recipe().gate, has_pairs=True, baselines={"mean image": own})
+    verdict = judge(own, Recipe().gate.limits, has_pairs=True, baselines={"mean image": own})
     with pytest.raises(TypeError, match="different protocols cannot be compared"):
         render_report(evaluation_result(direction_result(own, {"mean image": {HU.name: other}}), verdict), "demo")
 

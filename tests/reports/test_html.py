@@ -20,7 +20,7 @@ RIVALS = {"mean image": summary("paired_volume_hu", {"mae": 245.0, "psnr": 22.6,
 
 def page(own=OWN, rivals=RIVALS, *, words=(), figures=(), gated=None, **fields):
     """The page of a paired test; `gated` are fields of the gated direction."""
-    verdict = judge(own, Recipe().gate, has_pairs=True, baselines=rivals)
+    verdict = judge(own, Recipe().gate.limits, has_pairs=True, baselines=rivals)
     result = evaluation_result(direction_result(own, rivals, **(gated or {})), verdict, **fields)
     return render_report(result, "demo, MR→CT", words=words, figures=figures)
 
@@ -51,7 +51,7 @@ def test_a_phantom_is_called_one_and_a_patient_is_not():
 
 def test_without_pairs_the_page_says_that_fidelity_was_not_measured():
     own = summary("cycle_slice", {"ssim": 0.9}) | summary("structure", {"nmi": 0.2})
-    verdict = judge(own, Recipe().gate, has_pairs=False)
+    verdict = judge(own, Recipe().gate.limits, has_pairs=False)
     gated = direction_result(own, has_pairs=False)
     shown = render_report(evaluation_result(gated, verdict), "pictures")
     assert "Fidelity was not measured" in shown and "unpaired_distribution kid was not measured" in shown
@@ -120,7 +120,7 @@ def test_the_other_direction_and_why_it_may_be_missing():
 
 
 def test_information_is_told_from_checks():
-    verdict = judge(OWN, Recipe().gate, has_pairs=True, baselines={}, information=["8 of 8 lesions kept"])
+    verdict = judge(OWN, Recipe().gate.limits, has_pairs=True, baselines={}, information=["8 of 8 lesions kept"])
     shown = render_report(evaluation_result(direction_result(OWN), verdict), "x", words=["In plain words."])
     assert "deciding nothing" in shown and "8 of 8 lesions kept" in shown
     assert shown.index("In plain words.") < shown.index('id="measurements"')

@@ -88,6 +88,18 @@ def test_an_upgrade_of_ctmr_refreshes_the_script_of_the_same_version(exported, t
     assert tree(tmp_path) == before
 
 
+def test_a_setting_of_deployment_and_lineage_are_no_part_of_what_a_version_is(exported, tmp_path):
+    release = exported[0].release(MODEL, 7)
+    repo.write_version(tmp_path, release)
+    for change in ({"chunk": 3}, {"max_voxels": 5}, {"lineage": {"run_id": "another"}}):
+        changed = dataclasses.replace(release, spec=release.spec.model_copy(update=change))
+        assert not repo.write_version(tmp_path, changed)
+        assert repo.written_spec(tmp_path, MODEL, "7") == changed.spec.to_json().encode()
+    precise = release.spec.model_copy(update={"neighbours": 1})
+    with pytest.raises(InputError):
+        repo.write_version(tmp_path, dataclasses.replace(release, spec=precise))
+
+
 def test_a_new_version_lies_beside_the_old_one_and_is_not_served_yet(exported, tmp_path):
     repo.write_version(tmp_path, exported[0].release(MODEL, 7))
     repo.write_version(tmp_path, exported[1].release(MODEL, 10))

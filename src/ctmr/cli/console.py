@@ -104,7 +104,12 @@ class Console:
         self.measurements(run.results["evaluate"].summary)
         register, deploy = run.results["register"].summary, run.results["deploy"].summary
         self.title("Model")
-        self.say(f"  {register['name']} version {register['version']}, live on Triton at {deploy['grpc']}")
+        said = f"  {register['name']} version {register['version']}"
+        if deploy["deployed"]:
+            self.say(f"{said}, champion, live on Triton at {deploy['grpc']}")
+        else:
+            live = f"version {deploy['version']} stays live" if deploy["version"] else "nothing is live"
+            self.say(f"{said} is registered and {live}: {deploy['reason']}")
         self.say(
             f"  outputs in {_short(run.folder)}, report in {_short(run.folder / 'evaluate/provenance/report.html')}"
         )

@@ -16,7 +16,8 @@ ServiceRow = dict[str, str]
 
 
 def up(home: Home) -> list[ServiceRow]:
-    """Start what is down and return every service with its address."""
+    """Start what is down, finish what a killed deployment left, and return every service with its address."""
+    from ctmr.pipeline.promotion import is_unfinished, recover, registry_lock
     from ctmr.serving.server import EmbeddedTriton
     from ctmr.tracking import database
     from ctmr.tracking.mlflow import faults
@@ -27,21 +28,27 @@ def up(home: Home) -> list[ServiceRow]:
             database.make(file)
     mlflow_ui(home).start()
     pipelines(home).start()
+    if is_unfinished(home):
+        with registry_lock(home, busy="a deployment is under way; wait until it has ended"):
+            recover(home)
     return status(home)
 
 
 def status(home: Home) -> list[ServiceRow]:
-    """Return every service: name, state, address."""
+    """Return every service: name, state, address; and a deployment that did not end, or is under way."""
+    from ctmr.pipeline.promotion import is_unfinished
     from ctmr.serving.server import EmbeddedTriton, Endpoint
 
     triton = ""
     if running := EmbeddedTriton(home.triton).status():
         where = Endpoint.of(running)
         triton = f"gRPC {where.grpc}, metrics {where.metrics}"
+    more = {"name": "deployment", "state": "unfinished", "address": "`ctmr up` finishes or undoes it, unless one runs"}
     return [
         {"name": "triton", "state": "running" if triton else "down", "address": triton},
         _row("mlflow", mlflow_ui(home), without_secrets(home.tracking_uri)),
         _row("pipelines", pipelines(home)),
+        *([more] if is_unfinished(home) else []),
     ]
 
 

@@ -9,15 +9,20 @@ from typing import Any
 
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.protocol import PROTOCOLS, Pairing, require_same_protocol
-from ctmr.metrics.registry import KID, MAE, MS_SSIM, PSNR, SSIM
+from ctmr.metrics.registry import KID, MAE, MS_SSIM, PSNR, SSIM, Metric
 from ctmr.metrics.stats import Summary, finite_or_none
-from ctmr.recipe.recipe import Gate
+from ctmr.recipe.recipe import Limit, Limits
 
 REQUIRED_WITHOUT_PAIRS = ("cycle_slice", "structure", "unpaired_distribution")
 PROTOCOL_UNIT = {Unit.HU: "HU", Unit.GREY8: "grey levels"}
 """What paired protocols call the unit of the images they compare."""
 
 _DECIDING = (MAE, PSNR, SSIM, MS_SSIM)
+_UNPAIRED = ("unpaired_distribution",)
+_UNMEASURED = (
+    "fidelity was not measured, so the model is not promoted by itself; who wants that sets "
+    "gate.allow_unmeasured_fidelity=true in the recipe"
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,14 @@ class Verdict:
     not_applied
         Limits of the gate that this test set gives no measurement for, each with the reason.
     replaces_champion
-        Passed, and not worse than the champion under the deciding metric; True when there is no champion.
+        Passed with measured fidelity (or the gate allows it unmeasured), and not worse than the champion under the
+        deciding metric, or there is no champion.
     champion
-        The comparison with the champion in a sentence; empty when there is none.
+        The comparison with the champion, or why there was none, in a sentence; empty when there is no champion.
+    uncompared
+        There is a champion, and it could not be compared: a person decides.
+    stays
+        Why a model that passed does not replace the champion, in a sentence; empty when it does, or failed.
     information
         Sentences about what was measured besides and decides nothing.
     """
@@ -80,6 +90,8 @@ class Verdict:
     not_applied: tuple[str, ...]
     replaces_champion: bool
     champion: str
+    uncompared: bool = False
+    stays: str = ""
     information: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +105,7 @@ class Verdict:
 
 def judge(
     summaries: Mapping[str, Summary],
-    gate: Gate,
+    limits: Limits,
     *,
     has_pairs: bool,
     unit: Unit = Unit.HU,
@@ -101,6 +113,8 @@ def judge(
     alarms: Sequence[str] = (),
     champion: Mapping[str, Summary] | None = None,
     champion_name: str = "the champion",
+    uncompared: str = "",
+    allow_unmeasured_fidelity: bool = False,
     information: Sequence[str] = (),
 ) -> Verdict:
     """Judge a model.
@@ -109,8 +123,8 @@ def judge(
     ----------
     summaries
         Protocol name → summary of the model on the test set.
-    gate
-        ``<protocol>.<metric>.min|max``, from the recipe.
+    limits
+        ``<protocol>.<metric>.min|max``, `Gate.limits` of the recipe.
     has_pairs
         The test holds both images of a subject in a unit that has a paired protocol (HU or 8-bit grey levels).
     unit
@@ -123,6 +137,10 @@ def judge(
         The present champion's summaries on the same test.
     champion_name
         How to call it.
+    uncompared
+        Why the champion could not be measured on the same test, in a sentence; empty when it was, or there is none.
+    allow_unmeasured_fidelity
+        `Gate.allow_unmeasured_fidelity` of the recipe.
     information
         Sentences for `Verdict.information`.
 
@@ -131,8 +149,8 @@ def judge(
     Verdict
         With pairs only paired limits apply, a missing measurement fails, and the model must beat the best baselines
         translator in MAE, PSNR and SSIM. Without pairs, limits and measurements of ``cycle_slice``, ``structure`` and
-        ``unpaired_distribution`` are required and the statement says that fidelity was not measured. Limits of
-        ``lesions`` apply in both cases and are never enough.
+        ``unpaired_distribution`` are required, the model must beat the best baseline in KID, and the statement says
+        that fidelity was not measured. Limits of ``lesions`` apply in both cases and are never enough.
 
     Raises
     ------
@@ -146,7 +164,7 @@ def judge(
     >>> protocol = PROTOCOLS["paired_volume_hu"]
     >>> means = {"mae": 180.0, "psnr": 18.5, "ssim": 0.71}
     >>> numbers = {name: MetricSummary(mean, 0.0, mean, mean, 3, 3) for name, mean in means.items()}
-    >>> verdict = judge({protocol.name: Summary(protocol, numbers, 3, 3)}, Recipe().gate, has_pairs=True)
+    >>> verdict = judge({protocol.name: Summary(protocol, numbers, 3, 3)}, Recipe().gate.limits, has_pairs=True)
     >>> verdict.passed
     False
     >>> [(check.metric, check.limit, check.ok) for check in verdict.checks]
@@ -154,40 +172,49 @@ def judge(
     >>> print(verdict.reasons[0])
     paired_volume_hu psnr is 18.5, which is not at least 20
     """
-    applied, not_applied = _applicable(gate, has_pairs, unit)
+    applied, not_applied = _applicable(limits, has_pairs, unit)
     checks = [c for name, metrics in applied.items() for c in _limits(name, metrics, summaries.get(name))]
     problems = []
     if not any(PROTOCOLS[c.protocol].pairing is not Pairing.LESION for c in checks):
         problems.append(f"no limit of the gate applies to a test {'with' if has_pairs else 'without'} pairs; set one")
     if has_pairs:
         gated = [n for n in applied if n in summaries and PROTOCOLS[n].measures_fidelity]
-        paired = gated or _paired_protocols(summaries, unit)
-        rivals, problem = _against_baselines(summaries, baselines or {}, paired)
-        checks += rivals
-        problems += problem
+        rivals, problem = _against_baselines(
+            summaries, baselines or {}, gated or _paired_protocols(summaries, unit), _DECIDING
+        )
     else:
+        rivals, problem = _against_baselines(
+            summaries, baselines or {}, [n for n in _UNPAIRED if n in summaries], [KID]
+        )
         for name in REQUIRED_WITHOUT_PAIRS:
             if not any(limit.min is not None or limit.max is not None for limit in applied.get(name, {}).values()):
                 problems.append(f"the gate has no limit for {name}, which a test without pairs requires; set one")
-    problems += list(alarms)
+    checks += rivals
+    problems += [*problem, *alarms]
     reasons = tuple(c.sentence for c in checks if not c.ok) + tuple(problems)
     passed = not reasons
     better, words = _against_champion(summaries, champion, champion_name, has_pairs, unit)
+    if uncompared:
+        better, words = None, uncompared
+    measured = has_pairs and any(PROTOCOLS[n].measures_fidelity for n in summaries)
+    promoted = measured or allow_unmeasured_fidelity
     return Verdict(
         passed=passed,
-        fidelity_measured=has_pairs and any(PROTOCOLS[n].measures_fidelity for n in summaries),
+        fidelity_measured=measured,
         statement=_statement(passed, has_pairs, checks, reasons, summaries),
         checks=tuple(checks),
         reasons=reasons,
         not_applied=tuple(not_applied),
-        replaces_champion=passed and better,
+        replaces_champion=passed and promoted and better is True,
         champion=words,
+        uncompared=better is None,
+        stays="" if not passed or (promoted and better) else (words if promoted else _UNMEASURED),
         information=tuple(information),
     )
 
 
-def _applicable(gate: Gate, has_pairs: bool, unit: Unit) -> tuple[Gate, list[str]]:
-    applied, skipped = {}, []
+def _applicable(gate: Limits, has_pairs: bool, unit: Unit) -> tuple[Limits, list[str]]:
+    applied, skipped = dict[str, Mapping[str, Limit]](), list[str]()
     for name in sorted(gate):
         p = PROTOCOLS[name]
         if p.pairing is Pairing.LESION:
@@ -230,13 +257,16 @@ def _paired_protocols(summaries: Mapping[str, Summary], unit: Unit) -> list[str]
 
 
 def _against_baselines(
-    summaries: Mapping[str, Summary], baselines: Mapping[str, Mapping[str, Summary]], paired: Sequence[str]
+    summaries: Mapping[str, Summary],
+    baselines: Mapping[str, Mapping[str, Summary]],
+    names: Sequence[str],
+    metrics: Sequence[Metric],
 ) -> tuple[list[Check], list[str]]:
     checks: list[Check] = []
-    for name in paired:
+    for name in names:
         rivals = {t: by_protocol[name] for t, by_protocol in baselines.items() if name in by_protocol}
         require_same_protocol([summaries[name].protocol, *(s.protocol for s in rivals.values())])
-        for metric in _DECIDING:
+        for metric in metrics:
             measured = {t: m for t, s in rivals.items() if (m := s.mean(metric.name)) is not None and not math.isnan(m)}
             if not measured:
                 continue
@@ -264,10 +294,11 @@ def _against_champion(
     champion_name: str,
     has_pairs: bool,
     unit: Unit,
-) -> tuple[bool, str]:
+) -> tuple[bool | None, str]:
+    """Return whether the model is no worse, ``None`` where nothing compares, and the comparison in a sentence."""
     if champion is None:
         return True, ""
-    names = _paired_protocols(summaries, unit) if has_pairs else ["unpaired_distribution"]
+    names = _paired_protocols(summaries, unit) if has_pairs else _UNPAIRED
     metric = (MAE if has_pairs else KID).name
     for name in names:
         if name not in summaries or name not in champion:
@@ -279,7 +310,7 @@ def _against_champion(
         ok = own <= theirs
         words = "no worse" if ok else "worse"
         return ok, f"{name} {metric} is {own:.4g}, {words} than {champion_name} with {theirs:.4g} on the same test"
-    return False, f"{champion_name} and this model share no measurement of {metric}, so it stays"
+    return None, f"{champion_name} and this model share no measurement of {metric}"
 
 
 def _statement(
@@ -301,7 +332,6 @@ def _statement(
         )
     )
     if passed:
-        beaten = " and every baseline is beaten" if has_pairs else ""
-        return f"Passed: all {len(checks)} checks hold{over}{beaten}.{unmeasured}"
+        return f"Passed: all {len(checks)} checks hold{over} and every baseline is beaten.{unmeasured}"
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return f"Failed{over}: {reasons[0]}{more}.{unmeasured}"

@@ -32,6 +32,8 @@ class EvaluationResult:
         ``None`` where the recipe asks for none.
     champion
         How to call it.
+    compared_with
+        The champion's name, version and digest; ``None`` when there was none.
     lineage
         Name → value: recipe and content digests, seed, versions.
     """
@@ -43,6 +45,7 @@ class EvaluationResult:
     robustness: RobustnessResult | None = None
     uncertainty: UncertaintyResult | None = None
     champion: str = "the champion"
+    compared_with: Mapping[str, str] | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -203,6 +203,8 @@ def _task(name: str, *, tracking_uri: str = "", study_storage: str = "") -> Iter
     except CtmrError as error:
         events.failed(name, error)
         sys.exit(error.exit_code)
+    finally:
+        events.ended(name)
 
 
 def _workspace(name: str) -> str:

@@ -52,6 +52,20 @@ class Description(Section):
         tree = self.model_dump(mode="json", exclude=None if self.neighbours else {"neighbours"})
         return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
+    def unlike(self, other: Description, direction: Direction) -> str:
+        """Return what keeps two models from translating the same images in a direction; empty when nothing does."""
+        if self.grid != other.grid:
+            return "grid"
+        if direction not in self.directions or direction not in other.directions:
+            return "direction"
+        for modality in (direction.source, direction.target):
+            ours, theirs = self.sides[modality], other.sides[modality]
+            if ours.unit is not theirs.unit:
+                return f"unit of {modality}"
+            if (ours.channels, ours.sequences) != (theirs.channels, theirs.sequences):
+                return f"number or sequence of {modality} channels"
+        return ""
+
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read a model folder's description."""

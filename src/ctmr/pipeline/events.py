@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,6 +35,19 @@ def emit(stage: str, **fields: Any) -> None:
 def started(stage: str) -> None:
     """Say that a stage begins."""
     emit(stage, started=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def ended(stage: str) -> None:
+    """Say that a stage's task ends, well or not: one that was killed never says so."""
+    emit(stage, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def killed(path: Path) -> str:
+    """Return the stage of a task that began and never ended; empty when there is none."""
+    open_tasks = Counter[str]()
+    for _, event in read(path):
+        open_tasks[event["stage"]] += ("started" in event) - ("ended" in event)
+    return next((stage for stage, count in open_tasks.items() if count > 0), "")
 
 
 def progress(stage: str) -> Progress:

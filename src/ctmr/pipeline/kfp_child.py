@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ctmr.errors import InputError
+from ctmr.errors import EnvironmentFault, InputError
 from ctmr.pipeline import events
 from ctmr.pipeline.kfp_local import EVENTS, FAILED, LOG, PARAMETERS, PIPELINE, SUCCEEDED, RunOutcome
 from ctmr.system.processes import when_parent_ends
@@ -85,6 +85,12 @@ def _why(folder: Path, error: Exception) -> RunOutcome:
             last = event
     if last:
         return RunOutcome(FAILED, str(last["error"]), int(last["exit_code"]), str(last.get("kind", "")))
+    if stage := events.killed(folder / EVENTS):
+        said = (
+            f"the process of stage {stage} was killed before it could say why, perhaps because memory ran out; start "
+            f"the run again, finished stages are reused (log: {folder / LOG})"
+        )
+        return RunOutcome(FAILED, said, EnvironmentFault.exit_code, EnvironmentFault.__name__)
     task = _QUOTED.findall(_plain(str(error)))
     where = f"task {task[-1]}" if task else "it"
     said = f"the run failed, {where} said: {_last_words(folder / LOG)} (log: {folder / LOG})"

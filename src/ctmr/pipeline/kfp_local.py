@@ -16,7 +16,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ctmr import errors
 from ctmr.datasets.dvc import DatasetSource
 from ctmr.errors import CtmrError, EnvironmentFault, GateFailed, InputError
 from ctmr.pipeline import events
@@ -223,6 +222,7 @@ def _follow(
     """Execute a run's folder, passing on what its tasks tell until it has ended."""
     folder, offset, began = done.folder, 0, dict[str, float]()
     process = start(here, {environment.WORKSPACE: str(folder.absolute()), environment.HOME: str(home.root)})
+    leader = Process.of(process.pid)
     try:
         while True:
             ended = process.poll() is not None
@@ -240,6 +240,8 @@ def _follow(
                     done.results[result.name] = result
                     on_result(result)
             if ended:
+                # Whatever ended it, what it started must not work on beside the next run.
+                end_session(leader, STOP_S)
                 break
             time.sleep(POLL_S)
     except BaseException:
@@ -249,8 +251,13 @@ def _follow(
 
 def error_of(how: RunOutcome) -> CtmrError:
     """Return the error that ended a run, of the kind it had."""
-    kind = getattr(errors, how.kind, CtmrError)
-    return kind(how.error) if kind in (GateFailed, InputError, EnvironmentFault) else CtmrError(how.error)
+    if how.kind == GateFailed.__name__:
+        return GateFailed(how.error)
+    # An error of another module, such as a failed rollout, keeps the exit code of its kind.
+    kind = {InputError.exit_code: InputError, EnvironmentFault.exit_code: EnvironmentFault}.get(
+        how.exit_code, CtmrError
+    )
+    return kind(how.error)
 
 
 def _new_folder(home: Home) -> Path:

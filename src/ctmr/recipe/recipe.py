@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
@@ -196,7 +196,37 @@ class Limit(Section):
     max: float | None = None
 
 
-Gate = dict[str, dict[str, Limit]]
+Limits = Mapping[str, Mapping[str, Limit]]
+"""``<protocol>.<metric>`` → what its mean must be."""
+
+
+class Gate(Section):
+    """Conditions that a model must meet: ``<protocol>.<metric>.min|max``, and what may be promoted."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Limit]]
+
+    allow_unmeasured_fidelity: bool = False
+    """A model whose fidelity was not measured, because the test holds no pairs, may become champion by itself."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits by protocol and metric."""
+        return self.__pydantic_extra__
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        for name, metrics in self.limits.items():
+            if name not in PROTOCOLS:
+                raise ValueError(f"there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}")
+            if not PROTOCOLS[name].may_gate:
+                raise ValueError(f"{name} compares images of different patients and can never be in a gate")
+            for metric in metrics:
+                if metric not in METRICS:
+                    raise ValueError(
+                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(METRICS))}"
+                    )
+        return self
 
 
 class Register(Section):
@@ -261,7 +291,7 @@ class Recipe(Section):
     train: Train = Train()
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
-    gate: Gate = Field(default=_DEFAULT_GATE, validate_default=True)
+    gate: Gate = Gate.model_validate(_DEFAULT_GATE)
     """``<protocol>.<metric>.min|max`` on the mean over patients. Limits of paired protocols apply where pairs exist."""
     register_: Register = Field(default=Register(), alias="register")
     deploy: Deploy = Deploy()
@@ -277,23 +307,6 @@ class Recipe(Section):
         given = tree["directions"]
         one = given[0] if isinstance(given, list | tuple) and len(given) == 1 else given
         return {**{k: v for k, v in tree.items() if k != "directions"}, "direction": one}
-
-    @field_validator("gate")
-    @classmethod
-    def _gate_can_be_measured(cls, gate: Gate) -> Gate:
-        for name, metrics in gate.items():
-            if name not in PROTOCOLS:
-                raise ValueError(
-                    f"gate: there is no protocol {name!r}; the protocols are {', '.join(sorted(PROTOCOLS))}"
-                )
-            if not PROTOCOLS[name].may_gate:
-                raise ValueError(f"gate: {name} compares images of different patients and can never be in a gate")
-            for metric in metrics:
-                if metric not in METRICS:
-                    raise ValueError(
-                        f"gate.{name}: there is no metric {metric!r}; the metrics are {', '.join(sorted(METRICS))}"
-                    )
-        return gate
 
     @model_validator(mode="after")
     def _neighbours_are_equally_far(self) -> Self:

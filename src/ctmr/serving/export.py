@@ -90,6 +90,11 @@ class ServedSpec(BaseModel):
         return self.model_dump_json(indent=2, exclude=None if self.neighbours else {"neighbours"}) + "\n"
 
     @property
+    def content(self) -> str:
+        """JSON of what a version is, without what a deployment may set anew: how much at a time, and its lineage."""
+        return self.model_dump_json(exclude={"chunk", "max_voxels", "lineage"})
+
+    @property
     def stacked_channels(self) -> int:
         """Channels that the generator takes."""
         return self.channels * (2 * self.neighbours + 1)

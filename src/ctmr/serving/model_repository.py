@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -23,6 +25,8 @@ VOLUME_QUEUE = 16
 
 SCRIPT = "model.py"
 """The volume model's program: it follows the installed ctmr, so an upgrade can be deployed under the same number."""
+SPEC = "spec.json"
+"""What the version is. Its settings of deployment and lineage may be written anew under the same number."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 _POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
@@ -66,7 +70,7 @@ class Release:
         """Return the content of the version's folder of one part; InputError when a graph is not the spec's."""
         if part is Part.VOLUME:
             script = resources.files("ctmr.serving").joinpath("backend", "volume", "model.py").read_bytes()
-            return {SCRIPT: script, "spec.json": self.spec.to_json().encode()}
+            return {SCRIPT: script, SPEC: self.spec.to_json().encode()}
         path = self.generator if part is Part.GENERATOR else self.range
         wanted = self.spec.generator_sha256 if part is Part.GENERATOR else self.spec.range_sha256
         try:
@@ -79,7 +83,7 @@ class Release:
         return {"model.onnx": content}
 
 
-def write_version(repository: Path, release: Release) -> bool:
+def write_version(repository: Path, release: Release, *, reshape: bool = False) -> bool:
     """Put a version's folders of all three models into the repository.
 
     The version policy of a model that exists already stays as it is: the new version is served only once
@@ -91,11 +95,14 @@ def write_version(repository: Path, release: Release) -> bool:
         Made if need be.
     release
         What to write. Each folder appears at once (temporary name, then rename).
+    reshape
+        It may have another geometry or unit than what is served: `write_configs` comes next.
 
     Returns
     -------
     bool
-        False when the version was there already with the same content. Its script is brought up to date if need be.
+        False when the version was there already with the same content. Its script, and the settings of deployment in
+        its spec, are brought up to date if need be.
 
     Raises
     ------
@@ -103,7 +110,7 @@ def write_version(repository: Path, release: Release) -> bool:
         The version is there with other content, or the model is served at another geometry or unit.
     """
     contents = {part: release.files(part) for part in Part}
-    missing = _missing_parts(repository, release, contents)
+    missing = _missing_parts(repository, release, contents, reshape)
     written: list[Path] = []
     try:
         for part in missing:
@@ -121,42 +128,83 @@ def write_version(repository: Path, release: Release) -> bool:
         for version in written:
             shutil.rmtree(version, ignore_errors=True)
         raise
-    script = repository / f"{release.model}{Part.VOLUME}" / release.version / SCRIPT
-    if not script.exists() or script.read_bytes() != contents[Part.VOLUME][SCRIPT]:
-        write_file(script, contents[Part.VOLUME][SCRIPT], replace=True)
+    for name, content in contents[Part.VOLUME].items():
+        _update(repository / f"{release.model}{Part.VOLUME}" / release.version / name, content)
     return bool(missing)
 
 
-def check_version(repository: Path, release: Release) -> None:
+def _update(file: Path, content: bytes) -> None:
+    if not file.exists() or file.read_bytes() != content:
+        write_file(file, content, replace=True)
+
+
+def check_version(repository: Path, release: Release, *, reshape: bool = False) -> None:
     """Raise the InputError that `write_version` would raise, and write nothing."""
-    _missing_parts(repository, release, {part: release.files(part) for part in Part})
+    _missing_parts(repository, release, {part: release.files(part) for part in Part}, reshape)
 
 
-def _missing_parts(repository: Path, release: Release, contents: dict[Part, dict[str, bytes]]) -> list[Part]:
+def written_spec(repository: Path, model: str, version: str) -> bytes | None:
+    """Return the spec that lies beside a version; ``None`` when there is none."""
+    file = repository / f"{model}{Part.VOLUME}" / version / SPEC
+    return file.read_bytes() if file.exists() else None
+
+
+def write_spec(repository: Path, model: str, version: str, content: bytes) -> None:
+    """Put back a spec that `written_spec` returned."""
+    _update(repository / f"{model}{Part.VOLUME}" / version / SPEC, content)
+
+
+def configs(repository: Path, model: str) -> dict[str, str]:
+    """Return part → config.pbtxt of a model; empty when it is not there."""
+    files = {part.value: repository / f"{model}{part}" / "config.pbtxt" for part in Part}
+    return {part: file.read_text() for part, file in files.items() if file.exists()}
+
+
+def write_configs(repository: Path, model: str, texts: Mapping[str, str]) -> None:
+    """Write config.pbtxt of some parts of a model that is there."""
+    for part, text in texts.items():
+        _update(repository / f"{model}{part}" / "config.pbtxt", text.encode())
+
+
+def new_configs(release: Release) -> dict[str, str]:
+    """Return part → config.pbtxt for a release alone."""
+    return {part.value: _config(release, part) for part in Part}
+
+
+def is_reshaped(repository: Path, release: Release) -> bool:
+    """True when the model is served at another geometry or unit than the release has."""
+    found, wanted = configs(repository, release.model), new_configs(release)
+    return any(without_policy(text) != without_policy(wanted[part]) for part, text in found.items())
+
+
+def _missing_parts(
+    repository: Path, release: Release, contents: dict[Part, dict[str, bytes]], reshape: bool
+) -> list[Part]:
+    if not reshape and is_reshaped(repository, release):
+        raise InputError(
+            f"model {release.model} is served with other channels, size or units than version {release.version} has; "
+            "register this one under another name (register.name), or let it take that place with "
+            "`ctmr deploy --replace-uncompared REASON`"
+        )
     missing = []
     for part, files in contents.items():
-        folder = repository / f"{release.model}{part}"
-        config = folder / "config.pbtxt"
-        if config.exists() and _without_policy(config.read_text()) != _without_policy(_config(release, part)):
-            raise InputError(
-                f"model {folder.name} is served with other channels, size or units than version {release.version} has; "
-                "register this one under another name"
-            )
-        version = folder / release.version
+        version = repository / f"{release.model}{part}" / release.version
         if not version.exists():
             missing.append(part)
-        elif {p.name: p.read_bytes() for p in version.iterdir() if _counts(p)} != {
-            name: content for name, content in files.items() if name != SCRIPT
-        }:
+        elif _content({p.name: p.read_bytes() for p in version.iterdir() if p.is_file()}) != _content(files):
             raise InputError(
-                f"{version} exists with other content; a version number stands for one content, so register again"
+                f"{version} exists with other content, and a version number stands for one content; where two MLflow "
+                "registries deploy to one Triton, register under another name (register.name)"
             )
     return missing
 
 
-def _counts(path: Path) -> bool:
-    # The script is code of this package, not of the version.
-    return path.is_file() and path.name != SCRIPT
+def _content(files: Mapping[str, bytes]) -> dict[str, bytes | str]:
+    """Return what makes a version, file by file; its script is code of this package."""
+    found: dict[str, bytes | str] = {name: content for name, content in files.items() if name != SCRIPT}
+    with suppress(InputError):
+        found[SPEC] = ServedSpec.from_json(files.get(SPEC, b"").decode()).content
+    return found
 
 
 def versions(repository: Path, model: str) -> tuple[str, ...]:
@@ -249,5 +297,6 @@ def _policy(wanted: set[str]) -> str:
     return f"version_policy: {{ specific: {{ versions: [ {', '.join(sorted(wanted, key=int))} ] }} }}"
 
 
-def _without_policy(config: str) -> str:
+def without_policy(config: str) -> str:
+    """Return a config.pbtxt without the versions that it names."""
     return _POLICY.sub("", config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ctmr.errors import CtmrError, EnvironmentFault
 from ctmr.serving import model_repository as repo
@@ -49,7 +50,7 @@ class RolloutReport:
     reason: str
 
 
-class RolloutFailed(CtmrError):
+class RolloutFailed(EnvironmentFault):
     """The version was not good enough to go live; `report` says what is live instead."""
 
     def __init__(self, report: RolloutReport) -> None:
@@ -58,7 +59,62 @@ class RolloutFailed(CtmrError):
         self.report = report
 
 
-def deploy(client: TritonClient, repository: Path, release: Release, prove: Prove) -> RolloutReport:
+@dataclass(frozen=True)
+class Standing:
+    """Versions of a model that Triton is to serve: enough to come back to them, also after this process was killed.
+
+    Attributes
+    ----------
+    versions
+        What the version policy names; empty when the model is not there.
+    there
+        All that lie in the repository.
+    configs
+        Part → config.pbtxt.
+    """
+
+    model: str
+    versions: tuple[str, ...]
+    there: tuple[str, ...]
+    configs: Mapping[str, str]
+
+    @staticmethod
+    def of(repository: Path, model: str) -> Standing:
+        """Read it from a model repository."""
+        there = repo.versions(repository, model)
+        versions = tuple(v for v in repo.served_versions(repository, model) if v in there)
+        return Standing(model, versions, there, repo.configs(repository, model))
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Standing:
+        """Return what `to_json` was made of."""
+        return Standing(tree["model"], tuple(tree["versions"]), tuple(tree["there"]), tree["configs"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def serving(self, version: str) -> Standing:
+        """Return the same with one version served alone."""
+        return replace(self, versions=(version,))
+
+    def has_other_shape(self, configs: Mapping[str, str]) -> bool:
+        """True when configurations differ from its own in more than the versions that they name."""
+        return any(
+            repo.without_policy(text) != repo.without_policy(configs.get(part, ""))
+            for part, text in self.configs.items()
+        )
+
+
+def deploy(
+    client: TritonClient,
+    repository: Path,
+    release: Release,
+    prove: Prove,
+    *,
+    commit: Callable[[], None] = lambda: None,
+    reshape: bool = False,
+) -> RolloutReport:
     """Bring a version live.
 
     1. The version is loaded under a candidate name and proven there, so that callers of the model never meet it.
@@ -66,6 +122,7 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
        version takes over here, an older one in step 4.)
     3. It is proven again, under its real name.
     4. The old version retires once its last request is answered: volume model first, then what it calls.
+    5. `commit` makes it count; when that fails, the old version comes back.
 
     Parameters
     ----------
@@ -77,6 +134,11 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
         What shall go live.
     prove
         Golden inference: raises when the version's answers are wrong.
+    commit
+        Called when the version is live and proven; raises when it must not stay so.
+    reshape
+        The release may have another geometry or unit than what is served. Old and new then cannot stand beside each
+        other: calls fail between 2 and 3, for as long as a load takes.
 
     Raises
     ------
@@ -88,25 +150,35 @@ def deploy(client: TritonClient, repository: Path, release: Release, prove: Prov
         The old version is live as before, and what was written has been removed.
     """
     # What cannot work ends here, before anything is written: other content, another geometry, no server.
-    repo.check_version(repository, release)
+    repo.check_version(repository, release, reshape=reshape)
     client.index()
-    before = set(repo.served_versions(repository, release.model)) & set(repo.versions(repository, release.model))
+    standing, spec = (
+        Standing.of(repository, release.model),
+        repo.written_spec(repository, release.model, release.version),
+    )
     previous = _live(client, release.model)
     created = touched = False
     try:
         _prove_as_candidate(client, repository, release, prove)
-        created = repo.write_version(repository, release)
+        created = repo.write_version(repository, release, reshape=reshape)
         touched = True
-        _serve(client, repository, release.model, {*before, release.version}, *_CALLED)
-        _serve(client, repository, release.model, {*before, release.version}, Part.VOLUME)
+        together = {*standing.versions, release.version}
+        if repo.is_reshaped(repository, release):
+            together = {release.version}
+            repo.write_configs(repository, release.model, repo.new_configs(release))
+        _serve(client, repository, release.model, together, *_CALLED)
+        _serve(client, repository, release.model, together, Part.VOLUME)
         prove(release.model, release.version)
         _retire_others(client, repository, release.model, {release.version})
         live = client.live_version(release.model)
         if live != release.version:
             raise EnvironmentFault(f"the server answers with version {live}")
+        commit()
     except BaseException as error:
+        if spec is not None:
+            repo.write_spec(repository, release.model, release.version, spec)
         if touched:
-            _go_back(client, repository, release, before)
+            restore(client, repository, standing, release.version)
         if created:
             repo.remove_version(repository, release.model, release.version)
         if not isinstance(error, Exception):
@@ -164,10 +236,11 @@ def _prove_as_candidate(client: TritonClient, repository: Path, release: Release
             _forget(client, repository, f"{candidate.model}{part}")
 
 
-def _forget(client: TritonClient, repository: Path, triton_model: str) -> None:
+def _forget(client: TritonClient | None, repository: Path, triton_model: str) -> None:
     # What never loaded cannot be unloaded; a server that is gone has nothing loaded.
-    with contextlib.suppress(CtmrError):
-        client.unload(triton_model)
+    if client is not None:
+        with contextlib.suppress(CtmrError):
+            client.unload(triton_model)
     shutil.rmtree(repository / triton_model, ignore_errors=True)
 
 
@@ -196,22 +269,60 @@ def _wait_until_drained(client: TritonClient, triton_model: str, keep: set[str])
         time.sleep(0.05)
 
 
-def _go_back(client: TritonClient, repository: Path, release: Release, before: set[str]) -> None:
-    """Serve again what was served before; what the volume model calls comes back first and goes last."""
-    model = release.model
-    if not before:
+def restore(client: TritonClient | None, repository: Path, standing: Standing, tried: str) -> None:
+    """Serve again what was served before a version was tried; what the volume model calls comes first and goes last.
+
+    Parameters
+    ----------
+    client
+        ``None`` where no server runs: it finds the old policies when it starts.
+    """
+    model, before = standing.model, set(standing.versions)
+    if client is not None and not before:
         for part in (Part.VOLUME, *_CALLED):
             with contextlib.suppress(CtmrError):
                 client.unload(f"{model}{part}")
+    if not before:
         return
-    # Loading beside a broken version reports that version, and serves the others all the same.
-    with contextlib.suppress(CtmrError):
-        _serve(client, repository, model, {*before, release.version}, *_CALLED)
-    with contextlib.suppress(CtmrError):
-        _retire_others(client, repository, model, before)
+    reshaped = standing.has_other_shape(repo.configs(repository, model))
+    repo.write_configs(repository, model, standing.configs)
+    if client is not None:
+        # Loading beside a broken version reports that version, and serves the others all the same.
+        with contextlib.suppress(CtmrError):
+            _serve(client, repository, model, before if reshaped else {*before, tried}, *_CALLED)
+        with contextlib.suppress(CtmrError):
+            _retire_others(client, repository, model, before)
     # A server that died meanwhile finds the old policies when it starts again.
     for part in Part:
         repo.set_versions(repository, model, part, before)
+
+
+def withdraw(client: TritonClient | None, repository: Path, standing: Standing, tried: str) -> None:
+    """Remove what a rollout that was killed left of a version: its candidate, and its folders where it made them."""
+    for left in repo.leftover_candidates(repository):
+        if left.startswith(candidate_name(standing.model)):
+            _forget(client, repository, left)
+    if tried not in standing.there:
+        repo.remove_version(repository, standing.model, tried)
+
+
+def confirm(client: TritonClient, repository: Path, standing: Standing) -> None:
+    """See that a model answers with the version that is to be served, by a canary inference.
+
+    Raises
+    ------
+    EnvironmentFault
+        Another version answers, or none.
+    """
+    if not standing.versions:
+        return
+    try:
+        version = canary(client, standing.model)
+    except CtmrError:
+        version = revive(client, repository, standing.model)
+    wanted = max(standing.versions, key=int)
+    if version != wanted:
+        raise EnvironmentFault(f"{standing.model}: version {version} answers instead of version {wanted}")
 
 
 def _live(client: TritonClient, model: str) -> str | None:

@@ -112,9 +112,9 @@ class EmbeddedTriton:
             timeout_s,
         )
 
-    def client(self, repository: Path) -> TritonClient:
+    def client(self, repository: Path, ports: Ports = PORTS) -> TritonClient:
         """Return a client of this server that may control it; the server is started if need be."""
-        return TritonClient(self.start(repository).grpc, control_key=self.control_key())
+        return TritonClient(self.start(repository, ports).grpc, control_key=self.control_key())
 
     def control_key(self) -> str:
         """Return what a client must know to load and unload models, to share memory, to trace and to log.

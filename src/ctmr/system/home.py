@@ -63,6 +63,11 @@ class Home:
         return self.root / "synthetic.jsonl"
 
     @property
+    def promotions(self) -> Path:
+        """One JSON line for each model that became champion."""
+        return self.root / "promotions.jsonl"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's tracking address: MLFLOW_TRACKING_URI, or SQLite here."""
         return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(self.root / "mlflow.db")

@@ -321,6 +321,12 @@ class Tracking:
         with faults(self.uri):
             self.client.set_registered_model_alias(name, alias, version)
 
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set ``ctmr.*`` tags of a registered version."""
+        with faults(self.uri):
+            for k, v in tags.items():
+                self.client.set_model_version_tag(name, version, TAG + k, v)
+
 
 def _or_none(call: Callable[[], Any]) -> Any:
     """Return what MLflow answers, ``None`` when it says that the thing does not exist; all else is raised."""

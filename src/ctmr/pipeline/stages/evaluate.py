@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +74,8 @@ def _measure(context: Context) -> EvaluationResult:
     recipe = context.recipe
     test_set, model = _open(context)
     context.report("translating the test set", 0.02)
-    champion_name, champion = _champion(context, test_set)
-    gated = measure_direction(test_set, model, recipe, tell=_part(context, 0.05, 0.6), champion=champion)
+    known = _champion(context, test_set, model)
+    gated = measure_direction(test_set, model, recipe, tell=_part(context, 0.05, 0.6), champion=known.model)
     reverse = _reverse(test_set, model, recipe)
     other: DirectionResult | str = (
         reverse
@@ -92,12 +93,13 @@ def _measure(context: Context) -> EvaluationResult:
     information = [t.sentence() for t in lesions] + ([other] if isinstance(other, str) else [])
     return EvaluationResult(
         gated=gated,
-        verdict=_judge(gated, recipe, champion_name, information),
+        verdict=_judge(gated, recipe, known, information),
         other=other,
         lesions=tuple(lesions),
         robustness=robustness,
         uncertainty=certainty,
-        champion=champion_name,
+        champion=known.name,
+        compared_with=known.identity,
         lineage=_lineage(context),
     )
 
@@ -123,21 +125,33 @@ def _part(context: Context, start: float, length: float) -> Progress:
     return tell
 
 
-def _champion(context: Context, test_set: TestSet) -> tuple[str, Model | None]:
-    """Return the champion's name, and its generators unless there is none or it cannot translate these images."""
+@dataclass(frozen=True)
+class _Champion:
+    """The registered champion: its name, version and digest, and its generators, or why they cannot be compared."""
+
+    name: str = "the champion"
+    identity: Mapping[str, str] | None = None
+    model: Model | None = None
+    uncompared: str = ""
+
+
+def _champion(context: Context, test_set: TestSet, candidate: Model) -> _Champion:
+    """Return the champion that the option names, as far as it can translate these images."""
     from ctmr.evaluation.candidates import Model
     from ctmr.tracking.mlflow import Tracking
 
     option = context.options.get("champion", "")
     if not option:
-        return "the champion", None
+        return _Champion()
     champion: Mapping[str, str] = json.loads(option)
     name = f"version {champion['version']}"
+    identity = {key: champion[key] for key in ("name", "version", "digest")}
     folder = Tracking(context.home).download(champion["run_id"], "model", context.work)
-    description = Description.read(folder)
-    if description.grid != test_set.grid or test_set.direction not in description.directions:
-        return f"{name} (made for another grid or direction, not compared)", None
-    return name, Model.load(folder, test_set.direction)
+    direction = test_set.direction
+    unlike = Description.read(folder).unlike(candidate.description, direction)
+    if unlike:
+        return _Champion(name, identity, uncompared=f"{name} was made for another {unlike}, so nothing compares it")
+    return _Champion(name, identity, Model.load(folder, direction))
 
 
 def _reverse(test_set: TestSet, model: Model, recipe: Recipe) -> tuple[TestSet, Model] | str:
@@ -149,20 +163,22 @@ def _reverse(test_set: TestSet, model: Model, recipe: Recipe) -> tuple[TestSet, 
     return turn(test_set, model)
 
 
-def _judge(gated: DirectionResult, recipe: Recipe, champion_name: str, information: Sequence[str]) -> Verdict:
+def _judge(gated: DirectionResult, recipe: Recipe, champion: _Champion, information: Sequence[str]) -> Verdict:
     """Hold the gated direction against the recipe's gate, the baselines, the alarm and the champion."""
     from ctmr.evaluation.direction import CHAMPION
     from ctmr.evaluation.gate import judge
 
     return judge(
         gated.own,
-        recipe.gate,
+        recipe.gate.limits,
         has_pairs=gated.has_pairs,
         unit=gated.unit,
         baselines=gated.baselines,
         alarms=[gated.alarm] if gated.alarm else [],
         champion=gated.summaries.get(CHAMPION),
-        champion_name=champion_name,
+        champion_name=champion.name,
+        uncompared=champion.uncompared,
+        allow_unmeasured_fidelity=recipe.gate.allow_unmeasured_fidelity,
         information=information,
     )
 
@@ -172,8 +188,15 @@ def _write(out: Path, result: EvaluationResult) -> None:
     _write_json(out / "metrics.json", {"passed": verdict.passed, **_means(gated.own)})
     _write_json(out / "verdict.json", result.to_dict())
     # What register reads: a changed limit that the model still passes must not register it again.
-    decision = {"passed": verdict.passed, "replaces_champion": verdict.replaces_champion}
-    _write_json(out / "decision.json", decision | {"direction": gated.direction.value})
+    decision = {
+        "passed": verdict.passed,
+        "direction": gated.direction.value,
+        "replaces_champion": verdict.replaces_champion,
+        "compared_with": result.compared_with,
+        "uncompared": verdict.uncompared,
+        "stays": verdict.stays,
+    }
+    _write_json(out / "decision.json", decision)
     _write_cases(out / "cases.csv", gated.cases)
     golden = gated.golden
     np.savez_compressed(
@@ -217,6 +240,8 @@ def _summary(result: EvaluationResult) -> dict[str, Any]:
         "tissues": table_to_dict(gated.measured.tissues),
         "warnings": list(gated.warnings),
         "information": list(verdict.information),
+        "replaces_champion": verdict.replaces_champion,
+        "stays": verdict.stays,
         "golden": {"case": golden.case, "subject": golden.subject, "paths": list(golden.paths)},
     }
 
@@ -319,6 +344,6 @@ STAGE = Stage(
     sections=("direction", "evaluate", "gate"),
     run=run,
     summary_line=summary_line,
-    version=6,
+    version=7,
     files=_files,
 )

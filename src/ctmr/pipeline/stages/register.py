@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctmr.errors import GateFailed, without_secrets
+from ctmr.errors import GateFailed, InputError, without_secrets
 from ctmr.networks.model_folder import Description
+from ctmr.pipeline.promotion import registry_lock
 from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.pipeline.stages.evaluate import model_run
 from ctmr.system.digest import content_digest
@@ -17,15 +18,18 @@ from ctmr.tracking.names import model_name
 
 if TYPE_CHECKING:
     from ctmr.serving.export import ServedSpec
+    from ctmr.tracking.mlflow import Tracking, Version
 
 VERSION = "version.json"
+_DECIDED = ("replaces_champion", "compared_with", "uncompared", "stays")
+"""What deploy needs of evaluate's decision."""
 
 
 def run(context: Context) -> dict[str, Any]:
     """Write ``version.json`` and ``release/<direction>/``, what Triton serves, with lineage in its spec.
 
-    A model that is registered already (same content) keeps its version. The alias moves only when the verdict says
-    that the model replaces the champion.
+    A model that is registered already (same content) keeps its version and the lineage that it was registered with.
+    Nobody becomes champion here: that is deploy's, once the rollout is proven.
 
     Raises
     ------
@@ -37,37 +41,50 @@ def run(context: Context) -> dict[str, Any]:
     decision = json.loads(context.inputs["decision"].read_text())
     if not decision["passed"]:
         raise GateFailed("the model did not pass the gate, so it cannot be registered; its verdict says why")
+    if strange := sorted(set(_DECIDED) - set(decision)):
+        raise InputError(
+            f"{context.inputs['decision']} does not say {', '.join(strange)}: an earlier ctmr wrote it; run "
+            "`ctmr evaluate` again"
+        )
     model, section = context.inputs["model"], context.recipe.register_
     tracking = Tracking(context.home)
-    run_id = model_run(model, context.home, context.recipe.name)
-    lineage = _lineage(context, run_id)
-    name, digest = lineage["model_name"], lineage["model_digest"]
-    specs = _release(context, lineage)
-    hashes = {direction: spec.generator_sha256 for direction, spec in specs.items()}
-    tags = {**lineage, "verdict": "pass", **{f"onnx_sha256.{direction}": sha for direction, sha in hashes.items()}}
-    card = context.out / "model_card.md"
-    card.write_text(_card(name, lineage, specs), encoding="utf-8")
-    known = [v for v in tracking.versions(name) if v.digest == digest]
-    if known:
-        version = known[0].version
-    else:
-        context.report(f"registering {name}", 0.3)
-        version = tracking.register(name, run_id, context.out / "release", model, card, tags)
-    if decision["replaces_champion"]:
-        tracking.alias(name, section.alias, version)
-    tracking.tag(run_id, {**lineage, "model_version": version})
-    tracking.end(run_id)
+    with registry_lock(context.home):
+        run_id = model_run(model, context.home, context.recipe.name)
+        lineage = _lineage(context, run_id)
+        name, digest = lineage["model_name"], lineage["model_digest"]
+        known = _known(tracking, name, section.alias, digest)
+        # What a version is served with must not depend on who registers it again.
+        first = {k: known.tags.get(k, v) for k, v in lineage.items()} if known else lineage
+        specs = _release(context, first)
+        hashes = {direction: spec.generator_sha256 for direction, spec in specs.items()}
+        tags = {**first, "verdict": "pass", **{f"onnx_sha256.{direction}": sha for direction, sha in hashes.items()}}
+        card = context.out / "model_card.md"
+        card.write_text(_card(name, first, specs), encoding="utf-8")
+        if known:
+            version = known.version
+        else:
+            context.report(f"registering {name}", 0.3)
+            version = tracking.register(name, run_id, context.out / "release", model, card, tags)
+        tracking.tag(run_id, {**lineage, "model_version": version})
+        tracking.end(run_id)
     tree = {
         "name": name,
         "version": version,
-        "run_id": run_id,
+        "run_id": first["run_id"],
         "model_digest": digest,
         "directions": sorted(specs),
-        "alias": section.alias if decision["replaces_champion"] else "",
+        "alias": section.alias,
         "onnx_sha256": hashes,
+        **{key: decision[key] for key in _DECIDED},
     }
     (context.out / VERSION).write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n")
     return {**tree, "tags": len(tags), "tracking": without_secrets(tracking.uri)}
+
+
+def _known(tracking: Tracking, name: str, alias: str, digest: str) -> Version | None:
+    """Return the version that holds this model already: the champion before others, then the newest."""
+    champion = tracking.champion(name, alias)
+    return next((v for v in (champion, *tracking.versions(name)) if v and v.digest == digest), None)
 
 
 def _lineage(context: Context, run_id: str) -> dict[str, str]:
@@ -95,15 +112,13 @@ def _release(context: Context, lineage: Mapping[str, str]) -> dict[str, ServedSp
     """Write ``release/<direction>/``, the graphs and a spec that holds the lineage; return the specs."""
     from ctmr.serving.export import ServedSpec
 
-    model, deploy = context.inputs["model"], context.recipe.deploy
-    more = {"lineage": dict(lineage), "chunk": deploy.chunk, "max_voxels": deploy.max_voxels}
-    specs = {}
+    model, specs = context.inputs["model"], dict[str, ServedSpec]()
     for direction in Description.read(model).directions:
         source, target = model / "onnx" / direction.value, context.out / "release" / direction.value
         target.mkdir(parents=True)
         for file in ("generator.onnx", "range.onnx"):
             shutil.copyfile(source / file, target / file)
-        spec = ServedSpec.from_json((source / "spec.json").read_text()).model_copy(update=more)
+        spec = ServedSpec.from_json((source / "spec.json").read_text()).model_copy(update={"lineage": dict(lineage)})
         (target / "spec.json").write_text(spec.to_json())
         specs[direction.value] = spec
     return specs
@@ -111,7 +126,6 @@ def _release(context: Context, lineage: Mapping[str, str]) -> dict[str, ServedSp
 
 def still_true(context: Context) -> bool:
     """True while the registered version is there, with this model's digest; an outage is a fault, not a no."""
-    from ctmr.errors import InputError
     from ctmr.tracking.mlflow import Tracking
 
     tree = json.loads((context.out / VERSION).read_text())
@@ -147,8 +161,9 @@ def _card(name: str, lineage: dict[str, str], specs: dict[str, Any]) -> str:
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
-    """Return the registered version, in half a line."""
-    return f"{summary['name']} version {summary['version']}"
+    """Return the registered version and what may become of it, in half a line."""
+    may = "may become champion" if summary["replaces_champion"] else f"not champion: {summary['stays']}"
+    return f"{summary['name']} version {summary['version']}, {may}"
 
 
 STAGE = Stage(
@@ -160,9 +175,10 @@ STAGE = Stage(
         "dataset": "fetch/dataset.json",
         "validation": "validate/validation.json",
     },
-    sections=("name", "register", "deploy"),
+    sections=("name", "register"),
     run=run,
     summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
+    version=2,
 )

@@ -1,0 +1,272 @@
+"""Registry, Triton and the record of promotions agree after every fault, with a real Triton and a real MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
+from ctmr.pipeline import promotion
+from ctmr.pipeline.promotion import Contender, is_unfinished, promote, promotions, recover, registry_lock
+from ctmr.serving import model_repository as repo
+from ctmr.serving.client import TritonClient
+from ctmr.serving.export import ServedSpec, export_translator
+from ctmr.serving.model_repository import Release
+from ctmr.serving.rollout import canary
+from ctmr.serving.server import PORTS, EmbeddedTriton
+from ctmr.system.home import Home
+from ctmr.tracking.mlflow import TAG, Tracking
+from tests.serving.conftest import CHANNELS, Exported, tiny_translator
+
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1800)]
+
+FAULTS = 50 if os.environ.get("CTMR_DRILL") == "full" else 6
+SEED = 20261130
+NAME, ALIAS, SERVED = "tiny", "champion", "tiny_mr2ct"
+CALLS = ("alias", "tag_version", "champion", "deploy", "record", "proof")
+"""What may fail in a process that lives on; a number after it says at which call."""
+
+DEPLOY = "from tests.serving.test_promotion_faults import deploy_as_a_process as d; d()"
+
+
+def client_of(home: Home) -> TritonClient:
+    """Return a client that may control the home's server, which is started on free ports."""
+    return EmbeddedTriton(home.triton).client(home.model_repository, dict.fromkeys(PORTS, 0))
+
+
+@dataclass
+class Place:
+    """A home with a registry and a Triton, and two models that take turns."""
+
+    home: Home
+    models: list[Exported]
+    count: int = 0
+
+    def tracking(self) -> Tracking:
+        return Tracking(self.home)
+
+    def next(self) -> tuple[Contender, Release]:
+        """Register one more version, compared with today's champion."""
+        self.count += 1
+        tracking = self.tracking()
+        champion = tracking.champion(NAME, ALIAS)
+        digest = f"digest{self.count}"
+        made = tracking.client.create_model_version(NAME, "runs:/0/model", tags={f"{TAG}model_digest": digest})
+        known = promotion.identity(champion)
+        candidate = Contender(NAME, str(made.version), digest, ALIAS, True, known, False, "")
+        return candidate, self.models[self.count % 2].release(SERVED, int(made.version))
+
+    def disagreement(self) -> str:
+        """Do what `ctmr up` does, then return how registry, Triton and record differ; empty when they agree."""
+        served = client_of(self.home)
+        with registry_lock(self.home):
+            recover(self.home)
+        champion = self.tracking().champion(NAME, ALIAS)
+        with served as client:
+            live = client.live_version(SERVED)
+        recorded = promotions(self.home)[-1]["version"] if promotions(self.home) else None
+        found = (champion.version if champion else None, live, recorded)
+        left = repo.leftover_candidates(self.home.model_repository)
+        agree = len(set(found)) == 1 and not left and not is_unfinished(self.home)
+        return "" if agree else f"registry, Triton, record: {found}; left: {left}, {is_unfinished(self.home)}"
+
+
+def deploy_here(home: Home, candidate: Contender, release: Release) -> None:
+    """Do what the stage deploy does, with a proof that only asks whether the version answers."""
+    tracking, served = Tracking(home), client_of(home)
+    with registry_lock(home), served as client:
+        recover(home, tracking)
+        if candidate.why_not(tracking.champion(NAME, ALIAS), ""):
+            return
+
+        def prove(name: str, version: str) -> None:
+            spec, _ = client.spec(name, version)
+            assert spec.generator_sha256 == release.spec.generator_sha256
+
+        promote(candidate, [release], prove, home=home, tracking=tracking, client=client)
+
+
+def deploy_as_a_process() -> None:
+    """Deploy what a JSON on the command line says."""
+    tree = json.loads(sys.argv[1])
+    spec = ServedSpec.from_json(tree["spec"])
+    release = Release(SERVED, tree["candidate"]["version"], Path(tree["generator"]), Path(tree["range"]), spec)
+    print("ready", flush=True)
+    deploy_here(Home(Path(tree["home"])), Contender(**tree["candidate"]), release)
+
+
+def start(home: Home, candidate: Contender, release: Release) -> subprocess.Popen[str]:
+    tree = {
+        "home": str(home.root),
+        "candidate": dataclasses.asdict(candidate),
+        "generator": str(release.generator),
+        "range": str(release.range),
+        "spec": release.spec.to_json(),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", DEPLOY, json.dumps(tree)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, exported: list[Exported]) -> Iterator[Place]:
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("the bundled Triton is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "CTMR_PARENT_RUN"):
+            patch.delenv(name, raising=False)
+        home = Home(tmp_path_factory.mktemp("faults") / "home")
+        home.root.mkdir()
+        made = Place(home, exported)
+        made.tracking().client.create_registered_model(NAME)
+        deploy_here(home, *made.next())
+        assert made.disagreement() == "" and promotions(home)[-1]["version"] == "1"
+        yield made
+        EmbeddedTriton(home.triton).stop()
+
+
+def kill_deployment(place: Place, chance: random.Random, seconds: float) -> None:
+    process = start(place.home, *place.next())
+    time.sleep(chance.uniform(0, 1.2 * seconds))
+    process.kill()
+    process.communicate()
+
+
+def kill_triton(place: Place, chance: random.Random, seconds: float) -> None:
+    process = start(place.home, *place.next())
+    time.sleep(chance.uniform(0, 1.2 * seconds))
+    running = EmbeddedTriton(place.home.triton).status()
+    if running is not None:
+        os.kill(running.process.pid, signal.SIGKILL)
+    process.communicate(timeout=300)
+
+
+def race(place: Place, chance: random.Random, seconds: float) -> None:
+    one, two = (start(place.home, *place.next()) for _ in range(2))
+    said = [p.communicate(timeout=300)[1] for p in (one, two)]
+    assert sorted(p.returncode == 0 for p in (one, two)) == [False, True], said
+    assert any("and now version" in words for words in said), said
+
+
+def fail_inside(place: Place, chance: random.Random, seconds: float) -> None:
+    what, number, after = chance.choice(CALLS), chance.randint(1, 3), chance.random() < 0.5
+    count = 0
+
+    def breaking(call: Callable[..., Any]) -> Callable[..., Any]:
+        def broken(*words: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            fails = count == number
+            if fails and not after:
+                raise EnvironmentFault(f"{what} failed")
+            found = call(*words, **more)
+            if fails:
+                raise EnvironmentFault(f"the answer of {what} was lost")
+            return found
+
+        return broken
+
+    with pytest.MonkeyPatch.context() as patch:
+        owner, name = {
+            "deploy": (TritonClient, "load"),
+            "record": (promotion, "append_line"),
+            "proof": (TritonClient, "spec"),
+        }.get(what, (Tracking, what))
+        candidate, release = place.next()
+        patch.setattr(owner, name, breaking(getattr(owner, name)))
+        try:
+            deploy_here(place.home, candidate, release)
+        except CtmrError as error:
+            print(f"{what} {number} {'after' if after else 'before'}: {error}")
+
+
+KINDS = [kill_deployment, kill_triton, race, fail_inside]
+
+
+def test_registry_triton_and_record_agree_after_every_fault(place: Place) -> None:
+    chance = random.Random(SEED)
+    began = time.monotonic()
+    process = start(place.home, *place.next())
+    loaded = time.monotonic()
+    assert process.wait(300) == 0, process.communicate()
+    seconds = time.monotonic() - loaded
+    print(f"a deployment takes {seconds:.1f} s, {loaded - began:.1f} s after it was started")
+    # Each kind at least once; the two cheap ones, inside this process, fill what is left in the short form.
+    plan = KINDS + [fail_inside] * (FAULTS - len(KINDS))
+    if len(KINDS) * 3 < FAULTS:
+        plan = [KINDS[k % len(KINDS)] for k in range(FAULTS)]
+    disagreements = []
+    for number, fault in enumerate(plan):
+        fault(place, chance, seconds)
+        if found := place.disagreement():
+            disagreements.append(f"{number} {fault.__name__}: {found}")
+    assert not disagreements
+    process = start(place.home, *place.next())
+    assert process.wait(300) == 0, process.communicate()
+    assert place.disagreement() == ""
+
+
+def test_another_geometry_takes_the_place_when_a_person_says_so_and_goes_back_when_it_fails(
+    place: Place, tmp_path: Path
+) -> None:
+    candidate, old = place.next()
+    files = export_translator(tiny_translator(2), CHANNELS, (48, 48), tmp_path)
+    spec = old.spec.model_copy(
+        update={
+            "grid": old.spec.grid.model_copy(update={"size": (48, 48)}),
+            "generator_sha256": files.generator_sha256,
+            "range_sha256": files.range_sha256,
+        }
+    )
+    release = Release(SERVED, candidate.version, files.generator, files.range, spec)
+    odd = dataclasses.replace(candidate, replaces_champion=False, uncompared=True, stays="another grid")
+    served = client_of(place.home)
+    before = promotions(place.home)[-1]["version"]
+    with registry_lock(place.home), served as client:
+        volume = np.random.default_rng(0).integers(0, 2000, (CHANNELS, 3, 48, 48)).astype(np.uint16)
+
+        def prove(name: str, version: str) -> None:
+            assert client.translate_array(name, volume, version).shape == (3, 48, 48)
+
+        def wrong_in_the_end(name: str, version: str) -> None:
+            prove(name, version)
+            if name == SERVED:
+                raise CtmrError("wrong in the end")
+
+        def attempt(proof: Any, reason: str) -> None:
+            promote(
+                odd,
+                [release],
+                proof,
+                home=place.home,
+                tracking=place.tracking(),
+                client=client,
+                reason=reason,
+            )
+
+        with pytest.raises(InputError, match=r"served with other channels, size or units.*--replace-uncompared"):
+            attempt(prove, "")
+        with pytest.raises(CtmrError, match=f"wrong in the end; version {before} is still live"):
+            attempt(wrong_in_the_end, "we changed the grid")
+        assert client.live_version(SERVED) == before and canary(client, SERVED) == before
+        attempt(prove, "we changed the grid")
+        assert client.spec(SERVED)[0].grid.size == (48, 48)
+    assert place.disagreement() == "" and promotions(place.home)[-1]["uncompared"] == "we changed the grid"
+    tags = place.tracking().version(NAME, candidate.version).tags
+    assert tags["replaced_uncompared"] == "we changed the grid" and tags["replaces"] == before
