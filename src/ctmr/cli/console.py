@@ -146,6 +146,8 @@ class Console:
         self.say(
             f"synthetic {written['modality']} from {written['model']} version {written['version']}: {written['path']}"
         )
+        for warning in written["warnings"]:
+            self.say(f"  warning: {warning}")
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
 
     def lineage(self, links: Sequence[Link]) -> None:

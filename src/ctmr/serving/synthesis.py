@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import PHANTOM_PREFIX, PROVENANCE
+from ctmr.imaging.plausibility import doubts, modality_fault
 from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.system.home import Home
 from ctmr.system.progress import Progress
@@ -17,7 +21,15 @@ if TYPE_CHECKING:
 
 
 def synthesize(
-    source: Path, out: Path, *, to: str, model: str, url: str, home: Home, report: Progress
+    source: Path,
+    out: Path,
+    *,
+    to: str,
+    model: str,
+    url: str,
+    home: Home,
+    report: Progress,
+    source_modality: Modality | None = None,
 ) -> dict[str, Any]:
     """Translate an image through Triton.
 
@@ -36,18 +48,21 @@ def synthesize(
         Triton's gRPC address; empty: the embedded server, which is started when it is down.
     home
         Where the ledger is kept.
+    source_modality
+        What the image shows, where somebody said so; a DICOM header must agree. ``None``: what the translation needs.
 
     Returns
     -------
     dict
-        path, modality, model, version, series_uid, files.
+        path, modality, model, version, series_uid, files, warnings.
 
     Raises
     ------
     InputError
-        The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
+        The image cannot be read, is synthetic or does not fit the model, `out` exists or cannot be written from it, or
+        no or several models fit. All of it is found before anything is translated.
     """
-    from ctmr.io import read_image
+    from ctmr.io.content import content_digest, read_whatever
     from ctmr.serving.client import TritonClient
     from ctmr.serving.server import EmbeddedTriton
     from ctmr.tracking.lineage import record
@@ -57,8 +72,13 @@ def synthesize(
     direction = Direction.MR2CT if to.upper() == Modality.CT else Direction.CT2MR
     if out.exists():
         raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
+    if source_modality not in (None, direction.source):
+        raise InputError(
+            f"{source} shows {source_modality}, and --to {to} needs {direction.source}; give the other image"
+        )
+    _require_writable(out, source)
     report("reading the image", 0.1)
-    volume = read_image(source, modality=direction.source)
+    volume = _read(source, direction.source)
     address = url or EmbeddedTriton(home.triton).start(home.model_repository).grpc
     with TritonClient(address) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
@@ -66,10 +86,15 @@ def synthesize(
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
     provenance = _provenance(answer, registered_name(name, direction))
+    warnings = [*volume.notes, *doubts(volume)]
+    warned = answer.spec.lineage.get("warning", "")
+    if warned and not (volume.phantom or volume.subject.startswith(PHANTOM_PREFIX)):
+        warnings.append(f"{provenance.model_name} version {answer.version}: {warned}")
     files, uid, instances = write_translation(out, answer.volume, source, provenance)
     entry = {
         "series_uid": uid,
         "instance_uids": instances,
+        "content_sha256": content_digest(read_whatever(out).array),
         "source_uid": volume.uid,
         "path": str(out.absolute()),
         **{k: str(v) for k, v in vars(provenance).items()},
@@ -83,7 +108,56 @@ def synthesize(
         "version": answer.version,
         "series_uid": uid,
         "triton": address,
+        "warnings": warnings,
     }
+
+
+def _read(source: Path, modality: Modality) -> Volume:
+    """Read the image; refuse what a model made, and values that speak against the modality."""
+    from ctmr.io import read_image
+
+    volume = read_image(source, modality=modality)
+    if volume.synthetic is not None:
+        raise InputError(
+            f"{source} is synthetic ({volume.synthetic.words}); a translation of it would show what two models made, "
+            "so give the image that a scanner acquired"
+        )
+    fault = modality_fault(volume)
+    if fault:
+        raise InputError(f"{source} was taken for {modality}, but {fault}; give the {modality}, or the other --to")
+    return volume
+
+
+def _require_writable(out: Path, source: Path) -> None:
+    """Raise InputError when no translation of `source` can be written as `out` asks; `source` may be missing."""
+    from ctmr.io import FORMATS, Holds, dicom, format_named, format_of
+    from ctmr.io.dicom.frames import is_enhanced
+
+    kind = format_of(source)
+    if kind is None or not source.exists():
+        return
+    asked = FORMATS.get(format_named(out.name) or "")
+    if asked is None or not asked.written:
+        if kind != "dicom":
+            raise _no_series_of(source)
+        if source.is_file() and not is_enhanced(dicom.read_header(source)):
+            raise InputError(
+                f"{source} is one slice of a DICOM series; give the folder of the series, or a NIfTI file as OUT"
+            )
+    elif (FORMATS[kind].holds is Holds.PICTURE) is not (asked.holds is Holds.PICTURE):
+        rows = [row for row in FORMATS.values() if row.written]
+        wanted = [row.written for row in rows if (row.holds is Holds.PICTURE) is not (asked.holds is Holds.PICTURE)]
+        raise InputError(
+            f"{out.name} cannot hold the translation of {source.name}: a picture has grey levels and no geometry, a "
+            f"volume has both its unit and its geometry; name OUT {' or '.join(wanted)}"
+        )
+
+
+def _no_series_of(source: Path) -> InputError:
+    from ctmr.io import FORMATS
+
+    suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
+    return InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
 
 
 def _only_model(client: Any, direction: Direction) -> str:
@@ -125,11 +199,12 @@ def write_translation(
     identity = dicom.seeded_uid(words, provenance.onnx_sha256, str(out.absolute()))
     asked = FORMATS.get(format_named(out.name) or "")
     if asked is not None and asked.written:
-        asked.reader.write(out, volume, text={"Description": words, "Comment": f"ctmr lineage {identity}"})
+        facts = json.dumps({**asdict(provenance), "series_uid": identity}, sort_keys=True)
+        text = {"Description": words, "Comment": f"ctmr lineage {identity}", PROVENANCE: facts}
+        asked.reader.write(out, volume, text=text)
         return 1, identity, []
     if format_of(source) != "dicom":
-        suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
-        raise InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
+        raise _no_series_of(source)
     files = dicom.write_synthetic_series(out, volume, source, provenance)
     headers = [dicom.read_header(f) for f in files]
     return len(files), str(headers[0].SeriesInstanceUID), [str(h.SOPInstanceUID) for h in headers]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import NO_TRUTH, Synthetic, told_by
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
 
@@ -62,9 +63,16 @@ def clean(kind: str, source: Path, target: Path) -> None:
         return
     unit = Unit.GREY8 if form.holds is Holds.PICTURE else Unit.ARBITRARY
     try:
-        writer.reader.write(target, form.reader.read(source, modality=Modality.MR, unit=unit))
+        volume = form.reader.read(source, modality=Modality.MR, unit=unit)
     except InputError:
         raise InputError(f"cannot be decoded as {form.title}; export it again") from None
+    _refuse_synthetic(volume.synthetic)
+    writer.reader.write(target, volume)
+
+
+def _refuse_synthetic(synthetic: Synthetic | None) -> None:
+    if synthetic is not None:
+        raise InputError(f"is synthetic ({synthetic.words}); {NO_TRUTH}")
 
 
 def clean_nifti(source: Path) -> bytes:
@@ -82,13 +90,14 @@ def clean_nifti(source: Path) -> bytes:
     """
     if source.name.lower().endswith(".mha"):
         return _clean_metaimage(source)
-    from ctmr.io.nifti import first_voxel, header_of
+    from ctmr.io.nifti import first_voxel, header_of, texts_in
 
     try:
         raw = source.read_bytes()
         if source.name.lower().endswith(".gz"):
             raw = gzip.decompress(raw)
         header = header_of(raw)
+        synthetic = told_by(texts_in(raw))
         if not bytes(header["magic"]).startswith(b"n+"):
             raise ValueError("no single NIfTI file")
         count = int(np.prod([int(n) for n in header.get_data_shape()]))
@@ -106,6 +115,7 @@ def clean_nifti(source: Path) -> bytes:
         # nibabel, gzip and struct have no common base; each means that this is no usable file.
         reason = str(error) if isinstance(error, InputError) else type(error).__name__
         raise InputError(f"cannot be read as NIfTI ({reason}); export it again") from None
+    _refuse_synthetic(synthetic)
     # gzip gets no file name and no time.
     return gzip.compress(clean.binaryblock + _NO_EXTENSION + voxels, 6, mtime=0)
 

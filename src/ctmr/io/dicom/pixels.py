@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.pixels import get_decoder
 
 from ctmr.errors import InputError
-from ctmr.io.dicom.headers import Header, opened, short
+from ctmr.io.dicom.headers import Header, opened, photometric_of, short
 
 DECODE_TIMEOUT_S = 300.0
 """A file that takes longer to decode hangs its codec."""
@@ -116,6 +116,7 @@ def _decoded(header: Header) -> NDArray[Any]:
         if not getattr(dataset, "file_meta", None):
             dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = header.syntax
+        dataset.PhotometricInterpretation = photometric_of(dataset)
         values: NDArray[Any] = dataset.pixel_array
     return values.reshape(-1, *values.shape[-2:])
 

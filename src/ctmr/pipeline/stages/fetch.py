@@ -22,6 +22,8 @@ from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
 from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import DatasetSource, materialise
 from ctmr.errors import CtmrError, InputError, visible
+from ctmr.imaging.origin import SyntheticImage
+from ctmr.imaging.plausibility import doubts, modality_fault
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
 from ctmr.io import FORMATS, Holds, format_named, known_suffixes
 from ctmr.pipeline.stage import Context, Stage
@@ -98,6 +100,7 @@ def find_images(raw: Path) -> list[Entry]:
         folder = Path(os.path.commonpath(parents[key]))
         alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.relative_to(raw).as_posix()
         found.append(_entry(raw, folder, "dicom", files, key="" if alone else key))
+    found += [_entry(raw, file, "dicom", [file]) for file in series.without_pixels]
     for file, reason in sorted(series.unreadable.items()):
         found.append(_entry(raw, file, "dicom", [file], error=reason))
     return found
@@ -136,7 +139,12 @@ def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dic
             return {str(k): v for k, v in row.items()}
         row[Column.MASK] = _mask_of(raw, place) if holds is not Holds.PICTURE else ""
         row[Column.IDENTITY] = ";".join(remaining(kind, [raw / f for f in entry.files]))
-        row.update(_measurements(images.read(raw, row), holds))
+        volume = images.read(raw, row)
+        if fault := modality_fault(volume):
+            raise InputError(f"it is filed as {volume.modality}, but {fault}")
+        row.update(_measurements(volume, holds))
+    except SyntheticImage as error:
+        row[Column.SYNTHETIC] = error.synthetic.words
     except (CtmrError, OSError, MemoryError) as error:
         # One file that a disk or the memory fails on is as bad as a damaged one, and as little a reason to stop.
         reason = str(error) if isinstance(error, CtmrError) else f"{path} cannot be read ({error or 'no memory'})"
@@ -174,7 +182,7 @@ def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:
         Column.MINIMUM: float(volume.array.min()),
         Column.MAXIMUM: float(volume.array.max()),
         Column.PERCEPTUAL_HASH: perceptual_hash(volume),
-        Column.NOTES: "; ".join(volume.notes),
+        Column.NOTES: "; ".join((*volume.notes, *doubts(volume))),
     }
     if holds is Holds.SERIES:
         out[Column.SUBJECT] = volume.subject
@@ -221,5 +229,5 @@ STAGE = Stage(
     sections=("fetch",),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
+from ctmr.data.manifest import MANIFEST_COLUMNS, PHANTOM_PREFIX, Column, Outcome, Split
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Validate
@@ -69,6 +69,7 @@ def run(context: Context) -> dict[str, Any]:
         "left_out": len(others),
         "used": len(manifest),
         "dropped": len(dropped),
+        "phantoms_only": bool(len(manifest)) and bool(manifest[Column.SUBJECT].str.startswith(PHANTOM_PREFIX).all()),
         "warnings": sum(f.kind is quality.FindingKind.WARN for f in found),
         "expectations": f"{expectations['met']} of {expectations['evaluated']} met",
         "counts": counts,
@@ -188,5 +189,5 @@ STAGE = Stage(
     sections=("data", "validation"),
     run=run,
     summary_line=summary_line,
-    version=2,
+    version=3,
 )
