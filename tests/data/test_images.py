@@ -267,3 +267,13 @@ def test_of_the_real_images_exactly_the_bad_ones_have_errors(shared_data: Path, 
     # Neither the template in Cormack units nor the one without skull and air passes for Hounsfield units.
     assert {rows[f"CT/{n}"]["unit"] for n in ("scct.nii.gz", "scct_unsmooth_SS_0.01.nii.gz")} == {Unit.ARBITRARY.value}
     assert rows["dicom_mr_t1_studyforrest"]["modality"] == Modality.MR.value
+
+
+def test_a_name_that_a_terminal_would_obey_is_an_error_and_is_shown_escaped(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    (raw / "MR").mkdir(parents=True)
+    Image.fromarray((PIXELS >> 8).astype(np.uint8)).save(raw / "MR" / "\x1b[2Ja.png")
+    Image.fromarray((PIXELS >> 8).astype(np.uint8)).save(raw / "MR" / "b\nc.png")
+    rows = inventory(raw)
+    assert sorted(rows) == ["MR/\\x1b[2Ja.png", "MR/b\\nc.png"]
+    assert all("holds control characters" in row[Column.ERROR] for row in rows.values())

@@ -107,12 +107,21 @@ def find_images(raw: Path) -> list[Entry]:
 
 
 def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = "", error: str = "") -> Entry:
-    """Return an entry with relative paths; one whose path is not UTF-8 cannot be named in tables, so it is an error."""
+    """Return an entry with relative paths; one whose path no table and no terminal can show is an error."""
     relative = path.relative_to(raw).as_posix() + (f"#{key}" if key else "")
-    shown = visible(relative)
+    shown = visible(relative).replace("\n", "\\n")
     if shown != relative:
-        error = error or f"the name {shown} is not UTF-8, so no table can hold it; rename it"
+        fault = "holds control characters" if _is_utf8(relative) else "is not UTF-8"
+        error = error or f"the name {shown} {fault}, so no table can hold it; rename it"
     return Entry(shown, kind, tuple(f.relative_to(raw).as_posix() for f in files), error)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe(raw: Path, entry: Entry, uneven_limit: float = UNEVEN_LIMIT) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from ctmr.imaging.volume import Modality, Unit
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Validate
 from ctmr.system.home import quiet_libraries
+from ctmr.system.tables import write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +52,8 @@ def run(context: Context) -> dict[str, Any]:
     if not expectations["success"] and outcome is not Outcome.REFUSE:
         outcome = Outcome.REFUSE
         reason = f"Great Expectations: {', '.join(expectations['failed'])}"
-    with (context.out / "findings.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["kind", "rule", "images", "sentence"])
-        writer.writerows([f.kind.value, f.rule, ";".join(f.images), f.sentence] for f in found)
+    rows = ([f.kind.value, f.rule, ";".join(f.images), f.sentence] for f in found)
+    write_csv(context.out / "findings.csv", ["kind", "rule", "images", "sentence"], rows)
     manifest.to_parquet(context.out / "manifest.parquet", index=False)
     counts = {
         f"{split}.{modality}": int(((manifest[Column.SPLIT] == split) & (manifest[Column.MODALITY] == modality)).sum())
