@@ -231,6 +231,9 @@ def test_what_was_acquired_and_what_is_a_phantom_is_not_called_synthetic(tmp_pat
     assert read_series(tmp_path / "ct").synthetic is None and not read_series(tmp_path / "ct").phantom
     write_series(tmp_path / "phantom", volume, description="PHANTOM CT head", synthetic_data=True)
     assert read_series(tmp_path / "phantom").synthetic is None and read_series(tmp_path / "phantom").phantom
+    write_series(tmp_path / "other", volume, description="CT head", synthetic_data=True)
+    said = read_series(tmp_path / "other").synthetic
+    assert said is not None and said.words == "SyntheticData YES"
     for description in ("MRCAT brain", "AX_sCT_1mm", "pseudo-CT"):
         write_series(tmp_path / description, volume, description=description)
         assert read_series(tmp_path / description).synthetic is not None, description
