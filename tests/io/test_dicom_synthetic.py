@@ -231,6 +231,12 @@ def test_what_was_acquired_and_what_is_a_phantom_is_not_called_synthetic(tmp_pat
     assert read_series(tmp_path / "ct").synthetic is None and not read_series(tmp_path / "ct").phantom
     write_series(tmp_path / "phantom", volume, description="PHANTOM CT head", synthetic_data=True)
     assert read_series(tmp_path / "phantom").synthetic is None and read_series(tmp_path / "phantom").phantom
+    for k, description in enumerate(("patient's CT", "SCT spiral", "CT for MRI")):
+        write_series(tmp_path / f"ct{k}", volume, description=description)
+        assert read_series(tmp_path / f"ct{k}").synthetic is None, description
+    for k, description in enumerate(("mDIXON MRCAT source", "T1 for synthetic CT", "Synthetic T1")):
+        write_series(tmp_path / f"mr{k}", random_volume(8, Modality.MR), description=description)
+        assert read_series(tmp_path / f"mr{k}").synthetic is None, description
     write_series(tmp_path / "other", volume, description="CT head", synthetic_data=True)
     said = read_series(tmp_path / "other").synthetic
     assert said is not None and said.words == "SyntheticData YES"

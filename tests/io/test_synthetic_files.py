@@ -108,6 +108,15 @@ def test_it_is_not_taken_into_a_dataset(tmp_path: Path, kind: str) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_metaimage_that_was_made_of_one_is_not_taken_in_either(tmp_path: Path) -> None:
+    import SimpleITK
+
+    path = made(tmp_path / "CT", "nii.gz")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(tmp_path / "ct.mha"))
+    with pytest.raises(InputError, match="is synthetic"):
+        clean("nifti", tmp_path / "ct.mha", tmp_path / "out")
+
+
 def test_what_a_text_says_beside_is_not_repeated_since_it_may_name_a_patient(tmp_path: Path) -> None:
     said = told_by({"Comment": "Synthetic CT of Jane Doe"})
     assert said is not None and "Jane" not in said.words

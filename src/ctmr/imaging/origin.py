@@ -18,10 +18,8 @@ NO_TRUTH = (
     "it can be neither training nor truth, or a model would be judged on what a model made; take it out, or give the "
     "image that a scanner acquired"
 )
-_WORDS = re.compile(
-    r"\b(synthetic|synthesi[sz]ed|pseudo|syn|s)[- ]?ct\b|\bmrcat\b|\bsynthetic mri? (by|\(?from|computed from)\b",
-    re.IGNORECASE,
-)
+_CT_WORDS = re.compile(r"\b((synthetic|synthesi[sz]ed|pseudo|syn)[- ]?ct|(?-i:s-?CT)|mrcat)\b", re.IGNORECASE)
+_MR_WORDS = re.compile(r"\bsynthetic mri? (by|\(?from|computed from)\b", re.IGNORECASE)
 """Words with which ctmr and the makers of synthetic CT describe one; a scanner's own "synthetic T1" is none of them."""
 _OWN_WORDS = re.compile(r"SYNTHETIC (CT|MR) by \S+ version \S+")
 _LONGEST = 200
@@ -55,15 +53,19 @@ class SyntheticImage(InputError):
         super().__init__(f"{name} is synthetic ({synthetic.words}); {NO_TRUTH}")
 
 
-def says_synthetic(text: str) -> bool:
+def says_synthetic(text: str, modality: str = "") -> bool:
     """Return whether a description calls the image synthetic.
+
+    An MR that was acquired to make a synthetic CT of it often says so, which does not make it synthetic: where the
+    modality is known to be MR, words on CT mean nothing.
 
     Examples
     --------
     >>> says_synthetic("SYNTHETIC CT by head version 3"), says_synthetic("sCT_head"), says_synthetic("CT soft tissue")
     (True, True, False)
     """
-    return _WORDS.search(text.replace("_", " ")) is not None
+    line = text.replace("_", " ")
+    return _MR_WORDS.search(line) is not None or (modality != "MR" and _CT_WORDS.search(line) is not None)
 
 
 def told_by(texts: Mapping[str, str]) -> Synthetic | None:

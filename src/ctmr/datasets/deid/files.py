@@ -36,6 +36,8 @@ _GEOMETRY = (
 )
 """Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
 _NO_EXTENSION = bytes(4)
+_ITK_TEXTS = ("descrip", "ITK_FileNotes", "Comment")
+"""Keys under which a MetaImage that was converted from another format keeps its texts."""
 _SPATIAL_AXES = 4
 """pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
 
@@ -125,6 +127,7 @@ def _clean_metaimage(source: Path) -> bytes:
 
     try:
         image: Any = SimpleITK.ReadImage(str(source))
+        _refuse_synthetic(told_by({k: image.GetMetaData(k) for k in _ITK_TEXTS if image.HasMetaDataKey(k)}))
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "image.nii"
             SimpleITK.WriteImage(image, str(converted))

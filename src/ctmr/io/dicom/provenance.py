@@ -99,8 +99,7 @@ def origin_of(header: pydicom.Dataset) -> Synthetic | None:
     if _text(header, "SyntheticData").upper() == "YES":
         return Synthetic("SyntheticData YES")
     for keyword in _DESCRIPTIONS:
-        text = _text(header, keyword)
-        if says_synthetic(text):
+        if says_synthetic(_text(header, keyword), _text(header, "Modality")):
             # The text itself may name a patient.
             return Synthetic(f"its {keyword} says so")
     derived = _text(header, "ImageType").upper().startswith("DERIVED")
