@@ -30,9 +30,12 @@ def test_bad_input_is_not_taken_for_a_fault_of_the_machine():
         ("größer → 5", "größer → 5"),
         (os.fsdecode(b"caf\xe9/a.dcm"), "caf\\xe9/a.dcm"),
         ("a\ud800b", "a\\ud800b"),
+        ("\x1b[2Jgone\x07\x9b1m", "\\x1b[2Jgone\\x07\\x9b1m"),
+        ("gnp.\u202eexe", "gnp.\\u202eexe"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
     ],
 )
-def test_a_name_that_is_not_utf_8_can_be_printed(text, shown):
+def test_a_name_that_is_not_utf_8_or_that_terminals_obey_can_be_printed(text, shown):
     assert str(InputError(text)) == shown
     str(InputError(text)).encode()
 

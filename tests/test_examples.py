@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = (
     "ctmr.evaluation.gate:judge",
+    "ctmr.imaging.origin:says_synthetic",
     "ctmr.imaging.volume:Volume",
     "ctmr.io:read_image",
     "ctmr.io.dicom.synthetic:write_synthetic_series",
@@ -18,6 +19,7 @@ EXAMPLES = (
     "ctmr.networks.normaliser:Normaliser",
     "ctmr.networks.translator:Translator",
     "ctmr.recipe.recipe:Recipe",
+    "ctmr.system.tables:write_csv",
 )
 
 

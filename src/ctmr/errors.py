@@ -4,6 +4,8 @@ import re
 
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
 """How Python keeps a byte of a file name that is not UTF-8 (PEP 383)."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What terminals obey instead of showing it: control characters but tab and line feed, and turns of direction."""
 
 
 _PASSWORD = re.compile(r"(?<=://)([^/:@\s]*):\S*@")
@@ -16,8 +18,12 @@ def without_secrets(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return text that can be printed and stored anywhere: bytes of file names that are not UTF-8 become ``\xNN``."""
+    r"""Return text that can be printed and stored anywhere.
+
+    Bytes of file names that are not UTF-8, and control characters, become ``\xNN`` or ``\uNNNN``.
+    """
     escaped = _RAW_BYTE.sub(lambda c: f"\\x{ord(c[0]) - 0xDC00:02x}", text)
+    escaped = _CONTROL.sub(lambda c: f"\\x{ord(c[0]):02x}" if c[0] < "\u0100" else f"\\u{ord(c[0]):04x}", escaped)
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 

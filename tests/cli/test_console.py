@@ -34,3 +34,15 @@ def test_lesions_have_their_numbers_in_the_terminal(capsys: pytest.CaptureFixtur
 def test_a_number_that_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     Console().measurements(summary(paired_volume_hu={"mae": 80.0, "psnr": None}))
     assert "–" in capsys.readouterr().out
+
+
+def test_a_name_is_shown_and_never_obeyed(capsys):
+    Console().say("read \x1b[2J\x1b]0;evil\x07.nii.gz")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and r"\x1b[2J" in out
+
+
+def test_a_translation_tells_its_warnings(capsys):
+    written = {"modality": "CT", "model": "m", "version": "1", "path": "o", "series_uid": "1.2"}
+    Console().synthesized({**written, "warnings": ["trained on phantoms only: not for patients"]})
+    assert "  warning: trained on phantoms only: not for patients" in capsys.readouterr().out

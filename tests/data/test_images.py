@@ -279,3 +279,13 @@ def test_what_macos_leaves_beside_images_and_masks_is_neither(tmp_path: Path) ->
     (tmp_path / "__MACOSX" / "p1" / "mr.nii.gz").write_bytes(b"Mac OS X")
     (entry,) = find_images(tmp_path)
     assert describe(tmp_path, entry)[Column.MASK] == "p1/mr_mask.nii.gz"
+
+
+def test_a_name_that_a_terminal_would_obey_is_an_error_and_is_shown_escaped(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    (raw / "MR").mkdir(parents=True)
+    Image.fromarray((PIXELS >> 8).astype(np.uint8)).save(raw / "MR" / "\x1b[2Ja.png")
+    Image.fromarray((PIXELS >> 8).astype(np.uint8)).save(raw / "MR" / "b\nc.png")
+    rows = inventory(raw)
+    assert sorted(rows) == ["MR/\\x1b[2Ja.png", "MR/b\\nc.png"]
+    assert all("holds control characters" in row[Column.ERROR] for row in rows.values())

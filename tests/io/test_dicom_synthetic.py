@@ -15,6 +15,7 @@ import pydicom
 import pytest
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import Synthetic
 from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.io.dicom import (
     MrParameters,
@@ -165,3 +166,89 @@ def test_a_validator_of_the_standard_finds_no_error(tmp_path: Path, mr: Path, ra
     path = write_synthetic_series(tmp_path / "ct", random_volume(8), mr, PROVENANCE)[0]
     answer = subprocess.run([validator, str(path)], capture_output=True, text=True, check=False)
     assert "Error" not in answer.stdout + answer.stderr
+
+
+ODD = {
+    # What stands in the source's bytes → what a derived series says.
+    ("SeriesNumber", "IS", b"456115117112105110101"): 9000,
+    ("SeriesNumber", "IS", b"4.1"): 9000,
+    ("SeriesNumber", "IS", b"T1 MPR"): 9000,
+    ("SeriesNumber", "IS", b"-5"): 9000,
+    ("SeriesNumber", "IS", b"2147483647"): 9000,
+    ("SeriesNumber", "IS", b"12"): 9012,
+    ("LossyImageCompressionRatio", "DS", b"10:1"): 10.0,
+    ("LossyImageCompressionRatio", "DS", b"10,5"): 10.5,
+    ("LossyImageCompressionRatio", "DS", b"high"): None,
+    ("StudyDate", "DA", b"***"): "",
+    ("StudyDate", "DA", b"2020.01.02"): "20200102",
+    ("StudyTime", "TM", b"unknown"): "",
+    ("PatientBirthDate", "DA", b"19XX0101"): "",
+    ("PatientSex", "CS", b"female, adult patient"): "",
+    ("BodyPartExamined", "CS", b"head"): "HEAD",
+    ("BodyPartExamined", "CS", b"head and neck, left"): None,
+    ("PatientID", "LO", b"X" * 80): "X" * 80,
+    ("StudyID", "SH", b"Y" * 30): "Y" * 30,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: f"{odd[0]} {odd[2].decode()[:12]}")
+def test_a_value_that_is_not_what_its_attribute_asks_for_neither_ends_nor_spoils_the_writing(
+    odd: tuple[str, str, bytes], tmp_path: Path, mr: Path, random_volume: Build
+) -> None:
+    keyword, vr, value = odd
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    padded = value + b" " * (len(value) % 2)
+    headers = [pydicom.dcmread(p) for p in sorted(mr.glob("*.dcm"))]
+    for header in headers:
+        header[tag] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), vr, len(padded), padded, 0, False, True)
+    written = write_synthetic_series(tmp_path / "ct", random_volume(8), headers, PROVENANCE)
+    with pydicom.config.disable_value_validation():
+        found = pydicom.dcmread(written[0])
+        assert found.get(keyword) == ODD[odd]
+
+
+def test_a_synthetic_series_says_so_whatever_an_archive_left_of_its_header(
+    tmp_path: Path, mr: Path, random_volume: Build
+) -> None:
+    files = write_synthetic_series(tmp_path / "ct", random_volume(8), mr, PROVENANCE)
+
+    def said(*removed: str) -> Synthetic | None:
+        for k, file in enumerate(files):
+            header = pydicom.dcmread(file)
+            for keyword in removed:
+                if keyword == "private":
+                    header.remove_private_tags()
+                else:
+                    delattr(header, keyword)
+            header.save_as(tmp_path / "kept" / f"{k}.dcm")
+        return read_series(tmp_path / "kept").synthetic
+
+    (tmp_path / "kept").mkdir()
+    whole = said()
+    assert whole is not None and whole.facts["run_id"] == "run\\1" and whole.words == "SYNTHETIC CT by demo version 7"
+    for removed in (("private",), ("private", "SyntheticData"), ("private", "SyntheticData", "SeriesDescription")):
+        assert said(*removed) is not None, removed
+    texts = ("SeriesDescription", "DerivationDescription")
+    assert said("private", "SyntheticData", *texts) is not None
+    assert read_series(mr).synthetic is None
+
+
+def test_what_was_acquired_and_what_is_a_phantom_is_not_called_synthetic(tmp_path: Path, random_volume: Build) -> None:
+    volume = random_volume(8)
+    write_series(tmp_path / "ct", volume, description="CT soft tissue 1.0 (Syngo)")
+    assert read_series(tmp_path / "ct").synthetic is None and not read_series(tmp_path / "ct").phantom
+    write_series(tmp_path / "phantom", volume, description="PHANTOM CT head", synthetic_data=True)
+    assert read_series(tmp_path / "phantom").synthetic is None and read_series(tmp_path / "phantom").phantom
+    for k, description in enumerate(("patient's CT", "SCT spiral", "CT for MRI")):
+        write_series(tmp_path / f"ct{k}", volume, description=description)
+        assert read_series(tmp_path / f"ct{k}").synthetic is None, description
+    for k, description in enumerate(("mDIXON MRCAT source", "T1 for synthetic CT", "Synthetic T1")):
+        write_series(tmp_path / f"mr{k}", random_volume(8, Modality.MR), description=description)
+        assert read_series(tmp_path / f"mr{k}").synthetic is None, description
+    write_series(tmp_path / "other", volume, description="CT head", synthetic_data=True)
+    said = read_series(tmp_path / "other").synthetic
+    assert said is not None and said.words == "SyntheticData YES"
+    for description in ("MRCAT brain", "AX_sCT_1mm", "pseudo-CT"):
+        write_series(tmp_path / description, volume, description=description)
+        assert read_series(tmp_path / description).synthetic is not None, description

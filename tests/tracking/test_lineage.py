@@ -154,3 +154,42 @@ def test_a_path_without_a_synthetic_image_is_one_sentence(home, tmp_path, conten
     with pytest.raises(CtmrError, match="series") as caught:
         trace(str(folder), home)
     assert caught.value.exit_code == 2
+
+
+FACTS = {k: ENTRY[k] for k in ("direction", "model_name", "model_version", "onnx_sha256", "run_id", "series_uid")}
+
+
+@pytest.fixture
+def picture(tmp_path):
+    def write(name="made.png", **text):
+        from PIL import Image, PngImagePlugin
+
+        info = PngImagePlugin.PngInfo()
+        for keyword, value in text.items():
+            info.add_text(keyword, value)
+        Image.linear_gradient("L").save(tmp_path / name, "PNG", pnginfo=info)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_file_is_traced_by_what_it_carries_whatever_its_name(home, store, picture):
+    path = picture("x.dat", Description="SYNTHETIC CT by demo version 4", Provenance=json.dumps(FACTS))
+    links = by_what(trace(str(path), home))
+    assert links["synthetic series"].value == "1.2.3" and links["MLflow run"].value == "run1"
+
+
+def test_a_file_that_lost_its_text_is_traced_by_its_content(home, store, picture):
+    from ctmr.io.content import content_digest, read_whatever
+
+    path = picture()
+    with pytest.raises(InputError, match="none of the 0 synthetic images"):
+        trace(str(path), home)
+    record(home, {**ENTRY, "content_sha256": content_digest(read_whatever(path).array)})
+    assert by_what(trace(str(path), home))["dataset revision"].value == "def"
+
+
+def test_a_torn_statement_leads_nowhere_and_is_one_sentence(home, picture):
+    path = picture(Provenance=json.dumps({**FACTS, "direction": "sideways"}))
+    with pytest.raises(InputError, match="carries no provenance"):
+        trace(str(path), home)

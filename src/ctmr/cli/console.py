@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
+from ctmr.errors import visible
+
 if TYPE_CHECKING:
     from ctmr.pipeline.inline import Run
     from ctmr.pipeline.stage import Result
@@ -38,15 +40,15 @@ class Console:
         self._status: Any = None
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line; what a name in it would make a terminal do is shown."""
         self._close()
-        self.out.print(text, markup=False)
+        self.out.print(visible(text), markup=False)
 
     def title(self, text: str) -> None:
         """Print a heading."""
         self._close()
         self.out.print()
-        self.out.print(text, style="bold", markup=False)
+        self.out.print(visible(text), style="bold", markup=False)
 
     def document(self, tree: Mapping[str, Any]) -> None:
         """Print the one JSON document."""
@@ -58,7 +60,7 @@ class Console:
 
         def report(message: str, fraction: float | None = None) -> None:
             percent = "" if fraction is None else f"{100 * fraction:3.0f} % "
-            line = f"  {stage:<10} {percent}{message}"
+            line = visible(f"  {stage:<10} {percent}{message}")
             if self.out.is_terminal:
                 if self._status is None:
                     self._status = self.out.status("")
@@ -153,6 +155,8 @@ class Console:
         )
         for note in written["notes"]:
             self.say(f"note: {note}")
+        for warning in written["warnings"]:
+            self.say(f"  warning: {warning}")
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
         for sentence in written.get("left_out", ()):
             self.say(f"  {sentence}")

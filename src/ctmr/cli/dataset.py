@@ -257,7 +257,8 @@ def _counts(console: Console, index: Mapping[str, Any]) -> None:
         what = f"{row['modality']} {row['sequence']}".strip()
         console.say(f"  {row['split'] or 'no split':<9} {what:<9} {_of(row)}")
     more = ", ".join(_number(index[k], k[:-1]) for k in ("pairs", "masks") if index[k] or k == "pairs")
-    console.say(f"  together {_of(index)}, {more}")
+    phantoms = f", {_number(index['phantoms'], 'image')} of phantoms" if index.get("phantoms") else ""
+    console.say(f"  together {_of(index)}, {more}{phantoms}")
 
 
 def _of(row: Mapping[str, Any]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctmr.cli.options import AsJson, Keep
 from ctmr.errors import InputError
+
+if TYPE_CHECKING:
+    from ctmr.imaging.volume import Modality
 
 
 def phantom(
@@ -38,6 +41,9 @@ def synthesize(
         Path, typer.Argument(metavar="OUT", help="Folder (DICOM), or .nii.gz or .png file; must not exist.")
     ],
     to: Annotated[str, typer.Option("--to", help="Modality to make: CT or MR.")] = "CT",
+    from_: Annotated[
+        str, typer.Option("--from", help="Modality of IN, where neither header nor file name says it: CT or MR.")
+    ] = "",
     model: Annotated[str, typer.Option(help="Registered model's name; default: the only one that is served.")] = "",
     keep: Keep = "",
     url: Annotated[str, typer.Option(help="Triton's gRPC address; default: the embedded server.")] = "",
@@ -49,6 +55,7 @@ def synthesize(
     from ctmr.serving.synthesis import synthesize as translate
     from ctmr.system.home import Home
 
+    shown = _modality_of(source, from_)
     console = Console(as_json=json_)
     written = translate(
         source,
@@ -59,12 +66,35 @@ def synthesize(
         home=Home.current(),
         report=console.report_for("synthesize"),
         keep=kinds_of(keep.split(",")),
+        source_modality=shown,
     )
     console.synthesized(written)
 
 
+def _modality_of(source: Path, said: str) -> Modality | None:
+    """Return what an image shows: as somebody said, else by the file's name; ``None`` where its header will tell."""
+    from ctmr.datasets.naming import modality_of
+    from ctmr.imaging.volume import Modality
+    from ctmr.io import FORMATS, Holds, format_of
+
+    if said.upper() not in ("", *Modality):
+        raise InputError(f"--from {said!r}: allowed are CT and MR")
+    if said:
+        return Modality(said.upper())
+    kind = format_of(source)
+    if kind is None or FORMATS[kind].holds is Holds.SERIES or not source.exists():
+        return None
+    try:
+        return modality_of(Path(source.name))
+    except InputError:
+        title = FORMATS[kind].title
+        raise InputError(
+            f"{source.name} does not say what it shows, nor does a {title} header; say --from CT or --from MR"
+        ) from None
+
+
 def lineage(
-    uid: Annotated[str, typer.Argument(help="Series or SOP instance UID, or path, of a synthetic image.")],
+    uid: Annotated[str, typer.Argument(help="UID of a series or image, or path of a file of any name.")],
     json_: AsJson = False,
 ) -> None:
     """From a synthetic image back to the data revision that made it."""

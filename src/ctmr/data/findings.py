@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ctmr.data.manifest import RECOGNIZABLE_FACES, Column, Outcome, Split
+from ctmr.data.manifest import PHANTOM_PREFIX, RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.data.measurable import unmeasurable
+from ctmr.imaging.origin import NO_TRUTH, PHANTOMS_ONLY
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
 from ctmr.io.series_kinds import Kind, kind_of_reason
@@ -80,10 +81,12 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
     found: list[Finding] = []
     rules: tuple[Callable[[pd.DataFrame, Validate], list[Finding]], ...] = (
         _no_image,
+        _synthetic,
         _unreadable,
         _reader_notes,
         _identity,
         _faces,
+        _phantoms,
         _constant,
         _too_small,
         _outside_hu,
@@ -166,6 +169,7 @@ def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame
         Column.NOTES,
         Column.NO_IMAGE,
         Column.FRAME_OF_REFERENCE,
+        Column.SYNTHETIC,
     ):
         if column not in table:
             table[column] = ""
@@ -199,6 +203,26 @@ def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
             words = f"{image} is left out, which is no loss: {reason}{how}"
             found.append(Finding(FindingKind.LEFT_OUT, "no_image", (image,), words))
     return found
+
+
+def _synthetic(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    return [
+        _drop("synthetic", [image], f"{image} is synthetic ({words}); {NO_TRUTH}; dropped")
+        for image, words in zip(table[Column.IMAGE], table[Column.SYNTHETIC], strict=True)
+        if words
+    ]
+
+
+def _phantoms(table: pd.DataFrame, config: Validate) -> list[Finding]:
+    """Warn of phantoms: a model of theirs says nothing about patients, and they teach a model of patients nothing."""
+    phantoms = list(table[Column.IMAGE][table[Column.SUBJECT].str.startswith(PHANTOM_PREFIX)])
+    if not phantoms:
+        return []
+    if len(phantoms) == len(table):
+        words = f"every image is of a phantom: a model of this dataset is {PHANTOMS_ONLY}"
+    else:
+        words = f"{_list(phantoms)} are of phantoms, all others are not; keep phantoms in a dataset of their own"
+    return [Finding(FindingKind.WARN, "phantoms", tuple(phantoms), words)]
 
 
 def _unreadable(table: pd.DataFrame, config: Validate) -> list[Finding]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ctmr.data.manifest import Column
 from ctmr.errors import InputError
+from ctmr.imaging.origin import SyntheticImage
 from ctmr.imaging.volume import Modality, Unit, Volume
 
 SCOUT_SLICES = 5
@@ -26,7 +27,22 @@ if TYPE_CHECKING:
 
 
 def read(raw: Path, row: Mapping[str, Any]) -> Volume:
-    """Return the volume of an inventory row: its path, format, modality and subject say how to read it."""
+    """Return the volume of an inventory row: its path, format, modality and subject say how to read it.
+
+    Raises
+    ------
+    SyntheticImage
+        A model made it.
+    InputError
+        It cannot be read.
+    """
+    volume = _read(raw, row)
+    if volume.synthetic is not None:
+        raise SyntheticImage(str(row[Column.IMAGE]), volume.synthetic)
+    return volume
+
+
+def _read(raw: Path, row: Mapping[str, Any]) -> Volume:
     from ctmr.io import FORMATS, Holds, dicom
 
     path, form = str(row[Column.PATH]), FORMATS[row[Column.FORMAT]]

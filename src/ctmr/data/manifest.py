@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-PHANTOM_PREFIX = "phantom-"
-"""What the pseudonym of every phantom subject begins with."""
+from ctmr.imaging.origin import PHANTOM_PREFIX as PHANTOM_PREFIX
 
 SUBJECT_PREFIX = "sub-"
 """A folder that begins so names the subject, as in BIDS and in every dataset that `ctmr dataset add` makes."""
@@ -59,6 +58,8 @@ class Column(StrEnum):
     """Why the image could not be read, empty when it could."""
     NO_IMAGE = "no_image"
     """Why there is nothing here to train on (a localizer, a dose report), empty for images. It is no fault."""
+    SYNTHETIC = "synthetic"
+    """What the file says when a model made the image, so that it is neither training nor truth; empty for others."""
     MASK = "mask"
     """Relative to ``raw/``: the file of the mask that came with the image (SynthRAD's), empty when none did."""
     UNEVEN_LIMIT = "uneven_limit"

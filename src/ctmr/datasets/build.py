@@ -120,7 +120,7 @@ def build(
             counts["refused"] += 1
             continue
         taken.append(job.found)
-        originals.subjects[key.pseudonym(job.found.subject)] = job.found.subject
+        originals.subjects[key.pseudonym(job.found.subject, phantom=job.found.phantom)] = job.found.subject
         originals.uids |= made.uids
         originals.files[f"{name}/{job.name}"] = str(job.found.item.relative)
         for what, value in (("faces", made.faces), ("burned_in", made.burned_in)):
@@ -128,6 +128,10 @@ def build(
                 seen[what][value] += 1
     if not any(f.modality for f in taken):
         raise InputError("no image of the source could be de-identified; nothing was added")
+    # Refused images leave their folders, which other processes may have been about to write into until now.
+    for place in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        if not any(place.iterdir()):
+            place.rmdir()
     _pack_pictures(folder)
     index = {
         "name": name,
@@ -151,7 +155,7 @@ def _named(images: Sequence[FoundImage], key: Key) -> Iterator[tuple[FoundImage,
     for found in images:
         what = "mask" if found.modality is None else found.modality.value.lower()
         stem = what + (f"_{found.sequence}" if found.sequence else "")
-        subject = f"{SUBJECT_PREFIX}{key.pseudonym(found.subject)}"
+        subject = f"{SUBJECT_PREFIX}{key.pseudonym(found.subject, phantom=found.phantom)}"
         groups["/".join(w for w in (found.split, subject, stem) if w)].append(found)
     for path in sorted(groups):
         ordered = sorted(groups[path], key=lambda f: key.order(f.item.uid or str(f.item.relative)))
@@ -176,7 +180,7 @@ def make(job: Job) -> Made:
 
 def _make_series(job: Job, archive: Path) -> Made:
     item, made = job.found.item, Made()
-    cleaner = Cleaner(job.key, job.found.subject, item.uid, job.found.sequence, job.dates)
+    cleaner = Cleaner(job.key, job.found.subject, item.uid, job.found.sequence, job.dates, job.found.phantom)
     with scratch_folder(archive) as scratch:
         members = []
         for k, file in enumerate(_in_order(item.files), start=1):
@@ -235,6 +239,7 @@ def _counts(taken: Sequence[FoundImage]) -> dict[str, Any]:
         "images": sum(len(r) for r in rows.values()),
         "subjects": len(subjects),
         "pairs": sum(len(m) == len(Modality) for m in subjects.values()),
+        "phantoms": sum(f.phantom for f in taken if f.modality is not None),
         "masks": sum(f.modality is None for f in taken),
         "counts": [
             {"split": s, "modality": m, "sequence": q, "images": len(who), "subjects": len(set(who))}

@@ -14,6 +14,7 @@ from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
 from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
+from ctmr.imaging.origin import PHANTOM_PREFIX
 from ctmr.imaging.volume import Modality
 from ctmr.io import Holds, known_suffixes
 from ctmr.io.series_kinds import Kind
@@ -33,6 +34,8 @@ class FoundImage:
         MR sequence, empty when unknown or none.
     split
         ``train``, ``val``, ``test`` or empty.
+    phantom
+        Whether header or name say that the subject is a phantom.
     """
 
     item: Item
@@ -40,6 +43,7 @@ class FoundImage:
     modality: Modality | None
     sequence: str = ""
     split: str = ""
+    phantom: bool = False
 
 
 @dataclass
@@ -110,7 +114,7 @@ def plan(
         raise InputError(f"the source holds no image; files ending in {known_suffixes(imported=True)} are taken in")
     chosen = _guess(scan) if layout is FolderLayout.AUTO else layout
     place = _paired(first) if chosen is FolderLayout.PAIRED else _PLACES[chosen]
-    made = ImportPlan(chosen)
+    made = ImportPlan(chosen, left_out=Counter(scan.left_out))
     for item in scan.items:
         header = item.header
         reason = not_an_image(header, item.uid, keep) if header is not None else ""
@@ -124,13 +128,21 @@ def plan(
             made.left_out[found] += 1
             made.named.append((str(item.relative), found))
         else:
-            made.images.append(found)
+            made.images.append(replace(found, phantom=_shows_phantom(found)))
     if not any(f.modality for f in made.images):
         reasons = "; ".join(f"{n} × {r}" for r, n in made.left_out.most_common(3))
         raise InputError(f"the source holds no image of layout {chosen} ({reasons}); try another --layout")
     if chosen is FolderLayout.PAIRED:
         _require_pairs(made)
     return made
+
+
+def _shows_phantom(found: FoundImage) -> bool:
+    from ctmr.io.dicom import is_phantom
+
+    name = re.split("[ /]", found.subject)[-1]
+    header = found.item.header
+    return name.startswith(PHANTOM_PREFIX) or (header is not None and is_phantom(header))
 
 
 def _guess(scan: Scan) -> FolderLayout:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ctmr.datasets.deid.dicom import quiet_pydicom
+from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
 from ctmr.datasets.dvc import refuse_link, unpack
 from ctmr.errors import EnvironmentFault
 from ctmr.io import FORMATS, Holds, format_named
@@ -52,10 +53,13 @@ class Scan:
     ----------
     unreadable
         DICOM files that are damaged.
+    left_out
+        Reason → number of DICOM objects without pixels, such as reports.
     """
 
     items: list[Item] = field(default_factory=list)
     unreadable: list[PurePosixPath] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @contextmanager
@@ -110,4 +114,6 @@ def _scan_root(root: Path, scan: Scan) -> None:
         for uid, files in sorted(groups.items()):
             relative = PurePosixPath(files[0].relative_to(root))
             scan.items.append(Item(relative, "dicom", tuple(files), dicom.read_header(files[0]), uid))
+        for file in groups.without_pixels:
+            scan.left_out[not_an_image(dicom.read_header(file)) or "no pixels"] += 1
     scan.unreadable += [PurePosixPath(f.relative_to(root)) for f in sorted(groups.unreadable)]

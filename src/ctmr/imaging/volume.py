@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import Synthetic
 
 UNEVEN_LIMIT = 0.25
 """Gaps between slices that differ from the usual one by at most this share of it are resampled to even ones; a missing
@@ -86,6 +87,10 @@ class Volume:
         Series instance UID or another identifier of the image; empty when there is none.
     notes
         Sentences on what the reader did to the image or doubts about it, e.g. that a gantry tilt was straightened.
+    synthetic
+        What the file says when a model made the image; ``None`` for what was acquired, and for phantoms.
+    phantom
+        Whether the file says that it shows a phantom.
 
     Examples
     --------
@@ -106,6 +111,8 @@ class Volume:
     sequence: str | None = None
     uid: str = ""
     notes: tuple[str, ...] = ()
+    synthetic: Synthetic | None = None
+    phantom: bool = False
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:

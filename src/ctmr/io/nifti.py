@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import HU_EVIDENCE
+from ctmr.imaging.origin import told_by
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import FORMATS
 from ctmr.io.bounds import require_bounded
@@ -30,6 +33,9 @@ _NIFTI2_HEADER_BYTES = 540
 _NO_EXTENSION = bytes(4)
 _DEFLATE_RATIO = 1032
 """The most that deflate packs (zlib's documentation)."""
+_COMMENT = 6
+"""NIfTI code of a header extension of plain text."""
+_LONGEST_EXTENSIONS = 2**20
 AGREEMENT_MM = 0.1
 """Places of a voxel that lie closer than this are one."""
 
@@ -69,6 +75,7 @@ def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: s
         affine = image.affine[:, [2, 1, 0, 3]].astype(np.float64)
         affine[:3] *= scale_mm
         array = _values(image, shape, str(path))
+        synthetic = told_by(texts_in(_beginning(path)))
     except InputError:
         raise
     except Exception as error:
@@ -81,7 +88,7 @@ def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: s
         array, padded = without_padding(array)
         notes += padded
     try:
-        return Volume(array, affine, modality, unit, subject, notes=notes)
+        return Volume(array, affine, modality, unit, subject, notes=notes, synthetic=synthetic)
     except InputError as error:
         raise InputError(f"{path} cannot be read as NIfTI: {error}; export it again") from error
 
@@ -96,7 +103,8 @@ def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) 
     volume
         HU is rounded to int16; other units keep int16, uint16, uint8 or float32.
     text
-        ``Description`` becomes the header field ``descrip``, at most 79 characters of it; there is no room for more.
+        ``Description`` becomes the header field ``descrip``, at most 79 characters of it. All of them stand, as JSON,
+        in a header extension of plain text.
 
     Raises
     ------
@@ -112,6 +120,9 @@ def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) 
     image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = (text or {}).get("Description", "").encode("ascii", "replace")[:79]
+    if text:
+        comment = json.dumps(dict(text), sort_keys=True).encode("ascii")
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", comment))
     image.set_sform(affine, code=_SCANNER)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     straight = float(np.abs(directions.T @ directions - np.eye(3)).max()) < 1e-4
@@ -130,6 +141,28 @@ def header_of(start: bytes) -> Any:
     size = _NIFTI2_HEADER_BYTES.to_bytes(4, "little")
     kind = nibabel.Nifti2Header if size in (start[:4], start[3::-1]) else nibabel.Nifti1Header
     return kind(start[: kind.template_dtype.itemsize], check=False)
+
+
+def texts_in(start: bytes) -> dict[str, str]:
+    """Return the texts of a header, keyword → text: ``descrip``, and what the extensions of plain text say.
+
+    An extension that `write` made is keywords and texts; of any other the whole is one text.
+    """
+    header = header_of(start)
+    texts = {"Description": bytes(header["descrip"]).rstrip(b"\0 ").decode("utf-8", "replace")}
+    at, end = header.template_dtype.itemsize, min(int(header["vox_offset"]), len(start))
+    more, at = start[at : at + 1] not in (b"", b"\0"), at + len(_NO_EXTENSION)
+    while more and at + 8 <= end:
+        size, code = struct.unpack(f"{header.endianness}2i", start[at : at + 8])
+        if code == _COMMENT:
+            said = start[at + 8 : min(at + max(size, 8), end)].rstrip(b"\0 ").decode("utf-8", "replace")
+            try:
+                tree = json.loads(said)
+            except ValueError:
+                tree = None
+            texts |= {str(k): str(v) for k, v in tree.items()} if isinstance(tree, dict) else {"Comment": said}
+        at += max(size, 8)
+    return texts
 
 
 def first_voxel(header: Any, content: bytes) -> int:
@@ -186,6 +219,11 @@ def content_of(path: Path, stream: Any) -> tuple[Any, bytes]:
     # One byte more than there should be tells a file that is longer from one whose voxels begin early.
     limit = voxel_bytes(header, path) + max(whole, int(header["vox_offset"])) + 1
     return header, start + stream.read(max(0, limit - len(start)))
+
+
+def _beginning(path: Path) -> bytes:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+        return stream.read(_LONGEST_EXTENSIONS)
 
 
 def _open(path: Path) -> Any:

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import told_by
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.system.files import write_file
 
 MAXIMUM_PIXELS = 16 * 2**20
 """More than any slice has; beyond it a file is a decompression bomb."""
+_EXIF_DESCRIPTION = 270
+_LONGEST_TEXT = 2**16
 _WIDE_LEVELS = 65535
 WIDE_MINIMUM = 4096
 """A 16-bit picture whose brightest pixel is below this would keep less than 16 of 256 grey levels."""
@@ -59,6 +62,7 @@ def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: s
                         f"{path} claims {image.width}×{image.height} pixels; at most {MAXIMUM_PIXELS} are read"
                     )
                 image.load()
+                synthetic = told_by(_texts(image))
                 grey = _grey8(ImageOps.exif_transpose(image), path)
     except InputError:
         raise
@@ -70,7 +74,7 @@ def read(path: Path, *, modality: Modality, unit: Unit | None = None, subject: s
         # Pillow's decoders and EXIF parser raise many types on damaged files.
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} cannot be decoded ({reason}); export it again") from error
-    return Volume(array=grey[None], affine=None, modality=modality, unit=Unit.GREY8, subject=subject)
+    return Volume(grey[None], None, modality, Unit.GREY8, subject, synthetic=synthetic)
 
 
 def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) -> Path:
@@ -104,6 +108,13 @@ def write(path: Path, volume: Volume, *, text: Mapping[str, str] | None = None) 
     Image.fromarray(np.clip(np.rint(volume.array[0]), 0, 255).astype(np.uint8)).save(stream, "PNG", pnginfo=chunks)
     write_file(path, stream.getvalue())
     return path
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    """Return the texts of a decoded picture: PNG's chunks, JPEG's comment, the EXIF description."""
+    found = {**image.info, "ImageDescription": image.getexif().get(_EXIF_DESCRIPTION, "")}
+    texts = {str(k): v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in found.items()}
+    return {k: v[:_LONGEST_TEXT] for k, v in texts.items() if isinstance(v, str)}
 
 
 def _grey8(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import PHANTOM_PREFIX, PROVENANCE
+from ctmr.imaging.plausibility import doubts, modality_fault
 from ctmr.imaging.volume import Direction, Modality, Volume
 from ctmr.system.home import Home
 from ctmr.system.progress import Progress
@@ -28,6 +32,7 @@ def synthesize(
     home: Home,
     report: Progress,
     keep: Collection[Kind] = (),
+    source_modality: Modality | None = None,
 ) -> dict[str, Any]:
     """Translate an image through Triton.
 
@@ -48,19 +53,22 @@ def synthesize(
         Where the ledger is kept.
     keep
         Kinds of DICOM series that are translated although they are no anatomical images of a head.
+    source_modality
+        What the image shows, where somebody said so; a DICOM header must agree. ``None``: what the translation needs.
 
     Returns
     -------
     dict
-        path, modality, model, version, series_uid, files, left_out, and notes: what is missing of the head, or was made
-        background.
+        path, modality, model, version, series_uid, files, left_out, notes (what is missing of the head, or was made
+        background) and warnings (what speaks against the image or the model).
 
     Raises
     ------
     InputError
-        The image cannot be read or does not fit the model, `out` exists, or no or several models fit.
+        The image cannot be read, is synthetic or does not fit the model, `out` exists or cannot be written from it, or
+        no or several models fit. All of it is found before anything is translated.
     """
-    from ctmr.io import read_image
+    from ctmr.io.content import content_digest, read_whatever
     from ctmr.serving.server import connect
     from ctmr.tracking.lineage import record
 
@@ -69,21 +77,31 @@ def synthesize(
     direction = Direction.MR2CT if to.upper() == Modality.CT else Direction.CT2MR
     if out.exists():
         raise InputError(f"{out} exists already; name a path that does not, nothing is overwritten")
+    if source_modality not in (None, direction.source):
+        raise InputError(
+            f"{source} shows {source_modality}, and --to {to} needs {direction.source}; give the other image"
+        )
+    _require_writable(out, source)
     report("reading the image", 0.1)
     chosen = _chosen(source, direction.source, keep)
-    volume = read_image(source, modality=direction.source) if chosen is None else _read_chosen(chosen, direction.source)
+    volume = _read(source, direction.source, chosen)
     with connect(home, url) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
         report(f"translating with {name}", 0.3)
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
     provenance = _provenance(answer, registered_name(name, direction))
+    warnings = [*volume.notes, *doubts(volume)]
+    warned = answer.spec.lineage.get("warning", "")
+    if warned and not (volume.phantom or volume.subject.startswith(PHANTOM_PREFIX)):
+        warnings.append(f"{provenance.model_name} version {answer.version}: {warned}")
     files, uid, instances = write_translation(
         out, answer.volume, source if chosen is None else chosen.files, provenance
     )
     entry = {
         "series_uid": uid,
         "instance_uids": instances,
+        "content_sha256": content_digest(read_whatever(out).array),
         "source_uid": volume.uid,
         "notes": list(answer.volume.notes),
         "path": str(out.absolute()),
@@ -100,6 +118,7 @@ def synthesize(
         "triton": client.url,
         "left_out": [] if chosen is None else list(chosen.left_out),
         "notes": list(answer.volume.notes),
+        "warnings": warnings,
     }
 
 
@@ -110,10 +129,55 @@ def _chosen(source: Path, modality: Modality, keep: Collection[Kind]) -> SeriesC
     return dicom.choose_series(source, modality, keep) if source.exists() and format_of(source) == "dicom" else None
 
 
-def _read_chosen(chosen: SeriesChoice, modality: Modality) -> Volume:
-    from ctmr.io import dicom
+def _read(source: Path, modality: Modality, chosen: SeriesChoice | None) -> Volume:
+    """Read the image; refuse what a model made, and values that speak against the modality."""
+    from ctmr.io import dicom, read_image
 
-    return dicom.read_series(chosen.files, modality=modality)
+    if chosen is None:
+        volume = read_image(source, modality=modality)
+    else:
+        volume = dicom.read_series(chosen.files, modality=modality)
+    if volume.synthetic is not None:
+        raise InputError(
+            f"{source} is synthetic ({volume.synthetic.words}); a translation of it would show what two models made, "
+            "so give the image that a scanner acquired"
+        )
+    fault = modality_fault(volume)
+    if fault:
+        raise InputError(f"{source} was taken for {modality}, but {fault}; give the {modality}, or the other --to")
+    return volume
+
+
+def _require_writable(out: Path, source: Path) -> None:
+    """Raise InputError when no translation of `source` can be written as `out` asks; `source` may be missing."""
+    from ctmr.io import FORMATS, Holds, dicom, format_named, format_of
+    from ctmr.io.dicom.frames import is_enhanced
+
+    kind = format_of(source)
+    if kind is None or not source.exists():
+        return
+    asked = FORMATS.get(format_named(out.name) or "")
+    if asked is None or not asked.written:
+        if kind != "dicom":
+            raise _no_series_of(source)
+        if source.is_file() and not is_enhanced(dicom.read_header(source)):
+            raise InputError(
+                f"{source} is one slice of a DICOM series; give the folder of the series, or a NIfTI file as OUT"
+            )
+    elif (FORMATS[kind].holds is Holds.PICTURE) is not (asked.holds is Holds.PICTURE):
+        rows = [row for row in FORMATS.values() if row.written]
+        wanted = [row.written for row in rows if (row.holds is Holds.PICTURE) is not (asked.holds is Holds.PICTURE)]
+        raise InputError(
+            f"{out.name} cannot hold the translation of {source.name}: a picture has grey levels and no geometry, a "
+            f"volume has both its unit and its geometry; name OUT {' or '.join(wanted)}"
+        )
+
+
+def _no_series_of(source: Path) -> InputError:
+    from ctmr.io import FORMATS
+
+    suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
+    return InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
 
 
 def _only_model(client: Any, direction: Direction) -> str:
@@ -155,12 +219,12 @@ def write_translation(
     identity = dicom.seeded_uid(words, provenance.onnx_sha256, str(out.absolute()))
     asked = FORMATS.get(format_named(out.name) or "")
     if asked is not None and asked.written:
+        facts = json.dumps({**asdict(provenance), "series_uid": identity}, sort_keys=True)
         comment = "; ".join((f"ctmr lineage {identity}", *volume.notes))
-        asked.reader.write(out, volume, text={"Description": words, "Comment": comment})
+        asked.reader.write(out, volume, text={"Description": words, "Comment": comment, PROVENANCE: facts})
         return 1, identity, []
     if isinstance(source, Path) and format_of(source) != "dicom":
-        suffixes = " or ".join(row.written for row in FORMATS.values() if row.written)
-        raise InputError(f"{source.name} is not DICOM, so no DICOM series can be derived from it; name OUT {suffixes}")
+        raise _no_series_of(source)
     series = source if isinstance(source, Path) else [dicom.read_header(p) for p in source if dicom.is_dicom(p)]
     files = dicom.write_synthetic_series(out, volume, series, provenance)
     headers = [dicom.read_header(f) for f in files]

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import InputError, without_secrets
+from ctmr.imaging.volume import Direction
 from ctmr.system.files import append_line
 from ctmr.system.home import Home
 from ctmr.tracking.names import served_name
+
+_DIRECTION = "direction"
+_NEEDED = {_DIRECTION, "model_name", "model_version", "onnx_sha256", "series_uid"}
+"""Facts without which a file's own statement leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def trace(uid: str, home: Home) -> list[Link]:
     Parameters
     ----------
     uid
-        Series or SOP instance UID that this machine wrote, or a path to a synthetic DICOM file or series.
+        Series or SOP instance UID that this machine wrote, or the path of a synthetic image of any format and name.
 
     Raises
     ------
@@ -74,27 +79,58 @@ def trace(uid: str, home: Home) -> list[Link]:
 def _facts(uid: str, home: Home) -> tuple[dict[str, Any], str, str]:
     path = Path(uid)
     if path.exists():
-        from ctmr.io.dicom import read_header, read_provenance
-
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        if not files:
-            raise InputError(f"{path} holds no file; give the folder or a file of a synthetic DICOM series")
-        file = files[0]
-        facts = {k: str(v) for k, v in vars(read_provenance(file)).items()}
-        return facts, str(read_header(file).get("SeriesInstanceUID", "")), str(path)
-    entries = _entries(home)
-    for entry in reversed(entries):
-        if uid in (entry["series_uid"], *entry.get("instance_uids", [])):
-            return entry, str(entry["series_uid"]), str(entry["path"])
+        return _facts_of_file(path, home)
+    entry = _written_as(home, {uid})
+    if entry is not None:
+        return entry, str(entry["series_uid"]), str(entry["path"])
     raise InputError(
-        f"{uid} is no synthetic image this machine wrote ({len(entries)} in {home.ledger}) and no path; "
+        f"{uid} is no synthetic image this machine wrote ({len(_entries(home))} in {home.ledger}) and no path; "
         "give the series or SOP instance UID, or the path, of a synthetic image"
     )
 
 
+def _facts_of_file(path: Path, home: Home) -> tuple[dict[str, Any], str, str]:
+    """Find a file by what it carries, then by its UIDs, then by its content: names and headers change on the way."""
+    from ctmr.io.content import content_digest, read_whatever
+    from ctmr.io.dicom import is_dicom, origin_of, read_header
+
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    dicom = next((file for file in files if is_dicom(file)), None)
+    if path.is_dir() and dicom is None:
+        raise InputError(f"{path} holds no DICOM file; give the folder or a file of a synthetic DICOM series")
+    if dicom is not None:
+        header = read_header(dicom)
+        origin, uid = origin_of(header), str(header.get("SeriesInstanceUID", ""))
+        if origin is not None and _DIRECTION in origin.facts:
+            return dict(origin.facts), uid, str(path)
+        entry = _written_as(home, {uid, str(header.get("SOPInstanceUID", ""))})
+        if entry is not None:
+            return entry, str(entry["series_uid"]), str(path)
+    volume = read_whatever(path)
+    told = volume.synthetic.facts if volume.synthetic is not None else {}
+    if set(told) >= _NEEDED and told[_DIRECTION] in set(Direction):
+        return dict(told), told["series_uid"], str(path)
+    entry = _written_as(home, {content_digest(volume.array)})
+    if entry is not None:
+        return entry, str(entry["series_uid"]), str(path)
+    raise InputError(
+        f"{path} carries no provenance of ctmr, and its content is none of the {len(_entries(home))} synthetic images "
+        f"in {home.ledger}; give a synthetic image that ctmr wrote, or ask on the machine that wrote it"
+    )
+
+
+def _written_as(home: Home, names: set[str]) -> dict[str, Any] | None:
+    """Return the latest entry of the ledger with one of these UIDs or content digests."""
+    found: dict[str, Any] | None = None
+    for entry in _entries(home):
+        if names & {entry.get("series_uid"), entry.get("content_sha256"), *entry.get("instance_uids", [])}:
+            found = entry
+    return found
+
+
 def _entries(home: Home) -> list[dict[str, Any]]:
     """Return the ledger's lines; one that was torn is passed over and hides no other."""
-    found = []
+    found: list[Any] = []
     for line in home.ledger.read_text(errors="replace").splitlines() if home.ledger.is_file() else []:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from ctmr.recipe.training import Term
 from ctmr.system.pool import Background
+from ctmr.system.tables import write_csv
 
 if TYPE_CHECKING:
     from ctmr.training.alarms import Reading
@@ -99,11 +99,10 @@ def write_tables(out: Path, reports: Sequence[StepEvent], readings: Sequence[tup
     names = {n for row in rows.values() for n in row}
     _table(out / "curves.csv", rows, sorted(names & set(Term)))
     _table(out / "measures.csv", rows, sorted(names - set(Term)))
-    with (out / "alarms.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["step", "alarm", "side", "value", "limit", "beyond"])
-        for step, r in readings:
-            writer.writerow([step, r.alarm.value, r.side.value, f"{r.value:.6g}", f"{r.limit:g}", int(r.beyond)])
+    alarms = (
+        [step, r.alarm.value, r.side.value, f"{r.value:.6g}", f"{r.limit:g}", int(r.beyond)] for step, r in readings
+    )
+    write_csv(out / "alarms.csv", ["step", "alarm", "side", "value", "limit", "beyond"], alarms)
 
 
 def history(reports: Sequence[StepEvent]) -> dict[str, list[float]]:
@@ -113,7 +112,5 @@ def history(reports: Sequence[StepEvent]) -> dict[str, list[float]]:
 
 
 def _table(path: Path, rows: Mapping[int, Mapping[str, float]], names: Sequence[str]) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["step", *names])
-        writer.writerows([s, *(f"{row.get(n, float('nan')):.6g}" for n in names)] for s, row in sorted(rows.items()))
+    lines = ([s, *(f"{row.get(n, float('nan')):.6g}" for n in names)] for s, row in sorted(rows.items()))
+    write_csv(path, ["step", *names], lines)

@@ -37,9 +37,11 @@ from ctmr.datasets.deid.profile import Action
 from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.names import Dates
 from ctmr.errors import InputError
+from ctmr.imaging.origin import NO_TRUTH
 from ctmr.imaging.volume import Modality
-from ctmr.io.dicom.headers import Header, open_header
+from ctmr.io.dicom.headers import GREY, Header, number_of, open_header, photometric_of
 from ctmr.io.dicom.pixels import stored_frames
+from ctmr.io.dicom.provenance import PHANTOM_WORD, origin_of
 from ctmr.io.dicom.series_kind import classify
 from ctmr.io.series_kinds import Kind
 
@@ -51,7 +53,9 @@ ENHANCED: dict[str, Modality] = {
 }
 IMAGES: dict[str, Modality] = ENHANCED | {CTImageStorage: Modality.CT, MRImageStorage: Modality.MR}
 """SOP classes that are taken in; reports, presentation states and secondary captures are not."""
-METHOD = "ctmr: DICOM PS3.15 Annex E basic profile; attributes outside a list of needed ones removed"
+METHOD = "ctmr: PS3.15 Annex E basic profile; only needed attributes kept"
+"""DeidentificationMethod: an LO, of which a value has at most 64 characters."""
+_IMAGE_TYPE_VALUES = 3
 _DUMMY = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 _DECIMAL = re.compile(r"[+-]?\d{0,5}(\.\d{0,14})?([eE][+-]?\d{1,2})?")
 
@@ -70,6 +74,8 @@ class Cleaner:
         Key of the series (`ctmr.io.dicom.group_series`): where one UID holds several images, each becomes a series.
     sequence
         MR sequence, written where descriptions stood.
+    phantom
+        Whether it shows a phantom, which the result says in its identifier, its description and QualityControlImage.
     """
 
     key: Key
@@ -77,6 +83,7 @@ class Cleaner:
     series: str
     sequence: str
     dates: Dates = Dates.REMOVE
+    phantom: bool = False
 
     def clean(self, file: Path, number: int) -> tuple[pydicom.Dataset, dict[str, str]]:
         """Return a new image with nothing that identifies the patient, and its UIDs: new → original.
@@ -107,6 +114,8 @@ class Cleaner:
             image.SOPClassUID = source.SOPClassUID
             image.Modality = IMAGES[source.SOPClassUID].value
             self._identify(image)
+            if source.SOPClassUID not in ENHANCED:
+                _complete(image)
             uids[self.key.uid(self.series)] = self.series
             image.InstanceNumber = number
             faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
@@ -176,7 +185,9 @@ class Cleaner:
         for keyword in profile.IMAGE_TYPE_2:
             if keyword not in image:
                 image.add_new(tag_for_keyword(keyword) or 0, dictionary_VR(keyword), None)
-        image.PatientName = image.PatientID = self.key.pseudonym(self.subject)
+        image.PatientName = image.PatientID = self.key.pseudonym(self.subject, phantom=self.phantom)
+        if self.phantom:
+            image.QualityControlImage = "YES"
         image.SeriesInstanceUID = self.key.uid(self.series)
         image.PatientIdentityRemoved = "YES"
         image.DeidentificationMethod = METHOD
@@ -186,9 +197,32 @@ class Cleaner:
         image.DeidentificationMethodCodeSequence = [_code(c) for c in used]
         shifted = self.dates is Dates.SHIFT
         image.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
-        image.SeriesDescription = f"{image.Modality} {self.sequence}".strip()
+        label = f"{PHANTOM_WORD} " if self.phantom else ""
+        image.SeriesDescription = f"{label}{image.Modality} {self.sequence}".strip()
         if self.sequence:
             image.ProtocolName = self.sequence
+
+
+def _complete(image: pydicom.Dataset) -> None:
+    """Add what a single-frame image must have and the source had not, or had with values that do not stay.
+
+    Empty where the standard allows that, else the term that claims least.
+    """
+    ct = image.Modality == Modality.CT
+    kind = [str(v) for v in _values(image.get("ImageType"))] or ["ORIGINAL", "PRIMARY"]
+    if len(kind) < _IMAGE_TYPE_VALUES:
+        image.ImageType = [*kind, "AXIAL" if ct else "OTHER"]
+    for keyword, term in profile.MODULE_TYPE_1[image.Modality].items():
+        if not image.get(keyword):
+            setattr(image, keyword, term)
+    for keyword in profile.MODULE_TYPE_2[image.Modality]:
+        if keyword not in image:
+            setattr(image, keyword, None)
+    if "IR" in _values(image.get("ScanningSequence")) and "InversionTime" not in image:
+        image.InversionTime = None
+    if "BodyPartExamined" not in image and "Laterality" not in image:
+        # Type 2C: without a body part nobody knows whether it is a paired one.
+        image.Laterality = None
 
 
 def not_an_image(header: pydicom.Dataset, part: str = "", keep: Collection[Kind] = ()) -> str:
@@ -208,20 +242,26 @@ def not_an_image(header: pydicom.Dataset, part: str = "", keep: Collection[Kind]
         known = header.SOPClassUID.name != str(header.SOPClassUID)
         return f"not CT or MR ({header.SOPClassUID.name})" if known else "not CT or MR"
     answer = classify(header, part)
-    return "" if answer.kind in keep else answer.reason
+    # What says by which model it was made is no mistake of filing: it is dropped or refused by name, not passed over.
+    if answer.kind in keep or (answer.kind is Kind.SYNTHETIC and origin_of(header) is not None):
+        return ""
+    return answer.reason
 
 
 def refuse(header: pydicom.Dataset) -> None:
-    """Raise InputError when an image cannot be de-identified, without naming the file."""
+    """Raise InputError when an image cannot be de-identified or was not acquired, without naming the file."""
+    synthetic = origin_of(header)
+    if synthetic is not None:
+        raise InputError(f"is synthetic ({synthetic.words}); {NO_TRUTH}")
     if header.get("SOPClassUID") not in IMAGES:
         raise InputError("is no CT or MR image")
     if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise InputError("says BurnedInAnnotation YES: text in the pixels may name the patient; blank it out first")
-    if header.get("SamplesPerPixel", 1) != 1 or str(header.get("PhotometricInterpretation", "")) not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
+    samples = number_of(header, "SamplesPerPixel") or 1
+    if samples != 1 or photometric_of(header) not in GREY:
         raise InputError("is a colour image, a screen shot perhaps, whose pixels may name the patient")
+    if photometric_of(header) == GREY[0] and IMAGES[header.SOPClassUID] is Modality.MR:
+        raise InputError(f"has PhotometricInterpretation {GREY[0]}, and an MR needs {GREY[1]}; export it again")
 
 
 @contextmanager
@@ -300,7 +340,7 @@ def _set_pixels(image: pydicom.Dataset, header: Header) -> None:
     stored = min(int(header.number("BitsStored") or allocated), allocated)
     signed = pixels.dtype.kind == "i"
     image.SamplesPerPixel = 1
-    image.PhotometricInterpretation = str(source.PhotometricInterpretation)
+    image.PhotometricInterpretation = photometric_of(source)
     image.Rows, image.Columns = shape
     image.BitsAllocated, image.BitsStored, image.HighBit = allocated, stored, stored - 1
     image.PixelRepresentation = int(signed)

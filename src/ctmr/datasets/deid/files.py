@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ctmr.errors import InputError
+from ctmr.imaging.origin import NO_TRUTH, Synthetic, told_by
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
 from ctmr.io.bounds import require_bounded
@@ -38,6 +39,8 @@ _GEOMETRY = (
 """Fields of a NIfTI header that say where voxels lie and what they mean; all others become empty."""
 _NO_EXTENSION = bytes(4)
 _LARGEST_VOXEL_BYTES = 8
+_ITK_TEXTS = ("descrip", "ITK_FileNotes", "Comment")
+"""Keys under which a MetaImage that was converted from another format keeps its texts."""
 _SPATIAL_AXES = 4
 """pixdim[0..3]: handedness and voxel size; the rest may hold anything."""
 
@@ -65,9 +68,16 @@ def clean(kind: str, source: Path, target: Path) -> None:
         return
     unit = Unit.GREY8 if form.holds is Holds.PICTURE else Unit.ARBITRARY
     try:
-        writer.reader.write(target, form.reader.read(source, modality=Modality.MR, unit=unit))
+        volume = form.reader.read(source, modality=Modality.MR, unit=unit)
     except InputError:
         raise InputError(f"cannot be decoded as {form.title}; export it again") from None
+    _refuse_synthetic(volume.synthetic)
+    writer.reader.write(target, volume)
+
+
+def _refuse_synthetic(synthetic: Synthetic | None) -> None:
+    if synthetic is not None:
+        raise InputError(f"is synthetic ({synthetic.words}); {NO_TRUTH}")
 
 
 def clean_nifti(source: Path) -> bytes:
@@ -85,11 +95,12 @@ def clean_nifti(source: Path) -> bytes:
     """
     if source.name.lower().endswith(".mha"):
         return _clean_metaimage(source)
-    from ctmr.io.nifti import content_of, first_voxel
+    from ctmr.io.nifti import content_of, first_voxel, texts_in
 
     try:
         with gzip.open(source) if source.name.lower().endswith(".gz") else source.open("rb") as stream:
             header, raw = content_of(source, stream)
+        synthetic = told_by(texts_in(raw))
         if not bytes(header["magic"]).startswith(b"n+"):
             raise ValueError("no single NIfTI file")
         count = int(np.prod([int(n) for n in header.get_data_shape()]))
@@ -107,6 +118,7 @@ def clean_nifti(source: Path) -> bytes:
         # nibabel, gzip and struct have no common base; each means that this is no usable file.
         reason = str(error) if isinstance(error, InputError) else type(error).__name__
         raise InputError(f"cannot be read as NIfTI ({reason}); export it again") from None
+    _refuse_synthetic(synthetic)
     # gzip gets no file name and no time.
     return gzip.compress(clean.binaryblock + _NO_EXTENSION + voxels, 6, mtime=0)
 
@@ -121,6 +133,7 @@ def _clean_metaimage(source: Path) -> bytes:
         voxels = math.prod(float(n) for n in (*reader.GetSize(), reader.GetNumberOfComponents()))
         require_bounded(voxels * _LARGEST_VOXEL_BYTES, source.stat().st_size, "it")
         image: Any = reader.Execute()
+        _refuse_synthetic(told_by({k: image.GetMetaData(k) for k in _ITK_TEXTS if image.HasMetaDataKey(k)}))
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "image.nii"
             SimpleITK.WriteImage(image, str(converted))

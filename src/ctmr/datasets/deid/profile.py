@@ -21,6 +21,22 @@ class Action(StrEnum):
 IMAGE_TYPE_2 = (*TYPE_2, "Manufacturer", "SeriesNumber", "AcquisitionNumber")
 """Attributes that CT and MR images must have, empty or not (PS3.3 A.3, A.4)."""
 
+MODULE_TYPE_2: dict[str, tuple[str, ...]] = {
+    "CT": ("PatientPosition", "SliceThickness", "KVP"),
+    "MR": (
+        "PatientPosition",
+        "SliceThickness",
+        "ScanOptions",
+        "MRAcquisitionType",
+        "RepetitionTime",
+        "EchoTime",
+        "EchoTrainLength",
+    ),
+}
+"""Attributes that single-frame images must have, empty or not (PS3.3 C.7.3.1, C.7.6.2, C.8.2.1, C.8.3.1)."""
+MODULE_TYPE_1: dict[str, dict[str, str]] = {"CT": {}, "MR": {"ScanningSequence": "RM", "SequenceVariant": "NONE"}}
+"""Attributes that they must have with a value → the term that says nothing of the sequence (PS3.3 C.8.3.1)."""
+
 ENHANCED_DATES = (
     "ContentDate",
     "ContentTime",

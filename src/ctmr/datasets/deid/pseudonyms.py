@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctmr.errors import EnvironmentFault, InputError
+from ctmr.imaging.origin import PHANTOM_PREFIX
 from ctmr.system.files import sweep, write_file, written
 from ctmr.system.locks import locked
 
@@ -30,9 +31,9 @@ class Key:
 
     secret: bytes = field(repr=False)
 
-    def pseudonym(self, subject: str) -> str:
-        """Return the pseudonym of a subject: 16 hexadecimal digits."""
-        return self._digest("subject", subject)[:8].hex()
+    def pseudonym(self, subject: str, *, phantom: bool = False) -> str:
+        """Return the pseudonym of a subject: 16 hexadecimal digits, which begin with a word for a phantom."""
+        return f"{PHANTOM_PREFIX if phantom else ''}{self._digest('subject', subject)[:8].hex()}"
 
     def uid(self, original: str) -> str:
         """Return the UID that stands for another one everywhere, derived from a UUID (PS3.5 B.2)."""

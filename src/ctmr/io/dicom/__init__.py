@@ -2,10 +2,11 @@
 
 from ctmr.io.dicom.grouping import SeriesGroups, group_series
 from ctmr.io.dicom.headers import read_header
+from ctmr.io.dicom.provenance import SyntheticProvenance, is_phantom, origin_of, read_provenance
 from ctmr.io.dicom.reading import read_series
 from ctmr.io.dicom.series_kind import SeriesAnswer, classify, guess_sequence
 from ctmr.io.dicom.series_kind.choice import SeriesChoice, choose_series
-from ctmr.io.dicom.synthetic import SyntheticProvenance, read_provenance, write_synthetic_series
+from ctmr.io.dicom.synthetic import write_synthetic_series
 from ctmr.io.dicom.writing import MrParameters, seeded_uid, write_series
 from ctmr.io.signature import is_dicom
 
@@ -20,6 +21,8 @@ __all__ = [
     "group_series",
     "guess_sequence",
     "is_dicom",
+    "is_phantom",
+    "origin_of",
     "read_header",
     "read_provenance",
     "read_series",

@@ -39,6 +39,8 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
         try:
             dataset = pydicom.dcmread(io.BytesIO(content), force=True)
             frames = int(dataset.get("NumberOfFrames") or 1)
+            if not dataset.get("PhotometricInterpretation"):
+                dataset.PhotometricInterpretation = "MONOCHROME2"
             values = np.ascontiguousarray(dataset.pixel_array)
             values = values.reshape(frames, int(dataset.Rows), int(dataset.Columns))
         except BaseException as error:  # codecs written in Rust panic with what is no Exception

@@ -39,11 +39,14 @@ class SeriesGroups(dict[str, list[Path]]):
     ----------
     unreadable
         DICOM files that could not be read → why.
+    without_pixels
+        Objects that hold no image, sorted: reports, structure sets, presentation states.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.unreadable: dict[Path, str] = {}
+        self.without_pixels: list[Path] = []
 
     def __missing__(self, key: str) -> list[Path]:
         known = printable(", ".join(sorted(self)), 500) or "none"
@@ -67,7 +70,7 @@ def group_series(folder: Path) -> SeriesGroups:
     """Sort every DICOM file under `folder` by series, reading headers only.
 
     Files that are not DICOM are skipped, unless their name says that they are; objects without pixels (reports,
-    structure sets, DICOMDIR) are skipped too. Damaged files are listed in ``unreadable``.
+    structure sets) are listed in ``without_pixels``, damaged files in ``unreadable``; a DICOMDIR is skipped.
     """
     with warnings.catch_warnings():
         # As in reading: what is used of a header is checked, what pydicom thinks of the rest is no news.
@@ -85,8 +88,12 @@ def _group(folder: Path) -> SeriesGroups:
                     groups.unreadable[path] = f"{path} is not a DICOM file (no DICM prefix); export it again"
                 continue
             header = open_header(path)
-            if header.dataset.SOPClassUID != DICOMDIR_CLASS and "Rows" in header.dataset:
+            if header.dataset.SOPClassUID == DICOMDIR_CLASS:
+                continue
+            if "Rows" in header.dataset:
                 series.setdefault(header.text("SeriesInstanceUID"), []).append(_member(path, header))
+            else:
+                groups.without_pixels.append(path)
         except InputError as error:
             groups.unreadable[path] = str(error)
             continue

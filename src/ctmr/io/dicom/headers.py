@@ -35,6 +35,8 @@ TYPE_2 = (
     "PositionReferenceIndicator",
 )
 """Attributes of patient, study and frame of reference that every image has, empty or not (PS3.3 C.7.1 to C.7.4)."""
+GREY = ("MONOCHROME1", "MONOCHROME2")
+"""PhotometricInterpretation of images without colour; the first shows the lowest value white."""
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _META_GROUP = 0x0002
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality")
@@ -178,6 +180,11 @@ def _uncompressed(stream: BinaryIO, name: str) -> BinaryIO:
 def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
     """Return an attribute as a number; None when it is absent, empty or not one number."""
     return _number(dataset.get(keyword))
+
+
+def photometric_of(dataset: pydicom.Dataset) -> str:
+    """Return PhotometricInterpretation; an image of one sample a pixel that has none is MONOCHROME2."""
+    return str(dataset.get("PhotometricInterpretation", "") or "").strip().upper() or GREY[1]
 
 
 def _number(value: Any) -> float | None:

@@ -22,7 +22,7 @@ from pydicom.uid import JPEGExtended12Bit
 
 from ctmr.errors import InputError
 from ctmr.io.bounds import require_bounded
-from ctmr.io.dicom.headers import Header, opened, short
+from ctmr.io.dicom.headers import Header, opened, photometric_of, short
 
 DECODE_TIMEOUT_S = 300.0
 """A file that takes longer to decode hangs its codec."""
@@ -123,6 +123,7 @@ def _decoded(header: Header, count: int) -> NDArray[Any]:
         if not getattr(dataset, "file_meta", None):
             dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = header.syntax
+        dataset.PhotometricInterpretation = photometric_of(dataset)
         values: NDArray[Any] = dataset.pixel_array
     return values.reshape(-1, *values.shape[-2:])
 

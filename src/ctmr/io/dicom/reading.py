@@ -17,9 +17,19 @@ from ctmr.imaging.hounsfield import HU_EVIDENCE, OUTSIDE_VALUE, outside_of
 from ctmr.imaging.volume import UNEVEN_LIMIT, Modality, Unit, Volume
 from ctmr.io.dicom.frames import Frame, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.geometry import sort_along_normal, stack_affine, stack_faults, stack_of
-from ctmr.io.dicom.headers import DICOMDIR_CLASS, DicomSource, Header, name_of, open_header, printable
+from ctmr.io.dicom.headers import (
+    DICOMDIR_CLASS,
+    GREY,
+    DicomSource,
+    Header,
+    name_of,
+    open_header,
+    photometric_of,
+    printable,
+)
 from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
 from ctmr.io.dicom.pixels import stored_frames
+from ctmr.io.dicom.provenance import is_phantom, origin_of
 from ctmr.io.dicom.series_kind import classify, guess_sequence
 from ctmr.io.dicom.straighten import straighten
 from ctmr.io.series_kinds import REASONS, Kind
@@ -31,7 +41,6 @@ TISSUE_HU = (-900.0, 3000.0)
 """A padding value in here is a value that tissue has too."""
 UNSPECIFIED = ("US", "UNSPECIFIED")
 """RescaleType of a writer that leaves the unit open (PS3.3 C.11.1.1.2)."""
-_GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 def read_series(
@@ -118,6 +127,8 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
         sequence=guess_sequence(first.dataset) if found is Modality.MR else None,
         uid=first.text("SeriesInstanceUID"),
         notes=notes,
+        synthetic=next((said for h in headers if (said := origin_of(h.dataset))), None),
+        phantom=is_phantom(first.dataset),
     )
 
 
@@ -213,9 +224,9 @@ def _header_fault(header: Header, modality: Modality) -> str:
     samples = header.number("SamplesPerPixel") or 1
     if samples != 1:
         return f"holds {samples:g} samples a pixel; greyscale is needed"
-    grey = header.text("PhotometricInterpretation") or _GREY[1]
-    if grey not in _GREY or (grey == _GREY[0] and modality is Modality.MR):
-        return f"has PhotometricInterpretation {printable(grey, 40)!r}; {_GREY[1]} is needed"
+    grey = photometric_of(header.dataset)
+    if grey not in GREY or (grey == GREY[0] and modality is Modality.MR):
+        return f"has PhotometricInterpretation {printable(grey, 40)!r}; {GREY[1]} is needed"
     stored, high = header.number("BitsStored"), header.number("HighBit")
     if stored is not None and high is not None and high != stored - 1:
         return f"has HighBit {high:g} with BitsStored {stored:g}; the highest bit must be the last of those stored"

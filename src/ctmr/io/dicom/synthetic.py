@@ -1,24 +1,29 @@
-"""Writing a translation as a derived DICOM series that says it is synthetic, and reading its provenance back."""
+"""Writing a translation as a derived DICOM series that says it is synthetic."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import validate_value
 
 from ctmr.errors import InputError
-from ctmr.imaging.volume import Direction, Volume
+from ctmr.imaging.volume import Volume
 from ctmr.io.dicom.frames import frames_of, is_enhanced
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
 from ctmr.io.dicom.headers import TYPE_2, read_header
+from ctmr.io.dicom.provenance import MANUFACTURER, PRIVATE_CREATOR, PRIVATE_GROUP, SyntheticProvenance
 from ctmr.io.dicom.writing import (
-    MANUFACTURER,
     MrParameters,
     content_seed,
     seeded_uid,
@@ -30,8 +35,6 @@ from ctmr.io.dicom.writing import (
 )
 from ctmr.io.signature import is_dicom
 
-PRIVATE_GROUP = 0x0099
-PRIVATE_CREATOR = "ctmr"
 SERIES_NUMBER_OFFSET = 9000
 """Added to the source's SeriesNumber, so that viewers list the synthetic series after the acquired ones."""
 
@@ -66,36 +69,6 @@ _PATIENT_AND_STUDY = (
 _KEPT_EMPTY = (*TYPE_2, "PatientPosition")
 
 
-@dataclass(frozen=True)
-class SyntheticProvenance:
-    """Origin of a synthetic series: the model, the data that made it and the code.
-
-    Attributes
-    ----------
-    model_name, model_version
-        Registered model.
-    onnx_sha256
-        Of the generator's ONNX file.
-    run_id
-        Tracking run that trained it.
-    dataset_revision, dataset_md5
-        Version of the training data.
-    code_revision
-        Of ctmr.
-    direction
-        Which modality was translated into which.
-    """
-
-    model_name: str
-    model_version: str
-    onnx_sha256: str
-    run_id: str
-    dataset_revision: str
-    dataset_md5: str
-    code_revision: str
-    direction: Direction
-
-
 def write_synthetic_series(
     folder: Path, volume: Volume, source: Sequence[pydicom.Dataset] | Path, provenance: SyntheticProvenance
 ) -> list[Path]:
@@ -108,7 +81,7 @@ def write_synthetic_series(
     volume
         The translation, on any straight grid in the source's frame of reference. Its notes become ImageComments.
     source
-        Datasets or folder of the series that was translated.
+        Datasets, folder or one multi-frame file of the series that was translated.
     provenance
         Written into a private block (group 0099, creator ``ctmr``) and, in words, into DerivationDescription.
 
@@ -131,7 +104,8 @@ def write_synthetic_series(
     Examples
     --------
     >>> from ctmr.imaging.volume import Modality, Unit
-    >>> from ctmr.io.dicom import read_series, write_series
+    >>> from ctmr.imaging.volume import Direction
+    >>> from ctmr.io.dicom import read_provenance, read_series, write_series
     >>> mr = Volume(np.full((4, 8, 8), 300, np.uint16), np.eye(4), Modality.MR, Unit.ARBITRARY, subject="S01")
     >>> source = write_series(Path("mr"), mr)
     >>> ct = Volume(np.full((4, 8, 8), 40, np.int16), mr.affine, Modality.CT, Unit.HU)
@@ -156,7 +130,7 @@ def write_synthetic_series(
     series.SpecificCharacterSet = "ISO_IR 192"
     _take_over(series, first)
     series.SeriesInstanceUID = seeded_uid(seed, "series")
-    series.SeriesNumber = SERIES_NUMBER_OFFSET + int(first.get("SeriesNumber") or 0)
+    series.SeriesNumber = SERIES_NUMBER_OFFSET + _series_number(first)
     series.SeriesDescription = f"SYNTHETIC {target} (from {origin}) {provenance.model_name}"[:64]
     series.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if target == "CT" else "OTHER"]
     series.SyntheticData = "YES"
@@ -179,38 +153,11 @@ def write_synthetic_series(
     return write_images(folder, _with_sources(slice_images(series, planes, slices, seed), planes, headers))
 
 
-def read_provenance(path: Path) -> SyntheticProvenance:
-    """Return the provenance of a synthetic file, or of the first file of a folder.
-
-    Raises
-    ------
-    InputError
-        When the file was not written by `write_synthetic_series`.
-    """
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and is_dicom(p))
-        if not files:
-            raise InputError(f"{path} holds no DICOM file; give a synthetic series that ctmr wrote")
-        path = files[0]
-    header = read_header(path)
-    try:
-        block = header.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
-        values = {f.name: str(block[k].value) for k, f in enumerate(fields(SyntheticProvenance))}
-        direction = Direction(values.pop("direction"))
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} carries no provenance of ctmr (private block {PRIVATE_GROUP:04X} {PRIVATE_CREATOR!r}); "
-            "give a synthetic series that ctmr wrote"
-        ) from error
-    return SyntheticProvenance(**values, direction=direction)
-
-
 def _headers(source: Sequence[pydicom.Dataset] | Path) -> list[pydicom.Dataset]:
     headers = list(source) if not isinstance(source, Path) else []
     if isinstance(source, Path):
-        if not source.is_dir():
-            raise InputError(f"{source} is not a folder; give the folder of the series that was translated")
-        headers = [read_header(p) for p in sorted(source.iterdir()) if p.is_file() and is_dicom(p)]
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        headers = [read_header(p) for p in files if p.is_file() and is_dicom(p)]
     if not headers:
         raise InputError(f"{source or 'the source'} holds no DICOM image; give the series that was translated")
     if 1 < len({str(h.get("SeriesInstanceUID", "")) for h in headers}) < len(headers):
@@ -230,15 +177,60 @@ def _check_direction(volume: Volume, source_modality: str, provenance: Synthetic
 def _take_over(series: pydicom.Dataset, source: pydicom.Dataset) -> None:
     for keyword in _PATIENT_AND_STUDY:
         if keyword in source:
-            value = source[keyword].value
-            # Text goes through str, so that names in another character set are encoded anew as UTF-8.
-            multiple = isinstance(value, pydicom.multival.MultiValue)
-            setattr(series, keyword, list(value) if multiple else "" if value is None else str(value))
-        elif keyword in _KEPT_EMPTY:
+            vr = dictionary_VR(keyword)
+            values = [_valid(vr, text) for text in _stated(source, keyword)]
+            if all(values) and values:
+                # Without validation: an identifier that is too long must stay the one that the study has.
+                value = values[0] if len(values) == 1 else values
+                series.add(pydicom.DataElement(tag_for_keyword(keyword) or 0, vr, value, validation_mode=config.IGNORE))
+                continue
+        if keyword in _KEPT_EMPTY:
             setattr(series, keyword, "")
     if "BodyPartExamined" not in series and "Laterality" not in series:
         # Type 2C: without a body part nobody knows whether it is a paired one.
         series.Laterality = ""
+
+
+def _stated(source: pydicom.Dataset, keyword: str) -> list[str]:
+    """Return an attribute's values as text, also where they are not what its VR asks for."""
+    try:
+        value = source[keyword].value
+    except Exception:
+        # pydicom converts on access, and fails as variously as on a damaged file; the bytes still say something.
+        raw = source.get_item(keyword).value
+        value = raw.decode("latin-1").split("\\") if isinstance(raw, bytes) else raw
+    several = value if isinstance(value, MultiValue | list) else [] if value is None else [value]
+    return [str(v).strip(" \0") for v in several]
+
+
+def _valid(vr: str, text: str) -> str:
+    """Return a value as its VR asks for it, empty when it cannot be told.
+
+    Names and identifiers stay as they are: they are what makes the study one. Dates with points are ACR-NEMA's.
+    """
+    match vr:
+        case "LO" | "SH" | "PN" | "UI":
+            return text
+        case "CS":
+            text = text.upper()
+        case "DA":
+            text = re.sub(r"^(\d{4})\.(\d\d)\.(\d\d)$", r"\1\2\3", text)
+        case "DS":
+            text = re.sub(r"^(\d+)(?:[.,](\d+))?(?::1)?$", lambda m: f"{m[1]}.{m[2] or 0}", text)
+    try:
+        validate_value(vr, text, config.RAISE)
+    except ValueError:
+        return ""
+    return text
+
+
+def _series_number(source: pydicom.Dataset) -> int:
+    """Return SeriesNumber, 0 where it is none or leaves no room for `SERIES_NUMBER_OFFSET` in its 32 bits."""
+    if "SeriesNumber" not in source:
+        return 0
+    text = "".join(_stated(source, "SeriesNumber"))
+    number = int(text) if re.fullmatch(r"[+-]?\d{1,12}", text) else 0
+    return number if 0 <= number < 2**31 - SERIES_NUMBER_OFFSET else 0
 
 
 def _equipment(provenance: SyntheticProvenance) -> pydicom.Dataset:

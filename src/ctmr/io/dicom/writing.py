@@ -18,10 +18,10 @@ from pydicom.valuerep import DSfloat
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io.dicom.geometry import SlicePlane, planes_of
+from ctmr.io.dicom.provenance import MANUFACTURER
 from ctmr.io.values import hounsfield_int16, require_finite
 from ctmr.system.files import new_folder
 
-MANUFACTURER = "ctmr"
 IMPLEMENTATION_VERSION = "CTMR_0_1"
 RESCALED_MAXIMUM = 60000
 """Where the maximum of an MR volume goes that 16 unsigned bits cannot hold as it is; an MR scale means nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from ctmr.pipeline.stages.train import RUN_RECORD
 from ctmr.system.digest import content_digest
 from ctmr.system.home import Home
 from ctmr.system.progress import Progress
+from ctmr.system.tables import write_csv
 
 if TYPE_CHECKING:
     from ctmr.evaluation.candidates import Model
@@ -216,13 +216,13 @@ def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def _write_cases(path: Path, cases: Cases) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["protocol", "case", "subject", "metric", "value"])
-        for name, rows in sorted(cases.items()):
-            for case in rows:
-                for metric, value in sorted(case.values.items()):
-                    writer.writerow([name, case.case, case.subject, metric, f"{value:.8g}"])
+    rows = (
+        [name, case.case, case.subject, metric, f"{value:.8g}"]
+        for name, found in sorted(cases.items())
+        for case in found
+        for metric, value in sorted(case.values.items())
+    )
+    write_csv(path, ["protocol", "case", "subject", "metric", "value"], rows)
 
 
 def _summary(result: EvaluationResult) -> dict[str, Any]:

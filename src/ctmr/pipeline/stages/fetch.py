@@ -22,6 +22,8 @@ from ctmr.datasets.deid.dicom import not_an_image, quiet_pydicom
 from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import DatasetSource, materialise
 from ctmr.errors import CtmrError, InputError, visible
+from ctmr.imaging.origin import SyntheticImage
+from ctmr.imaging.plausibility import doubts, modality_fault
 from ctmr.imaging.volume import UNEVEN_LIMIT, Unit, Volume
 from ctmr.io import FORMATS, Holds, format_named, known_suffixes
 from ctmr.io.series_kinds import Kind
@@ -107,18 +109,28 @@ def find_images(raw: Path) -> list[Entry]:
         alone = parents[key] == {folder} and used[folder] == 1 and "#" not in folder.relative_to(raw).as_posix()
         entry = _entry(raw, folder, "dicom", files, key="" if alone else key)
         found.append(replace(entry, key=key))
+    found += [_entry(raw, file, "dicom", [file]) for file in series.without_pixels]
     for file, reason in sorted(series.unreadable.items()):
         found.append(_entry(raw, file, "dicom", [file], error=reason))
     return found
 
 
 def _entry(raw: Path, path: Path, kind: str, files: list[Path], *, key: str = "", error: str = "") -> Entry:
-    """Return an entry with relative paths; one whose path is not UTF-8 cannot be named in tables, so it is an error."""
+    """Return an entry with relative paths; one whose path no table and no terminal can show is an error."""
     relative = path.relative_to(raw).as_posix() + (f"#{key}" if key else "")
-    shown = visible(relative)
+    shown = visible(relative).replace("\n", "\\n")
     if shown != relative:
-        error = error or f"the name {shown} is not UTF-8, so no table can hold it; rename it"
+        fault = "holds control characters" if _is_utf8(relative) else "is not UTF-8"
+        error = error or f"the name {shown} {fault}, so no table can hold it; rename it"
     return Entry(shown, kind, tuple(f.relative_to(raw).as_posix() for f in files), error)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe(
@@ -147,7 +159,12 @@ def describe(
             return {str(k): v for k, v in row.items()}
         row[Column.MASK] = _mask_of(raw, place) if holds is not Holds.PICTURE else ""
         row[Column.IDENTITY] = ";".join(remaining(kind, [raw / f for f in entry.files]))
-        row.update(_measurements(images.read(raw, row), holds))
+        volume = images.read(raw, row)
+        if fault := modality_fault(volume):
+            raise InputError(f"it is filed as {volume.modality}, but {fault}")
+        row.update(_measurements(volume, holds))
+    except SyntheticImage as error:
+        row[Column.SYNTHETIC] = error.synthetic.words
     except (CtmrError, OSError, MemoryError) as error:
         # One file that a disk or the memory fails on is as bad as a damaged one, and as little a reason to stop.
         reason = str(error) if isinstance(error, CtmrError) else f"{path} cannot be read ({error or 'no memory'})"
@@ -189,7 +206,7 @@ def _measurements(volume: Volume, holds: Holds) -> dict[str, Any]:
         Column.MINIMUM: float(volume.array.min()),
         Column.MAXIMUM: float(volume.array.max()),
         Column.PERCEPTUAL_HASH: perceptual_hash(volume),
-        Column.NOTES: "; ".join(volume.notes),
+        Column.NOTES: "; ".join((*volume.notes, *doubts(volume))),
     }
     if holds is Holds.SERIES:
         out[Column.SEQUENCE] = volume.sequence or ""

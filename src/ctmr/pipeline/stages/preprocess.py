@@ -23,6 +23,7 @@ from ctmr.io import FORMATS, Holds
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.pool import in_order
+from ctmr.system.tables import write_csv
 
 IMAGES_A_PROCESS = 16
 """Fewer are not worth starting a process for, unless steps make each of them expensive."""
@@ -57,7 +58,7 @@ def run(context: Context) -> dict[str, Any]:
     (context.out / "grid.json").write_text(grid.model_dump_json(indent=1) + "\n")
     for name, table, last in (("unusable", shards.unusable, "reason"), ("findings", shards.findings, "sentence")):
         columns = ["image", "split", "modality", last]
-        pd.DataFrame(table, columns=columns).to_csv(context.out / f"{name}.csv", index=False)
+        write_csv(context.out / f"{name}.csv", columns, ([image[c] for c in columns] for image in table), end="\n")
     shards.refuse_if_too_few(sorted(groups))
     phantom = all(str(r[Column.SUBJECT]).startswith(PHANTOM_PREFIX) for r in rows)
     _sheets(context.out / "provenance", shards.shown, phantom)

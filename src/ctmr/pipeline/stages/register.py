@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import GateFailed, InputError, without_secrets
+from ctmr.imaging.origin import PHANTOMS_ONLY
 from ctmr.networks.model_folder import Description
 from ctmr.pipeline.promotion import registry_lock
 from ctmr.pipeline.stage import Context, Stage, read_record
@@ -94,7 +95,10 @@ def _lineage(context: Context, run_id: str) -> dict[str, str]:
     dataset = json.loads(context.inputs["dataset"].read_text())
     validation = json.loads(context.inputs["validation"].read_text())
     recipe, model = context.recipe, context.inputs["model"]
+    # As little as possible: a model of patients says nothing here, so that its versions keep their bytes.
+    warned = {"warning": PHANTOMS_ONLY} if validation.get("phantoms_only") else {}
     return {
+        **warned,
         "model_name": model_name(recipe.register_.name, recipe.name, dataset["name"]),
         "model_digest": content_digest(model),
         "run_id": run_id,

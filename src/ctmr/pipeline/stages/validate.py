@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
+from ctmr.data.manifest import MANIFEST_COLUMNS, PHANTOM_PREFIX, Column, Outcome, Split
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.pipeline.stage import Context, Stage
 from ctmr.recipe.recipe import Validate
 from ctmr.system.home import quiet_libraries
+from ctmr.system.tables import write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +52,8 @@ def run(context: Context) -> dict[str, Any]:
     if not expectations["success"] and outcome is not Outcome.REFUSE:
         outcome = Outcome.REFUSE
         reason = f"Great Expectations: {', '.join(expectations['failed'])}"
-    with (context.out / "findings.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["kind", "rule", "images", "sentence"])
-        writer.writerows([f.kind.value, f.rule, ";".join(f.images), f.sentence] for f in found)
+    rows = ([f.kind.value, f.rule, ";".join(f.images), f.sentence] for f in found)
+    write_csv(context.out / "findings.csv", ["kind", "rule", "images", "sentence"], rows)
     manifest.to_parquet(context.out / "manifest.parquet", index=False)
     counts = {
         f"{split}.{modality}": int(((manifest[Column.SPLIT] == split) & (manifest[Column.MODALITY] == modality)).sum())
@@ -69,6 +67,7 @@ def run(context: Context) -> dict[str, Any]:
         "left_out": len(others),
         "used": len(manifest),
         "dropped": len(dropped),
+        "phantoms_only": bool(len(manifest)) and bool(manifest[Column.SUBJECT].str.startswith(PHANTOM_PREFIX).all()),
         "warnings": sum(f.kind is quality.FindingKind.WARN for f in found),
         "expectations": f"{expectations['met']} of {expectations['evaluated']} met",
         "counts": counts,
