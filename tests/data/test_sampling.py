@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -289,6 +290,19 @@ def test_pairs_that_do_not_exist_are_refused() -> None:
     data = TrainingData(mr=indexed([0.0], [0], ("",)), ct=indexed([0.0], [0], ("",)))
     with pytest.raises(InputError, match=r"training has none; set data\.disjoint_training to false"):
         SliceSampler(data, batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=torch.Generator())
+
+
+def test_slices_that_lie_a_voxel_apart_are_no_pair() -> None:
+    """A second sequence of a subject lies about the head as it shows it, and the CT about the first one's."""
+    here, beside = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    beside[1, 3] = 2.0
+    mr = replace(indexed([0.0, 0.0], [0, 1], ("a", "a")), affines=torch.stack([here, beside]))
+    ct = replace(indexed([0.0], [0], ("a",)), affines=here[None])
+    rng = torch.Generator().manual_seed(0)
+    sampler = SliceSampler(
+        TrainingData(mr, ct), batch=1, augmentation=Augmentation(), level_slack=None, paired=True, rng=rng
+    )
+    assert set(draw(sampler, 20)) == {(0, 0)}
 
 
 def test_pictures_are_paired_by_subject() -> None:
