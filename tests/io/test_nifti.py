@@ -327,3 +327,12 @@ def with_offset(array: np.ndarray, kind: type, offset: int, *, gzipped: bool = F
     header["vox_offset"] = offset
     made = header.binaryblock + content[whole:]
     return gzip.compress(made) if gzipped else made
+
+
+def test_a_voxel_beyond_float32_is_refused(tmp_path: Path) -> None:
+    array = np.ones((3, 3, 3))
+    array[1, 1, 1] = 1e300
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    image.to_filename(tmp_path / "a.nii")
+    with pytest.raises(InputError, match="holds 1 values that are NaN or infinite"):
+        nifti.read(tmp_path / "a.nii", modality=Modality.MR)

@@ -233,7 +233,7 @@ def agree_nifti(path: Path, found: Volume) -> bool:
         truth = (tail * loaded.dataobj.slope + loaded.dataobj.inter).reshape(truth.shape, order="F")
     truth = truth.reshape(found.array.shape[::-1], order="F").transpose(2, 1, 0)
     if not np.allclose(found.array, truth, rtol=1e-5, atol=1e-3):
-        raise Wrong(f"{path.name} differs from nibabel by {np.abs(found.array - truth).max()}, {loaded.header}")
+        raise Wrong(f"{path.name} differs from nibabel by {np.abs(found.array - truth).max()}")
     scale = {"meter": 1000.0, "micron": 1e-3}.get(loaded.header.get_xyzt_units()[0], 1.0)
     affine = loaded.affine[:, [2, 1, 0, 3]].copy()
     affine[:3] *= scale
@@ -256,7 +256,7 @@ def pictures(draw: st.DrawFn) -> tuple[str, bytes]:
         array = {"rgb.png": np.stack([GREY] * 3, -1), "alpha.png": np.stack([GREY] * 4, -1)}.get(kind, GREY)
         Image.fromarray(array).save(out, "JPEG" if kind == "a.jpg" else "PNG")
     content = bytearray(out.getvalue())
-    if kind.endswith(".png") and draw(st.booleans()):
+    if kind.endswith(".png") and draw(st.integers(0, 2)) == 0:
         # Width, height, depth, colour, with the checksum that a writer would give.
         at, value = (
             draw(st.sampled_from([(16, 4), (20, 4), (24, 1), (25, 1), (28, 1)])),
@@ -265,7 +265,7 @@ def pictures(draw: st.DrawFn) -> tuple[str, bytes]:
         small = draw(st.sampled_from([value, 0, 1, 2, 3, 8, 16, 255, 4096, 70000]))
         content[at[0] : at[0] + at[1]] = (small % 256 ** at[1]).to_bytes(at[1], "big")
         content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    return kind, damaged(bytes(content), draw(flips), draw(kept)) if draw(st.booleans()) else bytes(content)
+    return kind, damaged(bytes(content), draw(flips), draw(kept)) if draw(st.integers(0, 3)) == 0 else bytes(content)
 
 
 def read_picture(path: Path) -> Volume:
@@ -311,11 +311,11 @@ def archives(draw: st.DrawFn) -> tuple[str, bytes]:
         for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4)):
             info = zipfile.ZipInfo("x")
             info.filename = name
-            info.external_attr = draw(st.sampled_from([0, 0o120777 << 16, 0o644 << 16]))
+            info.external_attr = draw(st.sampled_from([0, 0, 0o644 << 16, 0o120777 << 16]))
             info.compress_type = draw(st.sampled_from(METHODS))
             archive.writestr(info, bytes([len(name) % 256]) * draw(st.sampled_from([0, 5, 300])))
     content = out.getvalue()
-    return "a.zip", damaged(content, draw(flips), draw(kept)) if draw(st.booleans()) else content
+    return "a.zip", damaged(content, draw(flips), draw(kept)) if draw(st.integers(0, 3)) == 0 else content
 
 
 def read_archive(path: Path) -> dict[str, bytes]:

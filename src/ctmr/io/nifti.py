@@ -254,7 +254,11 @@ def _values(image: nibabel.Nifti1Image, shape: tuple[int, ...], name: str) -> ND
     slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
     require_finite(stored, name)
     if (slope, inter) == (1.0, 0.0):
-        return compact(np.ascontiguousarray(stored))
+        with np.errstate(over="ignore"):
+            values = compact(np.ascontiguousarray(stored))
+        # A number of 64 bits may be finite and no longer be so in 32.
+        require_finite(values, name)
+        return values
     scaled = Collector((stored.shape[0], stored.shape[1], stored.shape[2]))
     for d, values in enumerate(stored):
         scaled.put(d, rescaled(values, slope, inter))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+import zlib
+
+import nibabel
+import numpy as np
 import pandas as pd
 import pydicom
 import pytest
@@ -111,3 +116,15 @@ def test_a_picture_with_text_is_dropped():
 def test_faces_are_a_warning():
     outcome, (finding,) = found(identity=RECOGNIZABLE_FACES, format="dicom")
     assert outcome is Outcome.PASS and finding.kind is FindingKind.WARN and "deface" in finding.sentence
+
+
+def test_extensions_without_size_do_not_hold_up_the_search(tmp_path):
+    header = nibabel.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.eye(4)).header
+    header["vox_offset"] = 2**30
+    engine = zlib.compressobj(1, zlib.DEFLATED, 31)
+    packed = engine.compress(header.binaryblock + b"\1\0\0\0")
+    packed += b"".join(engine.compress(bytes(2**20)) for _ in range(64)) + engine.flush()
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    begun = time.monotonic()
+    assert remaining("nifti", [tmp_path / "a.nii.gz"]) == ()
+    assert time.monotonic() - begun < 10

@@ -66,6 +66,8 @@ _EXIF_IFD = 34665
 _HARMLESS_PNG_TEXT = frozenset({"Software", "Creation Time", "date:create", "date:modify", "date:timestamp"})
 _BLOCKS = {"comment": "comment", "photoshop": "photoshop", "xmp": "xmp", "XML:com.adobe.xmp": "xmp"}
 _NIFTI_START_BYTES = 544
+_MOST_EXTENSIONS = 10_000
+"""More than any file has; damaged sizes would else make millions of them."""
 _EXTENSIONS = {2: "DICOM extension", 6: "comment extension", 4: "AFNI extension", 10: "XCEDE extension"}
 
 
@@ -117,16 +119,18 @@ def _filled(header: object, keyword: str) -> bool:
 
 
 def _in_nifti(file: Path) -> set[str]:
-    from ctmr.io.nifti import header_of
+    from ctmr.io.nifti import MAXIMUM_OFFSET, header_of
 
     with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
         header = header_of(stream.read(_NIFTI_START_BYTES))
-        offset, end = header.template_dtype.itemsize, int(header["vox_offset"])
+        offset, end = header.template_dtype.itemsize, min(int(header["vox_offset"]), MAXIMUM_OFFSET)
         stream.seek(offset)
         codes = set()
         # NIfTI-1 "extension": a flag, then size and code of one after the other up to the voxels.
         more, offset = stream.read(4)[:1] != b"\0", offset + 4
-        while more and offset + 8 <= end:
+        for _ in range(_MOST_EXTENSIONS):
+            if not more or offset + 8 > end:
+                break
             size, code = struct.unpack(f"{header.endianness}2i", stream.read(8))
             codes.add(code)
             offset += max(size, 8)
@@ -140,7 +144,12 @@ def _in_nifti(file: Path) -> set[str]:
 def _in_picture(file: Path) -> set[str]:
     from PIL import Image
 
+    from ctmr.io.raster import MAXIMUM_PIXELS
+
     with Image.open(file, formats=("PNG", "JPEG")) as image:
+        if image.width * image.height > MAXIMUM_PIXELS:
+            # Its text may stand behind the pixels, which would be decoded; the reader refuses it anyway.
+            return set()
         exif = image.getexif()
         tags = {*exif, *exif.get_ifd(_EXIF_IFD)}
         found = {f"EXIF {_EXIF[t]}" for t in tags if t in _EXIF}
