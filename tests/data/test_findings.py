@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctmr.data.findings import FindingKind, decide, dropped_images, inspect, left_out, look_alikes, near_pairs
+from ctmr.data.findings import FindingKind, decide, dropped_images, inspect, left_out
+from ctmr.data.look_alikes import look_alikes, near_pairs
 from ctmr.data.manifest import INVENTORY_COLUMNS, Outcome
 from ctmr.recipe.recipe import Validate
 

@@ -62,6 +62,7 @@ class World:
     root: Path
     inputs: dict[str, Path]
     truths: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    back: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     @property
     def grid(self) -> Grid:
@@ -128,10 +129,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for seed in (44, 45):
         twins = make_twins(seed, shape=SHAPE, spacing_mm=SPACING_MM, radii_mm=RADII_MM)
         own = make_head(seed, shape=SHAPE, spacing_mm=SPACING_MM)
-        _, place = prepare([volume(own.t1, "MR", seed)], made.grid)
-        for head in (own, twins.healthy, twins.ill):
-            pair = (prepare([volume(a, m, seed)], made.grid, place)[0] for a, m in ((head.t1, "MR"), (head.ct, "CT")))
-            made.truths.append(tuple(pair))
+        # Each direction lies about the head as its own source shows it.
+        for source, known in ((volume(own.t1, "MR", seed), made.truths), (volume(own.ct, "CT", seed), made.back)):
+            _, place = prepare([source], made.grid)
+            for head in (own, twins.healthy, twins.ill):
+                both = (head.t1, "MR"), (head.ct, "CT")
+                known.append(tuple(prepare([volume(a, m, seed)], made.grid, place)[0] for a, m in both))
     return made
 
 
@@ -156,7 +159,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, world: World, answer: Answer) -> No
             return made if slices is None else made[list(slices)]
 
         def whole(self, array: np.ndarray) -> np.ndarray:
-            known = [p if self.direction is Direction.MR2CT else p[::-1] for p in world.truths]
+            known = world.truths if self.direction is Direction.MR2CT else [p[::-1] for p in world.truths + world.back]
             mirrored = [(a[..., ::-1], b[..., ::-1]) for a, b in known]
             nearest = min(known + mirrored, key=lambda p: float(np.abs(p[0].astype(float) - array).mean()))
             if self.direction is Direction.CT2MR:

@@ -34,8 +34,8 @@ class Server:
     calls = 0
     warning = ""
 
-    def __init__(self, url: str) -> None:
-        pass
+    def __init__(self, url: str, *, control_key: str) -> None:
+        self.url = url
 
     def __enter__(self) -> Server:
         return self
@@ -69,7 +69,7 @@ class Registry:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> type[Server]:
-    monkeypatch.setattr("ctmr.serving.client.TritonClient", Server)
+    monkeypatch.setattr("ctmr.serving.server.TritonClient", Server)
     monkeypatch.setattr(Server, "calls", 0)
     monkeypatch.setattr(Server, "warning", "")
     return Server
@@ -136,7 +136,9 @@ def test_a_synthetic_image_of_any_format_is_not_translated(tmp_path: Path, trans
     translate(picture(tmp_path / "a.png"), "made.png", to="MR")
     assert server.calls == 2
     for source, out in (("mr", "x"), ("made.nii.gz", "x.nii.gz"), ("made.png", "x.png")):
-        with pytest.raises(InputError, match=r"is synthetic \(SYNTHETIC MR by head version 3\)"):
+        with pytest.raises(
+            InputError, match=r"synthetic image, not acquired|is synthetic \(SYNTHETIC MR by head version 3\)"
+        ):
             translate(tmp_path / source, out)
     assert server.calls == 2
 
@@ -145,7 +147,7 @@ def test_a_ct_given_as_mr_is_refused_by_its_values(tmp_path: Path, translate: An
     with pytest.raises(InputError, match=r"taken for MR, but .* near -1000"):
         translate(nifti(tmp_path / "a.nii.gz", CT), "out.nii.gz")
     write_series(tmp_path / "ct", CT)
-    with pytest.raises(InputError, match="wrong modality: 'CT'"):
+    with pytest.raises(InputError, match=r"holds no MR image .*CT, not MR"):
         translate(tmp_path / "ct", "out")
     assert server.calls == 0
 

@@ -153,9 +153,9 @@ class Console:
         self.say(
             f"synthetic {written['modality']} from {written['model']} version {written['version']}: {written['path']}"
         )
-        for note in written["notes"]:
+        for note in written.get("notes", ()):
             self.say(f"note: {note}")
-        for warning in written["warnings"]:
+        for warning in written.get("warnings", ()):
             self.say(f"  warning: {warning}")
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
         for sentence in written.get("left_out", ()):

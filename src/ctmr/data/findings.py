@@ -8,14 +8,14 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from ctmr.data.look_alikes import hashed, near_pairs
 from ctmr.data.manifest import PHANTOM_PREFIX, RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.data.measurable import unmeasurable
 from ctmr.imaging.origin import NO_TRUTH, PHANTOMS_ONLY
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
-from ctmr.io.series_kinds import Kind, kind_of_reason
+from ctmr.io.series_kinds import NEVER_KEPT, Kind, kind_of_reason
 from ctmr.recipe.recipe import Validate
 
 KEEP_ORDER = (Split.TEST.value, Split.VAL.value, Split.TRAIN.value, "")
@@ -23,7 +23,6 @@ KEEP_ORDER = (Split.TEST.value, Split.VAL.value, Split.TRAIN.value, "")
 training, so that the test stays the test that other numbers were measured on."""
 
 _NAMED = 5
-_CHUNK = 1024
 
 
 class FindingKind(StrEnum):
@@ -130,32 +129,6 @@ def decide(findings: Sequence[Finding], n: int, max_dropped_fraction: float = 0.
     return Outcome.PASS_WITH_DROPS if dropped else Outcome.PASS
 
 
-def look_alikes(inventory: pd.DataFrame, config: Validate) -> list[tuple[str, str]]:
-    """Return pairs of pictures of one modality that look alike, which one split should hold.
-
-    Volumes are left alone, as `inspect` leaves them.
-    """
-    pictures = inventory[inventory[Column.DEPTH] == 1]
-    return [
-        (str(known[Column.IMAGE].iloc[i]), str(known[Column.IMAGE].iloc[j]))
-        for modality in sorted(set(pictures[Column.MODALITY]))
-        for known, hashes in [_hashed(pictures[pictures[Column.MODALITY] == modality])]
-        for i, j in near_pairs(hashes, config.near_duplicate_bits)
-    ]
-
-
-def near_pairs(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
-    """Return ``[P, 2]`` index pairs (i < j) of 64-bit hashes that differ in at most `bits` bits, in order."""
-    pairs = []
-    for start in range(0, len(hashes), _CHUNK):
-        block = hashes[start : start + _CHUNK]
-        distance = np.bitwise_count(block[:, None] ^ hashes[None, start:])
-        i, j = np.nonzero(distance <= bits)
-        later = j > i
-        pairs.append(np.stack([i[later] + start, j[later] + start], axis=1))
-    return np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.int64)
-
-
 def _prepared(inventory: pd.DataFrame, splits: pd.Series | None) -> pd.DataFrame:
     table = inventory.copy()
     for column in (
@@ -198,7 +171,7 @@ def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
         if reason:
             kind = kind_of_reason(reason)
             how = (
-                f"; fetch.keep=[{kind}] uses it all the same" if kind not in (None, Kind.MOSAIC, Kind.LOCALIZER) else ""
+                f"; fetch.keep=[{kind}] uses it all the same" if kind not in (None, *NEVER_KEPT, Kind.LOCALIZER) else ""
             )
             words = f"{image} is left out, which is no loss: {reason}{how}"
             found.append(Finding(FindingKind.LEFT_OUT, "no_image", (image,), words))
@@ -350,7 +323,7 @@ def _subject_leaks(table: pd.DataFrame, config: Validate) -> list[Finding]:
 def _near_duplicates(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found = []
     for modality in sorted(set(table[Column.MODALITY])):
-        known, hashes = _hashed(table[(table[Column.MODALITY] == modality) & (table[Column.SPLIT] != "")])
+        known, hashes = hashed(table[(table[Column.MODALITY] == modality) & (table[Column.SPLIT] != "")])
         split = known[Column.SPLIT].to_numpy()
         gone: set[str] = set()
         for i, j in near_pairs(hashes, config.near_duplicate_bits):
@@ -367,12 +340,6 @@ def _near_duplicates(table: pd.DataFrame, config: Validate) -> list[Finding]:
                 gone.add(image)
                 found.append(_drop("near_duplicate_across_splits", [image], f"{words}; dropped"))
     return found
-
-
-def _hashed(table: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.uint64]]:
-    """Return the rows that have a perceptual hash, and the hashes."""
-    known = table[table[Column.PERCEPTUAL_HASH].fillna("") != ""]
-    return known, np.array([int(h, 16) for h in known[Column.PERCEPTUAL_HASH]], dtype=np.uint64)
 
 
 def _unlike_frames(table: pd.DataFrame, config: Validate) -> list[Finding]:

@@ -50,6 +50,8 @@ REASONS: dict[Kind, str] = {
     Kind.BODY_PART: "other body part than the head",
 }
 """Kind → what findings and summaries call it; no word of a header is in it, for that may be a name."""
+NEVER_KEPT = (Kind.MOSAIC, Kind.SYNTHETIC)
+"""Kinds that nobody can ask for: the tiles of a mosaic are no slices, and what a model made is no truth."""
 
 
 def kinds_of(names: Iterable[str]) -> frozenset[Kind]:
@@ -58,9 +60,9 @@ def kinds_of(names: Iterable[str]) -> frozenset[Kind]:
     Raises
     ------
     InputError
-        An unknown name, or a kind that cannot be kept: the tiles of a mosaic are no slices.
+        An unknown name, or one of `NEVER_KEPT`.
     """
-    allowed = [k.value for k in Kind if k is not Kind.MOSAIC]
+    allowed = [k.value for k in Kind if k not in NEVER_KEPT]
     wanted = [n.strip().lower().replace("-", "_") for n in names if n.strip()]
     strange = next((n for n in wanted if n not in allowed), None)
     if strange is not None:

@@ -15,7 +15,7 @@ from ctmr.imaging.steps import AnyStep
 from ctmr.imaging.steps.base import ImageStep
 from ctmr.imaging.steps.order import check_order
 from ctmr.imaging.volume import UNEVEN_LIMIT, Direction, Interpolation
-from ctmr.io.series_kinds import Kind
+from ctmr.io.series_kinds import NEVER_KEPT, Kind
 from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
@@ -41,8 +41,10 @@ class Fetch(Section):
     @field_validator("keep")
     @classmethod
     def _slices(cls, keep: tuple[Kind, ...]) -> tuple[Kind, ...]:
-        if Kind.MOSAIC in keep:
-            raise ValueError("a mosaic cannot be kept: its tiles are no slices; export it as single slices")
+        if never := sorted(set(keep) & set(NEVER_KEPT)):
+            raise ValueError(
+                f"{never[0]} cannot be kept: tiles of a mosaic are no slices, what a model made is no truth"
+            )
         return keep
 
 

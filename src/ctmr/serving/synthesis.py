@@ -91,10 +91,6 @@ def synthesize(
         answer = client.translate_volume(name, volume)
     report("writing", 0.8)
     provenance = _provenance(answer, registered_name(name, direction))
-    warnings = [*volume.notes, *doubts(volume)]
-    warned = answer.spec.lineage.get("warning", "")
-    if warned and not (volume.phantom or volume.subject.startswith(PHANTOM_PREFIX)):
-        warnings.append(f"{provenance.model_name} version {answer.version}: {warned}")
     files, uid, instances = write_translation(
         out, answer.volume, source if chosen is None else chosen.files, provenance
     )
@@ -118,8 +114,17 @@ def synthesize(
         "triton": client.url,
         "left_out": [] if chosen is None else list(chosen.left_out),
         "notes": list(answer.volume.notes),
-        "warnings": warnings,
+        "warnings": _warnings(volume, answer, provenance),
     }
+
+
+def _warnings(volume: Volume, answer: Translated, provenance: SyntheticProvenance) -> list[str]:
+    """Return what speaks against the image or the model."""
+    found = [*volume.notes, *doubts(volume)]
+    warned = answer.spec.lineage.get("warning", "")
+    if warned and not (volume.phantom or volume.subject.startswith(PHANTOM_PREFIX)):
+        found.append(f"{provenance.model_name} version {answer.version}: {warned}")
+    return found
 
 
 def _chosen(source: Path, modality: Modality, keep: Collection[Kind]) -> SeriesChoice | None:

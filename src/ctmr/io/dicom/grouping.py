@@ -91,7 +91,8 @@ def _group(folder: Path) -> SeriesGroups:
             if header.dataset.SOPClassUID == DICOMDIR_CLASS:
                 continue
             if "Rows" in header.dataset:
-                series.setdefault(header.text("SeriesInstanceUID"), []).append(_member(path, header))
+                member = _member(path, header)
+                series.setdefault(header.text("SeriesInstanceUID"), []).append(member)
             else:
                 groups.without_pixels.append(path)
         except InputError as error:

@@ -28,6 +28,7 @@ def run(context: Context) -> dict[str, Any]:
     import pandas as pd
 
     from ctmr.data import findings as quality
+    from ctmr.data.look_alikes import look_alikes
     from ctmr.data.splits import make_splits
 
     section = context.recipe.validation
@@ -36,7 +37,7 @@ def run(context: Context) -> dict[str, Any]:
     early = quality.inspect(inventory, section)
     others = quality.left_out(early)
     usable = inventory[~inventory[Column.IMAGE].isin(quality.dropped_images(early) | others)]
-    splits = make_splits(usable, context.recipe.data, quality.look_alikes(usable, section))
+    splits = make_splits(usable, context.recipe.data, look_alikes(usable, section))
     # Once splits are made, what fell out before them is no longer looked at: its findings are kept.
     gone = (quality.FindingKind.LEFT_OUT, quality.FindingKind.DROP)
     found = [f for f in early if f.kind in gone] + quality.inspect(usable, section, splits)

@@ -12,7 +12,7 @@ from ctmr.io.dicom.grouping import group_series
 from ctmr.io.dicom.headers import printable, read_header
 from ctmr.io.dicom.identity import IMAGE_CLASSES
 from ctmr.io.dicom.series_kind.classify import SeriesAnswer, classify
-from ctmr.io.series_kinds import Kind
+from ctmr.io.series_kinds import NEVER_KEPT, Kind
 
 _NAMED = 8
 
@@ -94,7 +94,7 @@ def _require(source: Path, refused: dict[str, SeriesAnswer], found: int) -> None
     if not refused:
         return
     shown = "; ".join(f"{name}: {answer.reason}" for name, answer in list(refused.items())[:_NAMED])
-    kinds = sorted({a.kind for a in refused.values() if a.kind is not None and a.kind is not Kind.MOSAIC})
+    kinds = sorted({a.kind for a in refused.values() if a.kind is not None and a.kind not in NEVER_KEPT})
     how = f", or --keep {kinds[0]} to use it all the same" if kinds else ""
     more = f" beside {found} of another modality or class" if found else ""
     raise InputError(
