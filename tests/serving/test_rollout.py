@@ -16,7 +16,7 @@ import pytest
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import TritonClient
-from ctmr.serving.rollout import RolloutFailed, canary, deploy, revive
+from ctmr.serving.rollout import RolloutFailed, canary, deploy, revive, silent_models
 from ctmr.tracking.names import Part
 
 pytestmark = pytest.mark.slow
@@ -195,7 +195,9 @@ def test_the_canary_notices_a_dead_process_and_revive_brings_it_back(server, cli
     assert loaded(client, live) == all_parts("2"), "Triton itself keeps calling it ready"
     with pytest.raises((EnvironmentFault, InputError)):
         canary(client, live, deadline_s=5)
+    assert silent_models(client, server.repository, deadline_s=5) == (live,)
     assert revive(client, server.repository, live) == "2"
+    assert silent_models(client, server.repository) == ()
     prover(0)(live, "2")
 
 

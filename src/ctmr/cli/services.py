@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from ctmr.errors import EnvironmentFault, without_secrets
+from ctmr.errors import CtmrError, EnvironmentFault, without_secrets
 from ctmr.kubeflow.local_api import PIPELINES_PORT, TOKEN_VARIABLE
 from ctmr.system import environment
 from ctmr.system.daemon import HTTP, LOOPBACK, PORT, Daemon, python_server
 from ctmr.system.home import Home
 
 MLFLOW_PORT = 5000
+_CANARY_S = 15.0
 
 ServiceRow = dict[str, str]
 
 
 def up(home: Home) -> list[ServiceRow]:
-    """Start what is down, finish what a killed deployment left, and return every service with its address."""
+    """Start what is down, models that died too, finish what a killed deployment left, and return every service."""
     from ctmr.pipeline.promotion import is_unfinished, recover, registry_lock
+    from ctmr.serving.rollout import revive, silent_models
     from ctmr.serving.server import EmbeddedTriton
     from ctmr.tracking import database
     from ctmr.tracking.mlflow import faults
@@ -31,21 +34,35 @@ def up(home: Home) -> list[ServiceRow]:
     if is_unfinished(home):
         with registry_lock(home, busy="a deployment is under way; wait until it has ended"):
             recover(home)
+    with EmbeddedTriton(home.triton).client(home.model_repository) as client:
+        for model in silent_models(client, home.model_repository, deadline_s=_CANARY_S):
+            # What cannot be helped is shown below.
+            with contextlib.suppress(CtmrError):
+                revive(client, home.model_repository, model)
     return status(home)
 
 
 def status(home: Home) -> list[ServiceRow]:
-    """Return every service: name, state, address; and a deployment that did not end, or is under way."""
+    """Return every service: name, state, address; models that do not answer; and a deployment that has not ended.
+
+    Triton itself calls a model ready whose process died, so each is asked to translate a small made-up volume.
+    """
     from ctmr.pipeline.promotion import is_unfinished
+    from ctmr.serving.client import TritonClient
+    from ctmr.serving.rollout import silent_models
     from ctmr.serving.server import EmbeddedTriton, Endpoint
 
     triton = ""
+    silent: tuple[str, ...] = ()
     if running := EmbeddedTriton(home.triton).status():
         where = Endpoint.of(running)
         triton = f"gRPC {where.grpc}, metrics {where.metrics}"
+        with TritonClient(where.grpc) as client:
+            silent = silent_models(client, home.model_repository, deadline_s=_CANARY_S)
     more = {"name": "deployment", "state": "unfinished", "address": "`ctmr up` finishes or undoes it, unless one runs"}
     return [
         {"name": "triton", "state": "running" if triton else "down", "address": triton},
+        *({"name": model, "state": "silent", "address": "`ctmr up` starts it again"} for model in silent),
         _row("mlflow", mlflow_ui(home), without_secrets(home.tracking_uri)),
         _row("pipelines", pipelines(home)),
         *([more] if is_unfinished(home) else []),

@@ -209,6 +209,19 @@ def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADL
     return version
 
 
+def silent_models(client: TritonClient, repository: Path, *, deadline_s: float = CANARY_DEADLINE_S) -> tuple[str, ...]:
+    """Return the models that the repository says are live and that no canary gets an answer from."""
+    found = []
+    for name in repo.models(repository):
+        model = name.removesuffix(Part.VOLUME)
+        if name.endswith(Part.VOLUME) and repo.served_versions(repository, model):
+            try:
+                canary(client, model, deadline_s=deadline_s)
+            except CtmrError:
+                found.append(model)
+    return tuple(found)
+
+
 def revive(client: TritonClient, repository: Path, model: str) -> str:
     """Start the processes behind a served model anew, after `canary` failed; returns the version that answers.
 
