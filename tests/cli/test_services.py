@@ -15,6 +15,7 @@ from ctmr.cli import services
 from ctmr.cli.services import mlflow_ui, pipelines, pipelines_address, pipelines_token
 from ctmr.errors import EnvironmentFault
 from ctmr.system.daemon import HTTP
+from ctmr.tracking.mlflow import Tracking
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_no_password_is_shown_or_stands_among_the_arguments_of_a_server(home, mo
 
 
 @pytest.mark.slow
-def test_the_mlflow_ui_is_a_service(home, port):
+def test_the_mlflow_ui_is_a_service(home, port, monkeypatch, capsys):
     service = dataclasses.replace(mlflow_ui(home), ports={HTTP: port}, timeout_s=300.0)
     try:
         assert service.start().port == port
@@ -76,6 +77,10 @@ def test_the_mlflow_ui_is_a_service(home, port):
             assert answer.read() == b"OK"
         row = {"name": "mlflow", "state": "running", "address": f"http://127.0.0.1:{port}"}
         assert services.status(home)[1] == row
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", row["address"])
+        tracking = Tracking(home)
+        tracking.end(tracking.start("a run", tags={}))
+        assert capsys.readouterr().out == "", "a document of JSON would not be one with MLflow's links before it"
     finally:
         service.stop()
     assert service.running() is None

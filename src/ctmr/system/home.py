@@ -130,6 +130,8 @@ def quiet_libraries() -> None:
         "DVC_NO_ANALYTICS": "true",
         "GIT_PYTHON_REFRESH": "quiet",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # Its links would stand before the one JSON document that `--json` promises.
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():
         os.environ.setdefault(name, value)
     _reach_loopback()
