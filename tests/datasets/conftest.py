@@ -148,6 +148,15 @@ def plant(image: pydicom.Dataset, tokens: Tokens, depth: int = 2, keep: set[str]
     image.add_new(0x60003000, "OW", tokens.of("OW"))
 
 
+TELLING = (
+    "NumberOfTemporalPositions",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "DiffusionBValue",
+    "BodyPartExamined",
+)
+
+
 def write_planted(
     folder: Path, tokens: Tokens, modality: str, *, patient: str, series: str, slices: int = 3, everywhere: bool = True
 ) -> list[Path]:
@@ -172,6 +181,10 @@ def write_planted(
             image.InstanceNumber = k + 1
             image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL" if modality == "CT" else "M"]
             image.ProtocolName = f"T1 {tokens.name}"
+            # What tells a head from a point of a time series and the like; planted numbers would tell nonsense.
+            for keyword in TELLING:
+                if keyword in image:
+                    delattr(image, keyword)
             image.ImagePositionPatient = [0, 0, 2.5 * k]
             image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
             image.PixelSpacing = [1, 1]

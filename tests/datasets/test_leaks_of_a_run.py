@@ -13,33 +13,39 @@ from ctmr.tracking.mlflow import Tracking
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:pydicom")]
 
 RUN = """
+import json
 import sys
 from pathlib import Path
 from ctmr.system.home import Home, quiet_libraries
-from ctmr.pipeline.inline import run_pipeline
+from ctmr.errors import GateFailed
+from ctmr.pipeline import stages
+from ctmr.pipeline.inline import outputs_below, run_pipeline
+from ctmr.pipeline.stage import run_stage
 from ctmr.recipe.loading import load
 from ctmr.datasets.dvc import resolve
 
-class Enough(Exception): pass
-
-def stop(result):
+def told(result):
     print(result.name, result.summary, flush=True)
-    if result.name == "register":
-        raise Enough
 
 quiet_libraries()
+folder, home, recipe = Path("run"), Home.current(), load("default", sys.argv[1:])
 try:
-    run_pipeline(
-        resolve("repo"), load("default", sys.argv[1:]), folder=Path("run"), home=Home.current(), on_result=stop
-    )
-except Enough:
-    pass
+    run_pipeline(resolve("repo"), recipe, folder=folder, home=home, on_result=told)
+except GateFailed as error:
+    # Four steps on noise beat no baseline, so register is told that the gate was passed.
+    print(error, flush=True)
+decision = json.loads((folder / "evaluate" / "decision.json").read_text())
+given = folder / "decision.json"
+given.write_text(json.dumps(decision | {"passed": True}))
+spec = stages.load("register")
+inputs = spec.inputs(outputs_below(folder)) | {"decision": given}
+told(run_stage(spec, inputs=inputs, recipe=recipe, out=folder / "register", home=home))
 """
 TINY = [
     "name=tiny",
     "direction=mr2ct",
     "data={val_fraction: 0.3, test_fraction: 0.3}",
-    "preprocess={size: [32, 32], min_head_fraction: 0}",
+    "preprocess={size: [48, 48], min_head_fraction: 0}",
     "network.generator={kind: resnet, width: 4, blocks: 1}",
     "network.discriminator={kind: patchgan, width: 4, layers: 1}",
     "train={steps: 4, threads: 1}",
