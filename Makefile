@@ -17,7 +17,7 @@ demo: install ## Everything on this machine: data, training, gate, registry, Tri
 test: install ## All tests, two files at a time, and which ten were slowest
 	@$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=10 $(ARGS)
 
-check: install lint ## Lint, types, import contracts and the fast tests, in under two minutes
+check: install lint ## Lint, types, import contracts and the fast tests
 	@$(BIN)/python -m pytest -q -m "not slow and not drill" -n 2 $(ARGS)
 
 lint:

@@ -22,7 +22,7 @@ from ctmr.serving.server import EmbeddedTriton
 from ctmr.tracking.mlflow import Tracking
 from tests.doors.demo import PROTOCOL, Demo, run_demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SHORT = ("tune.steps=3",)
 
