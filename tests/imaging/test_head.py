@@ -44,7 +44,8 @@ def test_the_middle_of_the_heads_box_lies_in_the_middle_of_the_grid():
     assert placement.outside == 0 and placement.notes == ()
 
 
-in_plane = st.tuples(st.integers(-5, 60), st.integers(-5, 60))
+# Three voxels of background stay beside the head: so far does the blur of a coarser grid reach.
+in_plane = st.tuples(st.integers(-1, 60), st.integers(-1, 60))
 
 
 @settings(max_examples=40, deadline=None)
