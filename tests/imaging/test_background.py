@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,8 +12,6 @@ from ctmr.imaging.background import on_background
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.inference_path import prepare
 from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
-
-torch = pytest.importorskip("torch")
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])[:, [2, 1, 0, 3]]
 

@@ -186,7 +186,6 @@ def test_a_missing_extractor_is_a_fault_of_the_environment(monkeypatch):
 
 
 def test_features_tell_a_disc_from_noise_and_do_not_depend_on_the_batch():
-    pytest.importorskip("efficientnet_lite_pytorch")
     extractor = load_extractor()
     rng = np.random.default_rng(0)
     grid = np.hypot(*np.mgrid[-32:32, -32:32])
