@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from itertools import count
 from pathlib import Path
@@ -46,6 +47,9 @@ def make(path: Path) -> None:
         with scratch_folder(path) as scratch:
             import mlflow
 
+            # After the import, which sets levels of its own: whoever starts a service is told of no migrations.
+            for name in ("mlflow.store.db.utils", "alembic"):
+                logging.getLogger(name).setLevel(logging.ERROR)
             mlflow.MlflowClient(sqlite_address(scratch / path.name)).search_experiments(max_results=1)
             with written(path):
                 (scratch / path.name).rename(path)
