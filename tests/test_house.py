@@ -68,9 +68,6 @@ PRIVATE_IN_TESTS: dict[str, int] = {
     "reference/test_ssim_against_scikit_image.py": 3,
     "serving/test_export.py": 2,
     "training/hardware/test_distributed.py": 1,
-    "training/hardware/test_fast_paths.py": 2,
-    "training/hardware/test_on_cuda.py": 1,
-    "training/hardware/test_speed.py": 3,
     "tuning/test_study.py": 1,
     "tuning/test_tune.py": 2,
 }

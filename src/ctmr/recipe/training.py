@@ -299,7 +299,7 @@ class Precision(StrEnum):
     """fp32 whose convolutions on CUDA round their factors to 10 bits; elsewhere fp32."""
     BF16 = "bf16"
     AUTO = "auto"
-    """bf16 where it is fast (CUDA from Ampere on, CPU with AMX), else fp32."""
+    """bf16 where it is timed to be faster (on CUDA from Ampere on), else fp32."""
 
 
 class Layout(StrEnum):
@@ -322,7 +322,7 @@ _Switch = Literal["auto"] | bool
 
 
 class Speed(Section):
-    """Computation of a step. ``auto`` is what was measured fastest on such a device and equals float64 in tests."""
+    """Computation of a step. ``auto`` is what is timed to be fastest here; every way equals float64 in tests."""
 
     layout: Layout = Layout.AUTO
     layers: Layers = Layers.AUTO

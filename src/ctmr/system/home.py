@@ -72,6 +72,11 @@ class Home:
         """MLflow's tracking address: MLFLOW_TRACKING_URI, or SQLite here."""
         return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(self.root / "mlflow.db")
 
+    @property
+    def speeds(self) -> Path:
+        """Times of the ways to compute a training's step, by machine and shapes."""
+        return self.root / "speeds.json"
+
     def study_storage(self, work: Path) -> str:
         """Address of the tuning study's database: CTMR_STUDY_STORAGE, or SQLite in the stage's work folder."""
         return os.environ.get(environment.STUDY_STORAGE) or sqlite_address(work / "study.db")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from ctmr.system.pool import Background
 from ctmr.training import checkpoint
 from ctmr.training.alarms import Reading
 from ctmr.training.cyclegan.losses import warmup_weight
+from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.optimisation import CycleGanOptimisation
 from ctmr.training.cyclegan.step import ACCURACY
 from ctmr.training.events import CheckpointEvent, DoneEvent, Event, NoticeEvent, ReadingEvent, SampleEvent, StepEvent
 from ctmr.training.hardware import memory
 from ctmr.training.hardware.distributed import ALONE, Team
+from ctmr.training.hardware.fastest import choose
+from ctmr.training.hardware.speed import StepPlan
 from ctmr.training.meters import Failure, Interval
 from ctmr.training.monitor import Monitor
 from ctmr.training.state import data_digest, pack_reports, snapshot, unpack_reports
@@ -52,6 +55,8 @@ class Trainer:
         The slices of every `SampleEvent`, on the training's device; ``None`` takes them from `data`.
     team
         Processes that train together; each takes its share of a batch, and only the leading one emits events.
+    speeds
+        File that remembers which way to compute a step was fastest; ``None``: it is timed anew where that repays.
 
     Attributes
     ----------
@@ -80,23 +85,26 @@ class Trainer:
         samples: int = 4,
         examples: Batch | None = None,
         team: Team = ALONE,
+        speeds: Path | None = None,
     ) -> None:
         self._sections, self._loss, self._train, self._data = (network, loss, train), loss, train, data
         self._folder, self._report_every, self._samples, self._team = checkpoints, report_every, samples, team
         self._examples = examples
         self._rng = torch.Generator().manual_seed(train.seed)
-        self.cyclegan = CycleGanOptimisation(network, loss, train, data, self._rng, team)
+        self._warmup = loss.warmup.weight if data.has_levels else 0.0
+        self.cyclegan = CycleGanOptimisation(
+            network, loss, train, data, self._rng, team, partial(self._fastest, speeds=speeds)
+        )
         self._notices = self.cyclegan.notices
-        self._warmup = loss.warmup.weight
-        if self._warmup and not data.has_levels:
-            self._warmup = 0.0
+        if loss.warmup.weight and not data.has_levels:
             self._notices.append(
                 "the training images are pictures, which have no level to match, so loss.warmup is not used"
             )
-        self._sampler = self._make_sampler(data, train.batch)
+        self._sampler = self._make_sampler(data, train.batch, self._rng)
         self._first_sampler = self._sampler
         if train.subset_images:
-            self._first_sampler = self._make_sampler(data.subset(train.subset_images, train.seed), train.batch)
+            subset = data.subset(train.subset_images, train.seed)
+            self._first_sampler = self._make_sampler(subset, train.batch, self._rng)
         self.step = 0
         self.reports: list[StepEvent] = []
         self._interval = Interval()
@@ -146,8 +154,7 @@ class Trainer:
         Sets PyTorch's number of threads for the process when ``train.threads`` is above 0; processes share them.
         Checkpoints are written in another thread, from a copy; none is unfinished when this ends.
         """
-        if self._train.threads:
-            torch.set_num_threads(max(1, self._train.threads // self._team.size))
+        self._set_threads()
         self.cyclegan.plan.prepare_process()
         while self._notices and self._team.leads:
             yield NoticeEvent(self.step, self._notices.pop(0))
@@ -202,7 +209,28 @@ class Trainer:
         ]
         return True
 
-    def _make_sampler(self, data: TrainingData, batch: int) -> SliceSampler:
+    def _set_threads(self) -> None:
+        if self._train.threads:
+            torch.set_num_threads(max(1, self._train.threads // self._team.size))
+
+    def _fastest(self, networks: CycleGan, *, speeds: Path | None) -> StepPlan:
+        """Return how this training's steps are computed."""
+        self._set_threads()
+        return choose(self._sections, networks, self._data.size, self._rehearsal, team=self._team, remembered=speeds)
+
+    def _rehearsal(self, plan: StepPlan) -> Callable[[], None]:
+        """Return what takes a step of a training like this one, by a plan; this one's numbers stay as they are."""
+        network, loss, train = self._sections
+        rng = torch.Generator().manual_seed(train.seed)
+        cyclegan = CycleGanOptimisation(network, loss, train, self._data, rng, ALONE, lambda _: plan)
+        sampler = self._make_sampler(self._data, train.batch // self._team.size, rng)
+
+        def step() -> None:
+            cyclegan.update(sampler.draw(), 0, self._warmup)
+
+        return step
+
+    def _make_sampler(self, data: TrainingData, batch: int, rng: torch.Generator) -> SliceSampler:
         return SliceSampler(
             data,
             batch=batch,
@@ -210,7 +238,7 @@ class Trainer:
             level_slack=self._loss.warmup.level_slack if self._warmup else None,
             matches=self._loss.warmup.matches,
             paired=self._loss.supervised.weight > 0 and self._loss.supervised.pairs is Pairs.SUBJECT,
-            rng=self._rng,
+            rng=rng,
         )
 
     def draw(self, step: int) -> Batch:
@@ -233,7 +261,7 @@ class Trainer:
 
         def attempt(count: int) -> None:
             self.cyclegan.release()
-            self._update(self._make_sampler(self._data, count).draw())
+            self._update(self._make_sampler(self._data, count, self._rng).draw())
 
         # Other processes wait for this one and would not take part.
         alone = self._team.size == 1

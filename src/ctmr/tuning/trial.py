@@ -16,6 +16,7 @@ from ctmr.recipe.loading import override
 from ctmr.recipe.recipe import Recipe
 from ctmr.recipe.tuning import Choice, Integers, LogUniform, Pruner, Sampler
 from ctmr.system.digest import tree_digest
+from ctmr.system.home import Home
 from ctmr.tuning.hyperband import bracket_of, bracket_sizes, goes_on, rungs
 
 if TYPE_CHECKING:
@@ -248,7 +249,8 @@ def scores(preprocessed: Path, recipe: Recipe) -> Iterator[Reported]:
     other = next(d for d in Direction if d is not direction)
     # No shorter than the rarest update, so that every point holds every loss.
     every = max(train.generator_every, train.discriminator_every, train.steps // CURVE_POINTS, 1)
-    trainer = Trainer(recipe.network, recipe.loss, train, data, report_every=every, samples=0)
+    speeds = Home.current().speeds
+    trainer = Trainer(recipe.network, recipe.loss, train, data, report_every=every, samples=0, speeds=speeds)
     scorer = Scorer.make(preprocessed / "shards", recipe, describe(preprocessed, recipe))
     for target in report_steps(recipe):
         events = trainer.run(until_step=target)

@@ -17,9 +17,10 @@ from ctmr.recipe.training import Loss, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import StepEvent
-from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, StepPlan, exchange_layers, like
+from ctmr.training.hardware.speed import StepPlan, exchange_layers, like, no_compiler, permitted
 from ctmr.training.trainer import Trainer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def test_a_u_net_of_fast_layers_has_the_gradients_of_float64(path: str) -> None:
     assert_gradients_of_float64(networks("unet"), batch(1), PATHS[path])
 
 
-@pytest.mark.skipif(speed._no_compiler(DeviceKind.CPU) is not None, reason="no C++ compiler")
+@pytest.mark.skipif(no_compiler(CPU) is not None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("bf16", "sizes"),
     [
@@ -66,9 +67,10 @@ def test_a_compiled_step_has_the_gradients_of_float64_and_compiles_once(bf16: bo
             torch.compiler.set_stance("default")
 
 
-def test_every_measured_path_is_among_those_held_against_float64() -> None:
+def test_every_path_that_may_be_chosen_is_among_those_held_against_float64() -> None:
     tested = {(p.channels_last, p.fast_layers) for p in PATHS.values()}
-    assert {(m.channels_last, m.fast_layers) for m in speed._MEASURED.values()} <= tested
+    ways = permitted(Train(precision="auto"), Loss(), networks(), CPU)
+    assert {(way.channels_last, way.fast_layers) for way in ways} <= tested
 
 
 def test_exchanged_layers_keep_the_names_of_parameters() -> None:

@@ -19,8 +19,7 @@ from ctmr.data.sampling import Batch, TrainingData
 from ctmr.recipe.training import Loss, Network, Speed, Train
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.events import StepEvent
-from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, StepPlan
+from ctmr.training.hardware.speed import StepPlan, no_compiler
 from ctmr.training.trainer import Trainer
 
 DEVICE = torch.device("cuda")
@@ -28,7 +27,7 @@ DEVICE = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 EVERYTHING = {"layout": "channels_last", "layers": "fast", "compile": False}
-COMPILED = {**EVERYTHING, "compile": speed._no_compiler(DeviceKind.CUDA) is None}
+COMPILED = {**EVERYTHING, "compile": no_compiler(DEVICE) is None}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What ``train.speed`` comes to on each kind of device."""
+"""Plans that ``train.speed`` permits."""
 
 from __future__ import annotations
 
@@ -8,57 +8,48 @@ from small_training import FAST, PLAIN, batch, networks, trained
 
 from ctmr.data.sampling import Batch
 from ctmr.errors import InputError
-from ctmr.recipe.training import Loss, Precision, Speed, Train
+from ctmr.recipe.training import Loss, Precision, Train
 from ctmr.training.cyclegan.step import CycleGanStep
 from ctmr.training.events import NoticeEvent
-from ctmr.training.hardware import speed
-from ctmr.training.hardware.speed import DeviceKind, StepPlan, resolve, step_tflop
+from ctmr.training.hardware.speed import StepPlan, may_compile, permitted, step_tflop
 
 CPU = torch.device("cpu")
 
 
-def plan(kind: DeviceKind, monkeypatch: pytest.MonkeyPatch, loss: Loss = Loss(), **train: object) -> StepPlan:
-    monkeypatch.setattr(DeviceKind, "of", classmethod(lambda cls, device: kind))
-    return resolve(Train.model_validate(train), loss, networks(), (32, 32), CPU)
+def plans(loss: Loss = Loss(), **train: object) -> list[StepPlan]:
+    return permitted(Train.model_validate(train), loss, networks(), CPU)
 
 
-def test_auto_takes_what_was_measured_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, precision="auto", steps=10)
-    assert chosen.bf16 and chosen.channels_last and chosen.fast_layers and not chosen.compile
-    assert "docs/performance.md" in chosen.reasons["layout"]
-    assert "channels_last" in (chosen.notice or "")
-    assert chosen.record()["reasons"]["layout"] == chosen.reasons["layout"]
+def forms(found: list[StepPlan]) -> list[tuple[str, bool, bool]]:
+    return [(str(p.precision), p.channels_last, p.fast_layers) for p in found]
 
 
-UNMEASURED = [kind for kind in (DeviceKind.CUDA, DeviceKind.CPU) if (kind, False) not in speed._MEASURED]
+def test_auto_permits_each_right_form_the_plainest_first() -> None:
+    assert forms(plans(precision="auto")) == [
+        ("fp32", False, False),
+        ("fp32", True, True),
+        ("bf16", False, False),
+        ("bf16", True, True),
+    ]
+    assert not any(p.compile or p.graphs for p in plans(precision="auto"))
 
 
-@pytest.mark.parametrize("kind", UNMEASURED)
-def test_auto_is_pytorchs_own_where_nothing_was_measured(kind: DeviceKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = plan(kind, monkeypatch, precision="fp32")
-    assert not (chosen.channels_last or chosen.fast_layers or chosen.compile or chosen.graphs)
-    assert "not measured" in chosen.reasons["layers"]
-    assert chosen.notice is None
-
-
-def test_auto_precision_is_fp32_without_bf16_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan(DeviceKind.CPU, monkeypatch, precision="auto").precision is Precision.FP32
-
-
-def test_a_training_compiles_where_its_work_repays_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_no_compiler", lambda kind: None)
-    monkeypatch.setattr(
-        speed,
-        "_MEASURED",
-        {
-            (DeviceKind.CPU_AMX, True): speed.MeasuredSpeed(True, True, speed.Compiling(10.0, 0.01, 1.0), 0, "a test"),
-        },
-    )
-    steps = int(20.0 / (0.01 + step_tflop(networks(), Loss(), 1, (32, 32))))
-    settings = {"precision": "bf16", "speed": Speed()}
-    assert plan(DeviceKind.CPU_AMX, monkeypatch, steps=steps + 1, **settings).compile
-    assert not plan(DeviceKind.CPU_AMX, monkeypatch, steps=steps - 1, **settings).compile
-    assert not plan(DeviceKind.CPU_AMX, monkeypatch, steps=steps + 1, deterministic=True, **settings).compile
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"precision": "bf16"}, [("bf16", False, False), ("bf16", True, True)]),
+        ({"precision": "bf16", "speed": {"layers": "pytorch"}}, [("bf16", False, False)]),
+        ({"speed": {"layers": "fast"}}, [("fp32", False, True), ("fp32", True, True)]),
+        ({"speed": {"layers": "fast", "layout": "contiguous"}}, [("fp32", False, True)]),
+        ({"speed": {"layout": "channels_last"}}, [("fp32", True, True)]),
+        (
+            {"precision": "auto", "deterministic": True, "speed": {"layout": "contiguous", "layers": "pytorch"}},
+            [("fp32", False, False)],
+        ),
+    ],
+)
+def test_what_a_recipe_pins_is_kept(settings: dict[str, object], wanted: list[tuple[str, bool, bool]]) -> None:
+    assert forms(plans(**settings)) == wanted
 
 
 def test_the_work_of_a_step_is_what_pytorchs_counter_counts() -> None:
@@ -79,8 +70,9 @@ def test_the_work_of_a_step_is_what_pytorchs_counter_counts() -> None:
 
 def test_without_a_compiler_a_step_is_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    chosen = plan(DeviceKind.CPU, monkeypatch, speed={"compile": True})
-    assert not chosen.compile and "no C++ compiler" in (chosen.notice or "")
+    (plain, fast) = plans(speed={"compile": True})
+    assert not plain.compile and "no C++ compiler" in (plain.notice or "")
+    assert not may_compile(Train(), fast, CPU)
 
 
 @pytest.mark.parametrize(
@@ -90,18 +82,16 @@ def test_without_a_compiler_a_step_is_eager_and_says_so(monkeypatch: pytest.Monk
         ({"layers": "fast"}, "train.speed.layers cannot be used: the gradient penalty"),
     ],
 )
-def test_a_path_with_a_wrong_gradient_is_refused(
-    settings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_with_a_wrong_gradient_is_refused(settings: dict[str, str], words: str) -> None:
     loss = Loss(adversarial="wasserstein") if "layout" not in settings else Loss()
     with pytest.raises(InputError, match=words):
-        plan(DeviceKind.CPU, monkeypatch, loss, speed=settings)
+        plans(loss, speed=settings)
 
 
-def test_with_a_gradient_penalty_auto_keeps_pytorchs_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = plan(DeviceKind.CPU_AMX, monkeypatch, Loss(adversarial="wasserstein"), precision="bf16")
-    assert not (chosen.fast_layers or chosen.channels_last)
-    assert "differentiates twice" in chosen.reasons["layers"]
+def test_with_a_gradient_penalty_auto_keeps_pytorchs_layers() -> None:
+    (only,) = plans(Loss(adversarial="wasserstein"), precision="bf16")
+    assert not (only.fast_layers or only.channels_last)
+    assert "differentiates twice" in only.reasons["layers"]
 
 
 def test_a_trainer_tells_its_plan_once() -> None:

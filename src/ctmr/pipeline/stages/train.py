@@ -128,6 +128,7 @@ def _trainer(context: Context, recipe: Recipe, data: TrainingData, samples: Samp
         ),
         examples=samples.examples.batch,
         team=processes,
+        speeds=context.home.speeds,
     )
 
 

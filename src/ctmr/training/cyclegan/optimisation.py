@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from ctmr.training.cyclegan.pool import ImagePool
 from ctmr.training.cyclegan.step import CycleGanStep, Measures
 from ctmr.training.hardware.cuda_graphs import Replay
 from ctmr.training.hardware.distributed import Team
-from ctmr.training.hardware.speed import resolve, set_rate
+from ctmr.training.hardware.speed import StepPlan, set_rate
 
 
 class CycleGanOptimisation:
@@ -37,6 +37,8 @@ class CycleGanOptimisation:
         CPU source of all randomness.
     team
         Processes that train together.
+    plan
+        Says of the networks how steps are computed.
 
     Attributes
     ----------
@@ -60,7 +62,14 @@ class CycleGanOptimisation:
     """
 
     def __init__(
-        self, network: Network, loss: Loss, train: Train, data: TrainingData, rng: torch.Generator, team: Team
+        self,
+        network: Network,
+        loss: Loss,
+        train: Train,
+        data: TrainingData,
+        rng: torch.Generator,
+        team: Team,
+        plan: Callable[[CycleGan], StepPlan],
     ) -> None:
         self._train, self._team = train, team
         device = data.mr.images.device
@@ -69,7 +78,7 @@ class CycleGanOptimisation:
         ).to(device)
         team.require_divisible(train.batch, self.networks)
         self.ema = copy.deepcopy(self.networks.generators).requires_grad_(False) if train.ema else None
-        self.plan = resolve(train, loss, self.networks, data.size, device)
+        self.plan = plan(self.networks)
         self.plan.prepare(self.networks)
         self.step = CycleGanStep(
             self.networks,

@@ -104,6 +104,10 @@ class Team:
         if self.size > 1:
             optimiser.register_step_pre_hook(partial(_average_gradients, self))
 
+    def leading(self, number: int) -> int:
+        """Return the leading process's number to all."""
+        return number if self.size == 1 else int(self._gather(torch.tensor([number], device=_device()))[0])
+
     def require_equal(self, number: int, what: str) -> None:
         """Raise EnvironmentFault when the processes do not agree on a number."""
         if self.size == 1:

@@ -1,4 +1,4 @@
-"""Computation of a step: the plan that ``train.speed`` comes to on a device, and networks made ready for it."""
+"""Computation of a step: the plans that ``train.speed`` permits on a device, and networks made ready for one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,83 +23,6 @@ from ctmr.training.cyclegan.networks import CycleGan
 
 _AMPERE = (8, 0)
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-
-
-class DeviceKind(StrEnum):
-    """Devices that are told apart because another path is fastest there."""
-
-    CUDA = "CUDA"
-    CPU_AMX = "CPU with AMX"
-    """Advanced Matrix Extensions multiply bf16; AVX512-BF16 alone was measured slower than fp32."""
-    CPU = "CPU"
-
-    @classmethod
-    def of(cls, device: torch.device) -> DeviceKind:
-        """Return the kind of a device of this machine."""
-        if device.type == "cuda":
-            return cls.CUDA
-        return cls.CPU_AMX if torch.cpu.get_capabilities().get("amx_bf16") else cls.CPU
-
-
-@dataclass(frozen=True)
-class Compiling:
-    """Costs and savings of compiling.
-
-    Attributes
-    ----------
-    seconds
-        Of the first step, over those of an eager one.
-    saved_step_s, saved_tflop_s
-        Seconds saved in each step: a part that every step has, and one for each 10¹² additions and multiplications.
-    """
-
-    seconds: float
-    saved_step_s: float
-    saved_tflop_s: float
-
-    def repays(self, steps: int, tflop: float) -> bool:
-        """True when a training saves twice what compiling costs: other machines and networks will differ."""
-        return steps * (self.saved_step_s + self.saved_tflop_s * tflop) >= 2 * self.seconds
-
-
-@dataclass(frozen=True)
-class MeasuredSpeed:
-    """The fastest path on a kind of device in one arithmetic; every one is held against float64 by the tests.
-
-    Attributes
-    ----------
-    channels_last, fast_layers
-        As in `StepPlan`.
-    compiling
-        ``None``: no faster, or not measured.
-    graph_batch
-        Largest batch at which CUDA graphs are faster; 0: none.
-    where
-        What was measured.
-    """
-
-    channels_last: bool
-    fast_layers: bool
-    compiling: Compiling | None
-    graph_batch: int
-    where: str
-
-
-_UNMEASURED = MeasuredSpeed(False, False, None, 0, "not measured on such a device, so PyTorch's own")
-_MEASURED: dict[tuple[DeviceKind, bool], MeasuredSpeed] = {
-    (DeviceKind.CPU_AMX, True): MeasuredSpeed(
-        True, True, Compiling(75, 0.026, 0.22), 0, "fastest in docs/performance.md"
-    ),
-    (DeviceKind.CPU_AMX, False): MeasuredSpeed(False, False, None, 0, "fastest in docs/performance.md"),
-}
-"""By kind of device and whether it computes in bf16; what is missing was not measured."""
-
-
-_MISSING = {
-    DeviceKind.CUDA: "there is no Triton compiler (package triton)",
-    DeviceKind.CPU_AMX: "there is no C++ compiler (CXX, g++, clang++)",
-    DeviceKind.CPU: "there is no C++ compiler (CXX, g++, clang++)",
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +46,10 @@ class StepPlan:
     deterministic
         PyTorch refuses whatever has no deterministic form.
     reasons
-        Field → why, where the recipe did not decide it.
+        Field → why, where the recipe did not decide it; ``path``: why this plan among those that it permits.
     """
 
-    device: str
+    device: str = "CPU"
     bf16: bool = False
     tf32: bool = False
     channels_last: bool = False
@@ -148,8 +71,19 @@ class StepPlan:
     def notice(self) -> str | None:
         """Notice for a person: the plan, where it is more than PyTorch's eager step in fp32 or bf16."""
         plain = not (self.channels_last or self.fast_layers or self.indexed_pad or self.compile or self.graphs)
-        missing = self.reasons.get("compile") in _MISSING.values()
-        return None if plain and "precision" not in self.reasons and not missing else self.sentence()
+        told = plain and "precision" not in self.reasons and "compile" not in self.reasons
+        return None if told else self.sentence()
+
+    @property
+    def path(self) -> str:
+        """Name of the plan among those of one training."""
+        parts = [
+            str(self.precision),
+            "channels_last" if self.channels_last else "contiguous",
+            "fast layers" if self.fast_layers else "PyTorch's layers",
+            *(name for name in ("compile", "graphs", "deterministic") if getattr(self, name)),
+        ]
+        return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:
         """Return the plan as plain JSON types, for whoever must know later how a model was computed."""
@@ -157,14 +91,8 @@ class StepPlan:
 
     def sentence(self) -> str:
         """Return the plan in one sentence."""
-        parts = [
-            str(self.precision),
-            "channels_last" if self.channels_last else "contiguous",
-            "fast layers" if self.fast_layers else "PyTorch's layers",
-            *(name for name in ("compile", "graphs", "deterministic") if getattr(self, name)),
-        ]
         why = "; ".join(f"{field}: {reason}" for field, reason in self.reasons.items())
-        return f"steps are computed on {self.device} with {', '.join(parts)}" + (f" ({why})" if why else "")
+        return f"steps are computed on {self.device} with {self.path}" + (f" ({why})" if why else "")
 
     def prepare_process(self) -> None:
         """Set what PyTorch keeps for the whole process: determinism, and what cuDNN may do."""
@@ -207,68 +135,86 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def resolve(train: Train, loss: Loss, networks: CycleGan, size: tuple[int, int], device: torch.device) -> StepPlan:
-    """Return the plan for a training.
+def permitted(
+    train: Train, loss: Loss, networks: CycleGan, device: torch.device, *, alone: bool = True
+) -> list[StepPlan]:
+    """Return the plans that a recipe permits for these networks on a device, the plainest first.
+
+    Compiling is among them only where the recipe asks for it: `may_compile` says whether it could come on top.
 
     Parameters
     ----------
     networks
         As built; looked at only.
-    size
-        Slices (H, W).
+    alone
+        One process trains: CUDA graphs do not span several.
 
     Raises
     ------
     InputError
-        When the recipe asks for a path that gives wrong gradients with these networks, or that this machine lacks.
+        When the recipe asks for a path that gives wrong gradients with these networks.
     """
-    speed, kind, reasons = train.speed, DeviceKind.of(device), dict[str, str]()
-    bf16 = train.precision is Precision.BF16
+    speed, cuda = train.speed, device.type == "cuda"
+    reasons: dict[str, str] = {}
+    precisions = [train.precision]
     if train.precision is Precision.AUTO:
-        bf16 = kind is DeviceKind.CPU_AMX or (kind is DeviceKind.CUDA and _bf16_in_hardware(device))
-        reasons["precision"] = f"bf16 {'is' if bf16 else 'is not'} fast on this {kind}"
-    best = _MEASURED.get((kind, bf16), _UNMEASURED)
-    obstacle = _obstacle(loss, networks)
-
-    def chosen(field: str, asked: bool | None, fastest: bool, *, possible: str | None = None) -> bool:
-        """Return what the recipe asks for, else the fastest; `possible` says why neither can be."""
-        if asked and possible:
-            raise InputError(f"train.speed.{field} cannot be used: {possible}; set train.speed.{field} to auto")
-        if asked is not None:
-            return asked
-        reasons[field] = best.where if possible is None else possible
-        return fastest and possible is None
-
-    layers = {Layers.AUTO: None, Layers.PYTORCH: False, Layers.FAST: True}[speed.layers]
-    fast = chosen("layers", layers, best.fast_layers, possible=obstacle)
-    layout = {Layout.AUTO: None, Layout.CONTIGUOUS: False, Layout.CHANNELS_LAST: True}[speed.layout]
-    wrong = obstacle if obstacle or fast else "the gradient of PyTorch's instance norm is wrong in channels_last"
-    channels_last = chosen("layout", layout, best.channels_last, possible=wrong)
-    repays = False
-    if speed.compile == "auto" and best.compiling is not None and fast and not train.deterministic:
-        repays = best.compiling.repays(train.steps, step_tflop(networks, loss, train.batch, size))
-    compiled = chosen("compile", _asked(speed.compile), repays)
-    missing = _no_compiler(kind)
-    if compiled and missing is not None:
+        precisions = [Precision.FP32]
+        if not train.deterministic and (not cuda or torch.cuda.get_device_capability(device) >= _AMPERE):
+            precisions.append(Precision.BF16)
+    wrong = _obstacle(loss, networks)
+    layers = {Layers.AUTO: [False, True], Layers.PYTORCH: [False], Layers.FAST: [True]}[speed.layers]
+    layouts = {Layout.AUTO: [False, True], Layout.CONTIGUOUS: [False], Layout.CHANNELS_LAST: [True]}[speed.layout]
+    if wrong or layers == [False]:
+        layouts = _without(
+            layouts, "layout", wrong or "the gradient of PyTorch's instance norm is wrong in it", reasons
+        )
+    if wrong:
+        layers = _without(layers, "layers", wrong, reasons)
+    graphs = [False]
+    if cuda and alone:
+        graphs = [False, True] if speed.graphs == "auto" else [bool(speed.graphs)]
+        if _penalised(loss):
+            graphs = _without(graphs, "graphs", "the gradient penalty draws numbers on the host", reasons)
+    compiled = _asked(speed.compile) is True
+    if compiled and (missing := no_compiler(device)):
         compiled, reasons["compile"] = False, missing
-    graphs = False
-    if kind is DeviceKind.CUDA:
-        still = "the gradient penalty draws numbers on the host" if _penalised(loss) else None
-        graphs = chosen("graphs", _asked(speed.graphs), train.batch <= best.graph_batch, possible=still)
-    return StepPlan(
-        device=str(kind),
-        bf16=bf16,
-        tf32=train.precision is Precision.TF32,
-        channels_last=channels_last,
-        fast_layers=fast,
-        indexed_pad=fast or train.deterministic,
-        joined=_asked(speed.joined) is not False,
-        fused_adam=_asked(speed.fused_adam) is not False,
-        compile=compiled,
-        graphs=graphs,
-        deterministic=train.deterministic,
-        reasons=reasons,
-    )
+    plans = []
+    for graphed, precision, (channels_last, fast) in product(graphs, precisions, product(layouts, layers)):
+        if channels_last > fast or (fast > channels_last and len(layouts) > 1 and len(layers) > 1):
+            # The first is wrong. The second was nowhere faster than both or neither, so it is used only when asked for.
+            continue
+        plans.append(
+            StepPlan(
+                device="CUDA" if cuda else "CPU",
+                bf16=precision is Precision.BF16,
+                tf32=precision is Precision.TF32,
+                channels_last=channels_last,
+                fast_layers=fast,
+                indexed_pad=fast or train.deterministic,
+                joined=_asked(speed.joined) is not False,
+                fused_adam=_asked(speed.fused_adam) is not False,
+                compile=compiled,
+                graphs=graphed,
+                deterministic=train.deterministic,
+                reasons=reasons,
+            )
+        )
+    return plans
+
+
+def may_compile(train: Train, plan: StepPlan, device: torch.device) -> bool:
+    """True when a recipe leaves open whether a plan is compiled, and this machine can."""
+    left_open = train.speed.compile == "auto" and plan.fast_layers and not train.deterministic
+    return left_open and no_compiler(device) is None
+
+
+def _without(choices: list[bool], field: str, reason: str, reasons: dict[str, str]) -> list[bool]:
+    """Return choices but the one that cannot be; InputError where the recipe allows no other."""
+    if choices == [True]:
+        raise InputError(f"train.speed.{field} cannot be used: {reason}; set train.speed.{field} to auto")
+    if True in choices:
+        reasons[field] = reason
+    return [False]
 
 
 def exchange_layers(module: nn.Module, *, norms: bool = True) -> None:
@@ -350,15 +296,11 @@ def _obstacle(loss: Loss, networks: CycleGan) -> str | None:
     return None
 
 
-def _bf16_in_hardware(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= _AMPERE
-
-
-def _no_compiler(kind: DeviceKind) -> str | None:
+def no_compiler(device: torch.device) -> str | None:
     """Return what this machine lacks for torch.compile."""
-    if kind is DeviceKind.CUDA:
+    if device.type == "cuda":
         import importlib.util
 
-        return None if importlib.util.find_spec("triton") else _MISSING[kind]
+        return None if importlib.util.find_spec("triton") else "there is no Triton compiler (package triton)"
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
-    return None if any(shutil.which(name) for name in names) else _MISSING[kind]
+    return None if any(map(shutil.which, names)) else "there is no C++ compiler (CXX, g++, clang++)"
