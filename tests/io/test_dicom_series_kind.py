@@ -13,7 +13,7 @@ from dicom_files import image, save
 
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
-from ctmr.io.dicom import choose_series, classify, guess_sequence, read_series
+from ctmr.io.dicom import choose_series, classify, guess_sequence
 from ctmr.io.series_kinds import REASONS, Kind, kinds_of
 
 TABLE = Path(__file__).with_name("series_headers.csv")
@@ -121,7 +121,7 @@ def test_what_is_left_out_has_no_sequence() -> None:
     assert all(guess_sequence(header_of(r)) is None for r in ROWS if r["expected"] in set(Kind))
 
 
-@pytest.mark.parametrize("name", ["mosaic", "everything"])
+@pytest.mark.parametrize("name", ["synthetic", "everything"])
 def test_a_kind_that_cannot_be_kept_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' is no kind of series that can be kept; allowed are localizer"):
         kinds_of([name])
@@ -192,14 +192,3 @@ def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "slice.dcm").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"slice\.dcm is not a DICOM file"):
         choose_series(tmp_path, Modality.MR)
-
-
-def test_a_mosaic_is_read_by_nobody(tmp_path: Path) -> None:
-    tiles = image(PIXELS, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
-    save(tmp_path / "by_type", [tiles])
-    counted = image(PIXELS, Modality="MR")
-    counted.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 36)
-    save(tmp_path / "by_number", [counted])
-    for folder in ("by_type", "by_number"):
-        with pytest.raises(InputError, match="is a mosaic, the slices of a volume as tiles of one image"):
-            read_series(tmp_path / folder)

@@ -45,9 +45,12 @@ def test_what_is_no_anatomical_head_is_left_out_by_name_and_can_be_kept(tmp_path
     assert sorted(f.images[0] for f in findings) == ["chest", "mosaic", "phase"]
     sentences = {f.images[0]: f.sentence for f in findings}
     assert "fetch.keep=[phase] uses it all the same" in sentences["phase"]
-    assert "fetch.keep" not in sentences["mosaic"]
+    assert "fetch.keep=[mosaic] uses it all the same" in sentences["mosaic"]
     kept = inventory(tmp_path, keep=(Kind.PHASE,)).set_index(Column.IMAGE.value)
     assert kept.loc["phase", Column.NO_IMAGE] == "" and kept.loc["phase", Column.DEPTH] == 4
+    # These tiles have no private header: kept, they are an error in words and never slices.
+    kept = inventory(tmp_path, keep=(Kind.MOSAIC,)).set_index(Column.IMAGE.value)
+    assert "says how its tiles lie" in kept.loc["mosaic", Column.ERROR]
 
 
 def test_the_echoes_of_a_series_are_images_of_their_own(tmp_path: Path) -> None:

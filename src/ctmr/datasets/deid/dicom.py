@@ -40,6 +40,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.origin import NO_TRUTH
 from ctmr.imaging.volume import Modality
 from ctmr.io.dicom.headers import GREY, Header, number_of, open_header, photometric_of
+from ctmr.io.dicom.mosaic import is_mosaic
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.provenance import PHANTOM_WORD, origin_of
 from ctmr.io.dicom.series_kind import classify
@@ -255,6 +256,11 @@ def refuse(header: pydicom.Dataset) -> None:
         raise InputError(f"is synthetic ({synthetic.words}); {NO_TRUTH}")
     if header.get("SOPClassUID") not in IMAGES:
         raise InputError("is no CT or MR image")
+    if is_mosaic(header):
+        raise InputError(
+            "is a mosaic, whose tiles only the scanner's private header parts, and that does not stay; convert it to "
+            "NIfTI, or export it as single slices"
+        )
     if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise InputError("says BurnedInAnnotation YES: text in the pixels may name the patient; blank it out first")
     samples = number_of(header, "SamplesPerPixel") or 1

@@ -6,7 +6,6 @@ from ctmr.io.series_kinds import Kind
 
 TERMS: tuple[tuple[Kind, frozenset[str]], ...] = (
     (Kind.LOCALIZER, frozenset({"LOCALIZER", "SCOUT", "SURVEY"})),
-    (Kind.MOSAIC, frozenset({"MOSAIC", "VFRAME"})),
     (
         Kind.SCREEN,
         frozenset(
