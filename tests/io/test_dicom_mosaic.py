@@ -5,16 +5,14 @@ from __future__ import annotations
 import gzip
 import math
 import shutil
-import struct
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import enhanced, image, save
+from dicom_files import MOSAIC, OBLIQUE, enhanced, image, mosaic, save
 
 from ctmr.datasets.deid.dicom import refuse
 from ctmr.errors import InputError
@@ -23,39 +21,7 @@ from ctmr.io.dicom import choose_series, classify, group_series, read_series
 from ctmr.io.series_kinds import Kind
 
 REAL = Path(nibabel.__file__).parent / "nicom" / "tests" / "data"
-MOSAIC = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
-OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, -0.8)
 NORMAL = np.cross(OBLIQUE[:3], OBLIQUE[3:])
-
-
-def csa(**tags: Sequence[str]) -> bytes:
-    """Return a private header of Siemens, version 2, as nibabel and SPM describe it."""
-    out = b"SV10\4\3\2\1" + struct.pack("<2I", len(tags), 77)
-    for name, items in tags.items():
-        vr = {"N": b"IS", "S": b"FD"}.get(name[0], b"LO")
-        out += struct.pack("<64si4s3i", name.encode(), len(items), vr, 0, len(items), 77)
-        for item in items:
-            text = item.encode() + b"\0"
-            out += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + b"\0" * (-len(text) % 4)
-    return out
-
-
-def mosaic(volume: np.ndarray, normal: Sequence[float] = NORMAL, count: int | None = None) -> pydicom.Dataset:
-    """Return the mosaic of a volume's slices, as a scanner writes it."""
-    slices, rows, columns = volume.shape
-    side = math.ceil(math.sqrt(slices))
-    whole = np.zeros((side * rows, side * columns), volume.dtype)
-    for k, plane in enumerate(volume):
-        down, across = divmod(k, side)
-        whole[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns] = plane
-    made = image(whole, (10, -20, 30), Modality="MR", ImageType=MOSAIC, ImageOrientationPatient=list(OBLIQUE))
-    made.SpacingBetweenSlices = 3.3
-    block = made.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
-    tags = {"NumberOfImagesInMosaic": [str(count or slices)], "SliceNormalVector": [f"{x:.8f}" for x in normal]}
-    block.add_new(0x10, "OB", csa(AcquisitionMatrixText=["x"], **tags))
-    return made
-
-
 VOLUME = np.random.default_rng(0).integers(0, 900, (5, 6, 8)).astype(np.uint16)
 
 

@@ -263,6 +263,17 @@ def test_an_archive_with_a_damaged_stream_is_refused(tmp_path, seed):
     refused(archive, tmp_path / "t", "damaged")
 
 
+def test_what_a_damaged_archive_says_is_no_page_of_its_bytes(tmp_path):
+    archive = archive_of(tmp_path / "a.zip", [("x" * 200, b"data")])
+    raw = bytearray(archive.read_bytes())
+    at = raw.index(b"x" * 200)
+    raw[at : at + 200] = bytes(200)
+    archive.write_bytes(raw)
+    with pytest.raises(InputError, match=r"a\.zip is damaged") as said:
+        unpack(archive, tmp_path / "t")
+    assert len(str(said.value)) < 300
+
+
 def test_an_encrypted_archive_is_refused(tmp_path):
     archive = archive_of(tmp_path / "a.zip", [("x", b"secret")])
     raw = bytearray(archive.read_bytes())

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ctmr.datasets.dvc.commands import first_line
 from ctmr.errors import InputError
+from ctmr.io.dicom.headers import short
 from ctmr.system.walk import MAXIMUM_DEPTH, is_companion
 
 MAX_ARCHIVE_BYTES = 64 * 1024**3
@@ -87,10 +87,11 @@ def unpack(archive: Path, target: Path) -> None:
             raise
         raise InputError(f"archive {archive.name} is damaged (an offset is impossible); fetch it again") from None
     except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, struct.error, IndexError) as error:
-        raise InputError(f"archive {archive.name} is damaged ({first_line(error)}); fetch it again") from None
+        raise InputError(f"archive {archive.name} is damaged ({short(error)}); fetch it again") from None
     except (RuntimeError, NotImplementedError) as error:
         # zipfile says so of encrypted members and of methods it does not know.
-        raise InputError(f"archive {archive.name} cannot be unpacked ({error}); pack it as a plain zip") from None
+        reason = short(error)
+        raise InputError(f"archive {archive.name} cannot be unpacked ({reason}); pack it as a plain zip") from None
 
 
 def _path_of(archive: Path, member: zipfile.ZipInfo, target: Path) -> PurePosixPath | None:
