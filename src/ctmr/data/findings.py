@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ctmr.data.look_alikes import hashed, near_pairs
-from ctmr.data.manifest import PHANTOM_PREFIX, RECOGNIZABLE_FACES, Column, Outcome, Split
+from ctmr.data.manifest import PHANTOM_PREFIX, RECOGNIZABLE_FACES, Column, Outcome, Split, patient_of
 from ctmr.data.measurable import unmeasurable
 from ctmr.imaging.origin import NO_TRUTH, PHANTOMS_ONLY
 from ctmr.imaging.volume import Modality, Unit
@@ -309,7 +309,7 @@ def _all_but_first(table: pd.DataFrame, column: Column, rule: str, words: str) -
 def _subject_leaks(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found = []
     known = table[(table[Column.SUBJECT] != "") & (table[Column.SPLIT] != "")]
-    for subject, group in known.groupby(Column.SUBJECT, sort=True):
+    for subject, group in known.groupby(known[Column.SUBJECT].map(patient_of), sort=True):
         kept = group[Column.SPLIT].iloc[0]
         rest = group[group[Column.SPLIT] != kept]
         if len(rest):

@@ -50,9 +50,10 @@ _GENERIC = frozenset(
 )
 """Words of folders and files that name no subject."""
 _PATIENT = r"(?:patients?|pat|subjects?|subj|sub|case|pt|id|p)[ _-]*\d+"
-_SLICE = r"(?:slices?|slc|sl|layer|level|frame|axial|sagittal|coronal|ax|sag|cor|tra|z)"
+_SLICE = r"(?:slices?|slc|sl|s|layer|level|frame|axial|sagittal|coronal|ax|sag|cor|tra|z)"
 _A_PATIENTS_SLICE = (
     re.compile(rf"(?P<who>{_PATIENT})(?:[ _-].*)?", re.IGNORECASE),
+    re.compile(rf"(?:{_SLICE}[ _-]*)?\d+[ _-]+(?P<who>{_PATIENT})(?:[ _-].*)?", re.IGNORECASE),
     re.compile(rf"(?P<who>.+?)[ _-]*(?<![a-z]){_SLICE}[ _-]*\d+", re.IGNORECASE),
 )
 """Names of pictures that are slices of a patient; a picture of any other name stands for itself."""
@@ -126,6 +127,36 @@ def one_form(subjects: Iterable[str], known: Iterable[str] = ()) -> dict[str, st
     for subject in (*sorted(known), *sorted(subjects)):
         form.setdefault(canonical(subject), subject)
     return {subject: form[canonical(subject)] for subject in subjects}
+
+
+def names_patient(name: str) -> bool:
+    """True for names such as ``patient03`` and ``case_3``: one person, in whatever split they occur."""
+    return bool(re.fullmatch(_PATIENT, _normal(name), re.IGNORECASE))
+
+
+def pair_of(relative: PurePath, side: int, *, whole: bool) -> str:
+    """Return what the two images of a pair have in common: their path without side, split and generic folders.
+
+    Parameters
+    ----------
+    relative
+        Path of an image below a folder CT or MR, A or B.
+    side
+        Position of that folder in the path.
+    whole
+        The whole path below it; else its first name, which is a patient's folder or file.
+
+    Examples
+    --------
+    >>> pair_of(PurePath("JD/CT/slice_12_ct.png"), 1, whole=True), pair_of(PurePath("CT/P01/a.nii.gz"), 0, whole=False)
+    ('jd/slice_12', 'p01')
+    """
+    above = [p for p in relative.parts[:side] if not _is_generic(p)]
+    below = relative.parts[side + 1 :] if whole else relative.parts[side + 1 : side + 2]
+    *folders, name = (*above, *below)
+    stem = re.sub(r"\.(nii\.gz|[^.]+)$", "", name)
+    bare = re.sub(r"^(?:ct|mri?)[ _-]+(?=.)|(?<=.)[ _-]+(?:ct|mri?)$", "", _normal(stem), flags=re.IGNORECASE)
+    return canonical("/".join((*folders, bare)))
 
 
 def split_of(relative: PurePath) -> str:
