@@ -44,6 +44,7 @@ from ctmr.io.dicom.mosaic import is_mosaic
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.provenance import PHANTOM_WORD, origin_of
 from ctmr.io.dicom.series_kind import classify
+from ctmr.io.dicom.writing import frame_of_its_own
 from ctmr.io.series_kinds import Kind
 
 ENHANCED: dict[str, Modality] = {
@@ -190,6 +191,8 @@ class Cleaner:
         if self.phantom:
             image.QualityControlImage = "YES"
         image.SeriesInstanceUID = self.key.uid(self.series)
+        if not image.get("FrameOfReferenceUID"):
+            image.FrameOfReferenceUID = frame_of_its_own(image.SeriesInstanceUID)
         image.PatientIdentityRemoved = "YES"
         image.DeidentificationMethod = METHOD
         used = [codes.DCM.BasicApplicationConfidentialityProfile, codes.DCM.CleanDescriptorsOption]
