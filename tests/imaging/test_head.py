@@ -11,7 +11,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.head import head_of
 from ctmr.imaging.inference_path import finish, prepare, prepare_as_trained
-from ctmr.imaging.volume import Modality, Unit, Volume
+from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
 AXIAL = np.array([[0, 0, -1.2, 90], [0, -1.2, 0, 110], [2.5, 0, 0, -40], [0, 0, 0, 1]], dtype=np.float64)
 PLAIN = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2))
@@ -62,6 +62,40 @@ def test_padding_or_cropping_the_background_does_not_move_the_answer(room, grid,
     assert np.array_equal(a, b[:, above : above + a.shape[1]])
     shift = place_a.grid_affine @ [-above, 0, 0, 1]
     assert place_b.grid_affine[:, 3] == pytest.approx(shift, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.sampled_from([1.0, 1.7, 2.5, 4.0, 7.3]),
+    st.sampled_from(list(Modality)),
+)
+def test_slices_above_and_below_do_not_move_those_of_another_distance(room, distance, modality):
+    grid = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), distance)
+    plain = padded(ball(modality), ((6, 6), (0, 0), (0, 0)))
+    other = padded(plain, (room, (0, 0), (0, 0)))
+    (a, place_a), (b, place_b) = prepare([plain], grid), prepare([other], grid)
+    above = round((place_a.grid_affine[2, 3] - place_b.grid_affine[2, 3]) / distance)
+    assert place_b.grid_affine @ [above, 0, 0, 1] == pytest.approx(place_a.grid_affine[:, 3], abs=1e-6)
+    assert np.array_equal(a, b[:, above : above + a.shape[1]])
+    # The truth beside it, placed as the served path places it, has the same slices.
+    assert np.array_equal(prepare_as_trained([other], grid).placement.grid_affine, place_b.grid_affine)
+    # No slice of the image is lost to air.
+    back = finish(np.ones(b.shape[1:], np.int16), place_b, modality=Modality.CT, unit=Unit.HU)
+    assert (back.array == 1).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("distance", [1.0, 2.5, 4.0, 7.3, 30.0])
+@pytest.mark.parametrize("offset", [0.0, 0.9, 1.25, 2.4])
+@pytest.mark.parametrize("interpolation", [Interpolation.LINEAR, Interpolation.SPLINE])
+def test_every_slice_of_another_distance_shows_the_head(distance, offset, interpolation):
+    volume = ball(centre=(1, 20, 15), shape=(3, 44, 40), radius=(50, 14, 12))
+    moved = volume.with_array(volume.array, volume.require_affine() + offset * np.eye(4)[2][:, None] * np.eye(4)[3])
+    grid = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), distance, interpolation=interpolation)
+    array, placement = prepare([moved], grid)
+    assert (array[0, :, 20, 18] > 300).all()
+    back = finish(array[0].astype(np.int16), placement, modality=Modality.CT, unit=Unit.HU)
+    assert (back.array[:, 20, 15] > 300).all()
 
 
 def test_an_answer_lies_where_the_image_does_wherever_the_head_is():

@@ -122,6 +122,13 @@ def test_a_jpeg_of_12_bits_that_is_not_whole_is_refused_and_not_made_up(wrong: d
         values(stream(twelve_bits(**wrong)))
 
 
+def test_a_value_of_no_known_representation_is_one_sentence(tmp_path: Path) -> None:
+    content = stream(image(SIGNED)).getvalue()
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"\x28\0\x04\0CS", b"\x28\0\x04\0C\xca"))
+    with pytest.raises(InputError, match=r"is a damaged DICOM file \(Unknown Value Representation"):
+        read_series([tmp_path / "a.dcm"])
+
+
 def test_lossy_compression_is_noted() -> None:
     (note,) = read_series([Path(get_testdata_file("693_J2KI.dcm"))]).notes
     assert "compressed lossily" in note

@@ -83,9 +83,11 @@ def unpack(archive: Path, target: Path) -> None:
                 with opened.open(member) as stream, destination.open("wb") as out:
                     shutil.copyfileobj(stream, out)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        # bzip2 says of a damaged stream that it is a fault of the system, without a number.
+        if error.errno not in (errno.EINVAL, None):
             raise
-        raise InputError(f"archive {archive.name} is damaged (an offset is impossible); fetch it again") from None
+        reason = "an offset is impossible" if error.errno else short(error)
+        raise InputError(f"archive {archive.name} is damaged ({reason}); fetch it again") from None
     except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, struct.error, IndexError) as error:
         raise InputError(f"archive {archive.name} is damaged ({short(error)}); fetch it again") from None
     except (RuntimeError, NotImplementedError) as error:

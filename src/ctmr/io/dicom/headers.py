@@ -117,7 +117,7 @@ def open_header(source: DicomSource, name: str = "") -> Header:
             header = _parse(stream, source, name)
             _complete_from_meta(header.dataset)
             # Values are converted on access; asking for these now finds damage while the file's name is at hand.
-            for keyword in (*_NEEDED, "Rows", "Columns"):
+            for keyword in (*_NEEDED, "Rows", "Columns", "PhotometricInterpretation"):
                 header.dataset.get(keyword)
             if getattr(header.dataset, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR_CLASS:
                 # A table of contents has its class in the file meta information only, and belongs to no series.
