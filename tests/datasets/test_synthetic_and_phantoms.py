@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -199,3 +201,16 @@ def test_a_frame_of_reference_that_was_made_up_joins_and_parts_nothing(tmp_path:
     assert [r["error"] for r in rows] == ["", ""]
     # Unlike frames would say that a CT and an MR on one grid are no pair.
     assert [r["frame_of_reference"] for r in rows] == ["", ""]
+
+
+@pytest.mark.parametrize("keyword", ["Columns", "BurnedInAnnotation", "BitsStored", "PixelPaddingValue"])
+def test_a_file_whose_values_are_damaged_is_refused_and_ends_no_dataset(keyword: str, tmp_path: Path) -> None:
+    made = image(RNG.integers(0, 900, (48, 48)).astype(np.int16), BurnedInAnnotation="NO", PixelPaddingValue=0)
+    (file,) = save(tmp_path, [made])
+    content = bytearray(file.read_bytes())
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF), 132)
+    content[at + 4 : at + 6] = b"q\xca"
+    file.write_bytes(content)
+    with contextlib.suppress(InputError):
+        Cleaner(KEY, "p", "1.2", "").clean(file, 1)

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "fuzzed_readers.py"
 BYTES_SCRIPT = SCRIPT.with_name("fuzzed_bytes.py")
 COUNTS = {"dicom": (80, 8000), "nifti": (80, 6000), "pictures": (60, 3000), "archives": (60, 3000)}
 """Kind → how many files in short and in full: 20,000 in all."""
-BYTES = {"dicom": 5000, "nifti": 5000, "nifti.gz": 2000, "pictures": 5000, "archives": 3000} if FULL else {"all": 300}
+BYTES = {"dicom": 4000, "nifti": 6000, "nifti.gz": 2000, "pictures": 5000, "archives": 3000} if FULL else {"all": 300}
 """Kind → how many inputs atheris makes: one process for all kinds in short, 20,000 in full."""
 LIMIT_S = 3600 if FULL else 300
 

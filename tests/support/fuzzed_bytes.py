@@ -22,7 +22,7 @@ import SimpleITK
 
 # What is imported before is not compiled anew.
 _ = nibabel, pydicom, SimpleITK
-with atheris.instrument_imports(include=["ctmr.io", "ctmr.datasets.dvc"]):
+with atheris.instrument_imports(include=["ctmr.io", "ctmr.datasets.dvc", "ctmr.datasets.deid"]):
     from fuzzed_readers import HANGS_S, KINDS, MEMORY_MIB, Wrong, sound_files, spent_mib, told
 
 BEGINNINGS = {b"\x89PNG": "pictures", b"\xff\xd8": "pictures", b"PK": "archives", b"\x1f\x8b": "nifti.gz"}

@@ -5,6 +5,7 @@ Run as a script, in a process whose memory and time are measured: KIND COUNT SEE
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -33,16 +34,20 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from ctmr.datasets import naming
+from ctmr.datasets.deid.dicom import Cleaner, not_an_image, quiet_pydicom
+from ctmr.datasets.deid.pseudonyms import Key
+from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import unpack
-from ctmr.errors import CtmrError
+from ctmr.errors import CtmrError, InputError
 from ctmr.imaging.hounsfield import THINNEST_HU
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import read_image
-from ctmr.io.dicom import group_series
+from ctmr.io.dicom import group_series, read_header
 from ctmr.io.dicom.mosaic import is_mosaic
 
 HANGS_S, MEMORY_MIB = 10.0, 1024
-RNG = np.random.default_rng(0)
+RNG, KEY = np.random.default_rng(0), Key(b"k" * 32)
 WORDS = RNG.integers(0, 4000, (40, 36)).astype(np.int16)
 GREY = RNG.integers(0, 255, (40, 36)).astype(np.uint8)
 
@@ -146,8 +151,15 @@ def dicom_files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 def read_dicom(path: Path) -> Volume:
-    """Read as ctmr does; sorting must not fail either."""
-    group_series(path.parent)
+    """Read as ctmr does; sorting, telling what it is and cleaning must not fail either."""
+    for key, (file, *_) in group_series(path.parent).items():
+        with quiet_pydicom():
+            header = read_header(file)
+            naming.subject_of_series(header)
+            not_an_image(header, key)
+        remaining("dicom", [file])
+        with contextlib.suppress(InputError):
+            Cleaner(KEY, "p", key, "").clean(file, 1)
     return read_image(path)
 
 

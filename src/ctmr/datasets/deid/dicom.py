@@ -109,24 +109,33 @@ class Cleaner:
             except InputError:
                 # The reader's sentence may repeat a value of the header.
                 raise InputError("is a damaged DICOM file; export it again") from None
-            source = header.dataset
-            refuse(source)
-            uids: dict[str, str] = {}
-            image = self._kept(source, source.SOPClassUID in ENHANCED, uids)
-            image.SOPClassUID = source.SOPClassUID
-            image.Modality = IMAGES[source.SOPClassUID].value
-            self._identify(image)
-            if source.SOPClassUID not in ENHANCED:
-                _complete(image)
-            uids[self.key.uid(self.series)] = self.series
-            image.InstanceNumber = number
-            faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
-            image.RecognizableVisualFeatures = "NO" if faces == "NO" else "YES"
-            _set_pixels(image, header)
-            image.preamble = bytes(128)
-            image.file_meta = FileMetaDataset()
-            image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            return image, uids
+            try:
+                return self._cleaned(header, number)
+            except (InputError, OSError, MemoryError):
+                raise
+            except Exception:
+                # Values are converted when they are asked for, and a damaged one fails anywhere.
+                raise InputError("is a damaged DICOM file; export it again") from None
+
+    def _cleaned(self, header: Header, number: int) -> tuple[pydicom.Dataset, dict[str, str]]:
+        source = header.dataset
+        refuse(source)
+        uids: dict[str, str] = {}
+        image = self._kept(source, source.SOPClassUID in ENHANCED, uids)
+        image.SOPClassUID = source.SOPClassUID
+        image.Modality = IMAGES[source.SOPClassUID].value
+        self._identify(image)
+        if source.SOPClassUID not in ENHANCED:
+            _complete(image)
+        uids[self.key.uid(self.series)] = self.series
+        image.InstanceNumber = number
+        faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
+        image.RecognizableVisualFeatures = "NO" if faces == "NO" else "YES"
+        _set_pixels(image, header)
+        image.preamble = bytes(128)
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        return image, uids
 
     def _kept(
         self, source: pydicom.Dataset, enhanced: bool, uids: dict[str, str], inner: bool = False
