@@ -11,6 +11,7 @@ from ctmr.errors import InputError
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.head import head_of
 from ctmr.imaging.inference_path import finish, prepare, prepare_as_trained
+from ctmr.imaging.steps.table_removal import TableRemoval
 from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
 AXIAL = np.array([[0, 0, -1.2, 90], [0, -1.2, 0, 110], [2.5, 0, 0, -40], [0, 0, 0, 1]], dtype=np.float64)
@@ -118,6 +119,26 @@ def test_what_of_the_head_is_beyond_the_grid_is_said_and_too_much_is_refused():
     assert f"{share:.1%} of the head lies outside the model's slices of 28.8 × 28.8 mm" in placement.notes[0]
     with pytest.raises(InputError, match=r"image 's': .*% of the head lies outside .* at most 50% may; crop the image"):
         prepare([volume], volume_grid(Plane.AXIAL, (8, 8), (1.2, 1.2)))
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("prepare_it", [prepare, prepare_as_trained])
+def test_a_served_table_removal_comes_before_the_head_is_looked_for(gap, prepare_it):
+    head = ball(Modality.CT, centre=(10, 20, 28), shape=(20, 60, 80), radius=(9, 14, 12))
+    table = head.array.copy()
+    # A plate of 4.8 mm as wide as the field of view, at the back of the head or below it; SPL counts backwards.
+    table[:, 33 + gap : 37 + gap] = np.maximum(table[:, 33 + gap : 37 + gap], 200)
+    without = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2))
+    removing = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), image_steps=(TableRemoval(),))
+    centre = head_of(head).centre_mm
+    made = prepare_it([head.with_array(table)], removing)
+    placement = made[1] if isinstance(made, tuple) else made.placement
+    # What of a plate touches the head stays.
+    assert placement.centre_mm == pytest.approx(centre, abs=2)
+    assert placement.outside == 0
+    if not gap:
+        # Else the test would show nothing.
+        assert prepare([head.with_array(table)], without)[1].centre_mm != pytest.approx(centre, abs=10)
 
 
 def test_an_image_without_a_head_keeps_its_field_of_view_in_the_middle():

@@ -252,5 +252,5 @@ STAGE = Stage(
     sections=("fetch",),
     run=run,
     summary_line=summary_line,
-    version=4,
+    version=5,
 )
