@@ -192,3 +192,35 @@ def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "slice.dcm").write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"slice\.dcm is not a DICOM file"):
         choose_series(tmp_path, Modality.MR)
+
+
+@pytest.mark.parametrize(
+    ("body_part", "description", "is_head"),
+    [
+        ("NECK", "", False),
+        ("NECK", "t1 tse tra", False),
+        ("NECK", "CT Head 5.0", True),
+        ("HEAD", "Neck 3.0 B30f", False),
+        *(
+            (part, "Standard 3.0", True)
+            for part in ("HEADNECK", "HEAD AND NECK", "HEADANDNECK", "HEAD_NECK", "HEAD/NECK")
+        ),
+        *(
+            (part, "Standard 3.0", True)
+            for part in ("SKULLBASE", "SKULL BASE", "BRAINSTEM", "CEREBELLUM", "TMJ", "FACE")
+        ),
+        ("CSPINE", "Standard 3.0", False),
+        ("", "Neck and brain", True),
+        ("", "CTA carotids and head", True),
+        ("", "carotids", False),
+        ("", "nasopharynx ax", True),
+    ],
+)
+@pytest.mark.parametrize("modality", Modality)
+def test_a_neck_is_no_head_and_head_and_neck_is_one(
+    body_part: str, description: str, is_head: bool, modality: Modality
+) -> None:
+    header = pydicom.Dataset()
+    header.Modality, header.BodyPartExamined, header.SeriesDescription = modality, body_part, description
+    header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    assert (classify(header).kind is not Kind.BODY_PART) == is_head

@@ -9,20 +9,6 @@ from ctmr.imaging.origin import PHANTOM_PREFIX as PHANTOM_PREFIX
 SUBJECT_PREFIX = "sub-"
 """A folder that begins so names the subject, as in BIDS and in every dataset that `ctmr dataset add` makes."""
 
-PAIR_MARK = "_pair-"
-"""Parts the subject from one of its pairs, where pictures that are slices of a patient pair one by one."""
-
-
-def patient_of(subject: str) -> str:
-    """Return whose a subject's images are: each pair of a patient's pictures has a name of its own, and one patient.
-
-    Examples
-    --------
-    >>> patient_of("1f0c_pair-77ab"), patient_of("1f0c")
-    ('1f0c', '1f0c')
-    """
-    return subject.partition(PAIR_MARK)[0]
-
 
 class Split(StrEnum):
     """Use that a subject's images may be put to."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ctmr.data.manifest import Column, Split, patient_of
+from ctmr.data.manifest import Column, Split
+from ctmr.data.patients import patient_of
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.recipe.recipe import Data

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydicom
 
+from ctmr.data.patients import STUDY
 from ctmr.datasets.deid import dicom
 from ctmr.datasets.deid.dicom import METHOD, Cleaner
 from ctmr.datasets.deid.files import clean
@@ -237,6 +238,7 @@ def _counts(taken: Sequence[FoundImage]) -> dict[str, Any]:
         "images": sum(len(r) for r in rows.values()),
         "subjects": len({who for who, _ in pairs}),
         "pairs": sum(len(m) == len(Modality) for m in pairs.values()),
+        "studies_as_subjects": len({who for who, _ in pairs if who.startswith(STUDY)}),
         "phantoms": sum(f.phantom for f in taken if f.modality is not None),
         "masks": sum(f.modality is None for f in taken),
         "counts": [

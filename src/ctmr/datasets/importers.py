@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from ctmr.data.manifest import PAIR_MARK, SUBJECT_PREFIX
+from ctmr.data.manifest import SUBJECT_PREFIX
+from ctmr.data.patients import PAIR_MARK, STUDY
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
 from ctmr.datasets.deid.pseudonyms import Key
@@ -196,7 +197,7 @@ def _plain(item: Item) -> FoundImage | str:
     if item.holds is Holds.SERIES:
         with quiet_pydicom():
             who = naming.subject_of_series(item.header)
-        return _dicom(item, who if who.startswith("study ") else f"patient {who}", split)
+        return _dicom(item, who if who.startswith(STUDY) else f"patient {who}", split)
     who = naming.subject_of(item.relative, picture=item.holds is Holds.PICTURE)
     subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
     if item.holds is Holds.VOLUME and naming.is_mask(item.relative):

@@ -10,6 +10,7 @@ from pathlib import PurePath
 import pydicom
 
 from ctmr.data.manifest import SUBJECT_PREFIX, Split
+from ctmr.data.patients import STUDY
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io.dicom.identity import canonical
@@ -57,6 +58,12 @@ _A_PATIENTS_SLICE = (
     re.compile(rf"(?P<who>.+?)[ _-]*(?<![a-z]){_SLICE}[ _-]*\d+", re.IGNORECASE),
 )
 """Names of pictures that are slices of a patient; a picture of any other name stands for itself."""
+_PLACEHOLDER = re.compile(
+    r"0+|x+|anon(ymous|ymi[sz]ed|ymisiert|ym|yme)?(patient|subject|id)?|(patient|subject)?(un|not)(known|named|defined|"
+    r"available|specified|provided)|none|null|nil|na|nan|no(name|id|patientid)|(patient|subject)(id)?|id|pid|unbekannt|"
+    r"inconnu|desconocido|deidenti[a-z]*|removed|redacted|test|dummy|default|empty|tbd"
+)
+"""PatientIDs, without signs, that anonymisers and careless hands give to everybody."""
 
 
 class UnknownModality(InputError):
@@ -110,10 +117,14 @@ def subject_of(relative: PurePath, *, picture: bool) -> str:
 
 
 def subject_of_series(header: pydicom.Dataset) -> str:
-    """Return the subject of a DICOM series: PatientID without padding; without one, its study; empty without both."""
+    """Return the subject of a DICOM series: PatientID without padding, else its study; empty without both.
+
+    A PatientID that everybody has (0, ANONYMOUS, unknown) is none, where the study is known.
+    """
     patient = _normal(str(header.get("PatientID") or ""))
     study = str(header.get("StudyInstanceUID") or "").strip()
-    return patient or (f"study {study}" if study else "")
+    bare = re.sub(r"[\W_]+", "", canonical(patient))
+    return f"{STUDY}{study}" if study and (not bare or _PLACEHOLDER.fullmatch(bare)) else patient
 
 
 def one_form(subjects: Iterable[str], known: Iterable[str] = ()) -> dict[str, str]:

@@ -69,8 +69,9 @@ _ONLY_OF_MR = frozenset(
 
 _HEAD = re.compile(
     _words(
-        "heads? headneck brain skull crani[a-z]* cerebr[a-z]* neuro[a-z]* kopf sch(?:ä|ae)del hirn encephal[a-z]* "
-        "encefal[a-z]* c[ée]r[ée]br[a-z]* t[êe]te cr[âa]ne cabeza cr[áa]neo h&n hn iac iam orbits? face facial "
+        "heads? head_(?:and)?_neck neck_head brain(?:_stem)? cerebell[a-z]* skull_(?:base)? tmj nasopharyn[a-z]* "
+        "crani[a-z]* cerebr[a-z]* neuro[a-z]* kopf sch(?:ä|ae)del hirn encephal[a-z]* encefal[a-z]* "
+        "c[ée]r[ée]br[a-z]* t[êe]te cr[âa]ne cabeza cr[áa]neo h&n hn iac iam orbits? face facial "
         "sinus(?:es)? pituitary sella temporal petrous ears? jaw mandible maxilla eyes? hippocamp[a-z]* stereota[a-z]* "
         "whole_body total_body"
     ).pattern
