@@ -129,6 +129,13 @@ def test_a_value_of_no_known_representation_is_one_sentence(tmp_path: Path) -> N
         read_series([tmp_path / "a.dcm"])
 
 
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SeriesInstanceUID", "Modality"])
+def test_an_identifier_of_several_values_is_one_sentence(keyword: str, tmp_path: Path) -> None:
+    save(tmp_path, [image(SIGNED, **{keyword: ["1.2", "1.3"]})])
+    with pytest.raises(InputError, match=rf"is a damaged DICOM file \(several values of {keyword}\)"):
+        read_series(tmp_path)
+
+
 def test_lossy_compression_is_noted() -> None:
     (note,) = read_series([Path(get_testdata_file("693_J2KI.dcm"))]).notes
     assert "compressed lossily" in note

@@ -224,3 +224,22 @@ def test_a_neck_is_no_head_and_head_and_neck_is_one(
     header.Modality, header.BodyPartExamined, header.SeriesDescription = modality, body_part, description
     header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     assert (classify(header).kind is not Kind.BODY_PART) == is_head
+
+
+@pytest.mark.parametrize(
+    ("description", "image_type", "is_map"),
+    [
+        ("seg3D", "M", True),
+        ("t1_mprage_seg3d", "M", True),
+        ("Auto-Segmentation", "M", True),
+        ("brain mask", "M", True),
+        ("", "SEGMENTATION", True),
+        ("t1_fl2d_seg", "M", False),
+        ("t1_mprage_segmented", "M", False),
+    ],
+)
+def test_a_segmentation_that_was_saved_as_mr_is_left_out(description: str, image_type: str, is_map: bool) -> None:
+    header = pydicom.Dataset()
+    header.Modality, header.SeriesDescription = "MR", description
+    header.ImageType = ["DERIVED", "PRIMARY", image_type]
+    assert (classify(header).kind is Kind.MAP) == is_map

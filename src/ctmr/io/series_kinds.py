@@ -35,7 +35,7 @@ REASONS: dict[Kind, str] = {
     Kind.SYNTHETIC: "synthetic image, not acquired by a scanner",
     Kind.MOSAIC: "mosaic, the slices of a functional or diffusion volume as tiles of one image",
     Kind.PHASE: "phase, real or imaginary image, not magnitude",
-    Kind.MAP: "computed map, not an image",
+    Kind.MAP: "computed map or segmentation, not an image",
     Kind.PROJECTION: "projection (MIP or rendering), not slices",
     Kind.DIFFUSION: "diffusion-weighted image or what is computed of it",
     Kind.PERFUSION: "perfusion image or what is computed of it",

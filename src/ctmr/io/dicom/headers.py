@@ -131,8 +131,10 @@ def open_header(source: DicomSource, name: str = "") -> Header:
         # A damaged file makes pydicom fail anywhere: struct.error, EOFError, ValueError, NotImplementedError, …
         raise InputError(f"{name} is a damaged DICOM file ({short(error)}); export it again") from error
     for keyword in _NEEDED:
-        if not header.dataset.get(keyword):
-            raise InputError(f"{name} is a damaged DICOM file (no {keyword}); export it again")
+        value = header.dataset.get(keyword)
+        if not value or not isinstance(value, str):
+            fault = f"several values of {keyword}" if value else f"no {keyword}"
+            raise InputError(f"{name} is a damaged DICOM file ({fault}); export it again")
     return header
 
 

@@ -42,7 +42,8 @@ _NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
         _words(
             r"e?adc apparent_diffusion average_dc exp(?:onential)?_(?:adc|apparent) col_fa fractional_anisotropy "
             r"fa(?!\W?_\W?\d) t[12](?:\*|star|rho)?_maps? t1rho r[12](?:\*|star)?_maps? maps? mapping qsm mwf tensor "
-            r"z_eff iodine"
+            r"z_eff iodine (?:auto_)?seg_3d (?:auto_)?segmentations? label_maps? "
+            r"(?:brain|head|lesion|tumou?r|tissue)_masks?"
         ),
     ),
     (Kind.PROJECTION, _words("mips? m(?:in)?ip mnip vrt vr max_ip projection pjn volren ssd")),
