@@ -27,7 +27,7 @@ from ctmr.io.dicom.headers import (
     photometric_of,
     printable,
 )
-from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
+from ctmr.io.dicom.identity import Copies, by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
 from ctmr.io.dicom.mosaic import is_mosaic, tiles
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.provenance import is_phantom, origin_of
@@ -93,7 +93,8 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
     objects = [h for h in headers if h.text("SOPClassUID") != DICOMDIR_CLASS]
     if not objects:
         raise InputError(f"{where} holds no DICOM image; give a folder with the files of one CT or MR series")
-    headers = images_of(objects)
+    known, images = Copies(), images_of(objects)
+    headers = [h for h in images if not known.holds(h)]
     _refuse(where, root, _series_faults(headers, modality))
     files = [_File(h, frames_of(h.dataset, h.name)) for h in headers]
     found = Modality(headers[0].text("Modality"))
@@ -109,8 +110,10 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
     uids = {h.text("SeriesInstanceUID") for h in headers}
     if len(uids) > 1:
         notes += (f"{len(uids)} series of one slice each, side by side in one frame of reference, were joined",)
-    if len(objects) > len(headers):
-        notes += (_left_out(len(objects) - len(headers)),)
+    if len(images) > len(headers):
+        notes += (f"{len(images) - len(headers)} of its files were copies of others, byte for byte",)
+    if len(objects) > len(images):
+        notes += (_left_out(len(objects) - len(images)),)
     stack = stack_of(planes)
     first = files[0].header
     if len(planes) > 1 and (stack.tilted or not stack.even):
