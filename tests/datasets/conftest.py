@@ -24,6 +24,7 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
+from ctmr.datasets.deid.profile import TERMS
 from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.operations import AddOptions, add, push
 
@@ -106,8 +107,10 @@ class Tokens:
 
 
 LETTERS = st.characters(codec="latin-1", categories=("Lu", "Ll"), exclude_characters="ßÿµªº")
-WORD = st.text(LETTERS, min_size=8, max_size=11).filter(lambda w: len(set(w.lower())) > 5)
-"""No word of few letters: such are found in any binary file."""
+KNOWN = {word for words in TERMS.values() for term in words for word in (term, *term.split("_"))}
+WORD = st.text(LETTERS, min_size=8, max_size=11).filter(lambda w: len(set(w.lower())) > 5 and w.upper() not in KNOWN)
+"""No word of few letters: such are found in any binary file. No defined term either: hypothesis tries words of the
+code, and such stay in a file."""
 TOKENS = st.builds(
     Tokens,
     name=WORD,

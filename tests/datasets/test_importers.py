@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage
 
+from ctmr.data.splits import make_splits
 from ctmr.datasets import naming
+from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.importers import plan
 from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan, scanned
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io.series_kinds import REASONS, Kind
+from ctmr.recipe.recipe import Data
 
 
 def item(path, *, modality="", patient="", uid="", description="", image_type=("ORIGINAL", "PRIMARY"), kind=None):
@@ -129,7 +135,7 @@ def test_adni_nests_subject_sequence_date_and_image():
 @pytest.mark.parametrize(("form", "suffix"), [("{split}/{side}/{name}", ".png"), ("{side}/{name}", ".nii.gz")])
 def test_paired_folders_share_a_subject_for_every_name(a, b, first, form, suffix):
     places = [(s, x, k) for s in ("train", "test") for x in (a, b) for k in (1, 2)]
-    names = [form.format(split=s, side=x, name=f"p{k}{suffix}") for s, x, k in places]
+    names = [form.format(split=s, side=x, name=f"{k}{suffix}") for s, x, k in places]
     _, rows, _ = placed((item(n) for n in sorted(set(names))), FolderLayout.PAIRED, first=first)
     subjects = {}
     for path, (who, modality, _, split) in rows.items():
@@ -137,7 +143,81 @@ def test_paired_folders_share_a_subject_for_every_name(a, b, first, form, suffix
         assert modality == ("CT" if f"{a}/" in path else "MR")
         assert split in (path.split("/")[0], "")
     assert set(map(frozenset, subjects.values())) == {frozenset({"CT", "MR"})}
+    # A number is a picture of its split, a patient's name the patient in whatever split.
     assert len(subjects) == (4 if "split" in form else 2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".nii.gz"])
+def test_a_patient_is_one_in_all_splits_of_paired_folders(suffix):
+    names = [f"{s}/{side}/patient0{k}{suffix}" for s in ("train", "test") for side in ("CT", "MR") for k in (1, 2)]
+    _, rows, _ = placed((item(n) for n in names), FolderLayout.PAIRED)
+    assert len({who for who, *_ in rows.values()}) == 2
+
+
+SPELLINGS = [
+    "{side}/patient{p:02}_slice_{s:03}.png",
+    "{side}/patient{p:02}_slice{s}_{side}.png",
+    "{side}/{side}_Patient {p} - {s}.png",
+    "{side}/p{p:03}s{s:03}.png",
+    "{side}/case-{p}-z{s}.jpg",
+    "{side}/sub{p}.slice{s}.png",
+    "{side}/slice_{s}_patient{p}.png",
+    "{side}/{s:04}_pt{p}.png",
+    "{side}/JD{p}x_axial_{s}.png",
+    "{side}/patient{p}/{s:03}.png",
+    "{side}/patient {p}/slices/{side}_{s}.png",
+    "data/patient{p}/{side}/{s}.png",
+    "patient{p}/{side}/images/slice_{s}.png",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(SPELLINGS),
+    st.sets(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=2, max_size=40),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_slices_of_one_patient_pair_one_by_one_and_stay_in_one_split(spelling, slices, seed, disjoint):
+    made = plan(
+        Scan([item(spelling.format(side=m, p=p, s=s)) for m in ("CT", "MR") for p, s in sorted(slices)]),
+        FolderLayout.PAIRED,
+    )
+    made.name_alike()
+    key = Key(b"k" * 32)
+    who = dict(zip([f.item.relative.as_posix() for f in made.images], made.images, strict=True))
+    rows = [
+        {
+            "image": path,
+            "subject": naming.subject_of(PurePosixPath(found.folder(key), "ct.png"), picture=True),
+            "modality": found.modality.value,
+            "split_given": "",
+        }
+        for path, found in who.items()
+    ]
+    table = pd.DataFrame(rows)
+    # Every slice has its own pair, and nothing else is in it.
+    both = table.groupby("subject")["modality"].agg(sorted)
+    assert len(both) == len(slices) and all(m == ["CT", "MR"] for m in both)
+    for p, s in slices:
+        one, other = (spelling.format(side=m, p=p, s=s) for m in ("CT", "MR"))
+        assert who[one].folder(key) == who[other].folder(key)
+    table["patient"] = [
+        next(p for p, s in slices if spelling.format(side=m, p=p, s=s) == path)
+        for path, m in zip(table["image"], table["modality"], strict=True)
+    ]
+    table["split"] = table["image"].map(make_splits(table, Data(split_seed=seed, disjoint_training=disjoint)))
+    kept = table.dropna()
+    assert (kept.groupby("patient")["split"].nunique() == 1).all()
+    if disjoint:
+        train = kept[kept["split"] == "train"]
+        assert (train.groupby("patient")["modality"].nunique() == 1).all()
+
+
+def test_pictures_whose_partner_cannot_be_told_are_refused():
+    names = ["CT/p1_s2.png", "CT/p1_s2_ct.png", "MR/p1_s2.png"]
+    with pytest.raises(InputError, match="has the name of another CT picture but for its spelling"):
+        placed([item(n) for n in names], FolderLayout.PAIRED)
 
 
 def test_paired_dicom_folders_are_paired_by_folder():

@@ -82,3 +82,21 @@ def test_a_series_is_its_patients_and_without_one_its_studys() -> None:
 def test_spellings_of_one_subject_get_one_form() -> None:
     assert naming.one_form(["p01", "P01", "p02"]) == {"p01": "P01", "P01": "P01", "p02": "p02"}
     assert naming.one_form(["p01"], known=["P01"]) == {"p01": "P01"}
+
+
+@pytest.mark.parametrize(
+    "patient", ["0", "000", "Anonymous", "ANON", "unknown", "N/A", "none", "-", "XXXX", "Patient ID", "no_id", "?"]
+)
+def test_a_patient_id_that_everybody_has_is_none(patient: str) -> None:
+    header = pydicom.Dataset()
+    header.PatientID, header.StudyInstanceUID = patient, "1.2.3"
+    assert naming.subject_of_series(header) == "study 1.2.3"
+
+
+@pytest.mark.parametrize(
+    "patient", ["1", "anon01", "anonymous_17", "X1", "0001", "Nan Li", "patient 3", "TEST4", "ID7"]
+)
+def test_a_patient_id_with_anything_of_its_own_is_one(patient: str) -> None:
+    header = pydicom.Dataset()
+    header.PatientID, header.StudyInstanceUID = patient, "1.2.3"
+    assert naming.subject_of_series(header) == patient

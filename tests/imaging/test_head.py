@@ -11,7 +11,8 @@ from ctmr.errors import InputError
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.head import head_of
 from ctmr.imaging.inference_path import finish, prepare, prepare_as_trained
-from ctmr.imaging.volume import Modality, Unit, Volume
+from ctmr.imaging.steps.table_removal import TableRemoval
+from ctmr.imaging.volume import Interpolation, Modality, Unit, Volume
 
 AXIAL = np.array([[0, 0, -1.2, 90], [0, -1.2, 0, 110], [2.5, 0, 0, -40], [0, 0, 0, 1]], dtype=np.float64)
 PLAIN = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2))
@@ -64,6 +65,40 @@ def test_padding_or_cropping_the_background_does_not_move_the_answer(room, grid,
     assert place_b.grid_affine[:, 3] == pytest.approx(shift, abs=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.sampled_from([1.0, 1.7, 2.5, 4.0, 7.3]),
+    st.sampled_from(list(Modality)),
+)
+def test_slices_above_and_below_do_not_move_those_of_another_distance(room, distance, modality):
+    grid = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), distance)
+    plain = padded(ball(modality), ((6, 6), (0, 0), (0, 0)))
+    other = padded(plain, (room, (0, 0), (0, 0)))
+    (a, place_a), (b, place_b) = prepare([plain], grid), prepare([other], grid)
+    above = round((place_a.grid_affine[2, 3] - place_b.grid_affine[2, 3]) / distance)
+    assert place_b.grid_affine @ [above, 0, 0, 1] == pytest.approx(place_a.grid_affine[:, 3], abs=1e-6)
+    assert np.array_equal(a, b[:, above : above + a.shape[1]])
+    # The truth beside it, placed as the served path places it, has the same slices.
+    assert np.array_equal(prepare_as_trained([other], grid).placement.grid_affine, place_b.grid_affine)
+    # No slice of the image is lost to air.
+    back = finish(np.ones(b.shape[1:], np.int16), place_b, modality=Modality.CT, unit=Unit.HU)
+    assert (back.array == 1).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("distance", [1.0, 2.5, 4.0, 7.3, 30.0])
+@pytest.mark.parametrize("offset", [0.0, 0.9, 1.25, 2.4])
+@pytest.mark.parametrize("interpolation", [Interpolation.LINEAR, Interpolation.SPLINE])
+def test_every_slice_of_another_distance_shows_the_head(distance, offset, interpolation):
+    volume = ball(centre=(1, 20, 15), shape=(3, 44, 40), radius=(50, 14, 12))
+    moved = volume.with_array(volume.array, volume.require_affine() + offset * np.eye(4)[2][:, None] * np.eye(4)[3])
+    grid = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), distance, interpolation=interpolation)
+    array, placement = prepare([moved], grid)
+    assert (array[0, :, 20, 18] > 300).all()
+    back = finish(array[0].astype(np.int16), placement, modality=Modality.CT, unit=Unit.HU)
+    assert (back.array[:, 20, 15] > 300).all()
+
+
 def test_an_answer_lies_where_the_image_does_wherever_the_head_is():
     volume = padded(ball(), ((0, 0), (0, 70), (55, 0)))
     array, placement = prepare([volume], PLAIN)
@@ -84,6 +119,26 @@ def test_what_of_the_head_is_beyond_the_grid_is_said_and_too_much_is_refused():
     assert f"{share:.1%} of the head lies outside the model's slices of 28.8 × 28.8 mm" in placement.notes[0]
     with pytest.raises(InputError, match=r"image 's': .*% of the head lies outside .* at most 50% may; crop the image"):
         prepare([volume], volume_grid(Plane.AXIAL, (8, 8), (1.2, 1.2)))
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("prepare_it", [prepare, prepare_as_trained])
+def test_a_served_table_removal_comes_before_the_head_is_looked_for(gap, prepare_it):
+    head = ball(Modality.CT, centre=(10, 20, 28), shape=(20, 60, 80), radius=(9, 14, 12))
+    table = head.array.copy()
+    # A plate of 4.8 mm as wide as the field of view, at the back of the head or below it; SPL counts backwards.
+    table[:, 33 + gap : 37 + gap] = np.maximum(table[:, 33 + gap : 37 + gap], 200)
+    without = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2))
+    removing = volume_grid(Plane.AXIAL, (40, 36), (1.2, 1.2), image_steps=(TableRemoval(),))
+    centre = head_of(head).centre_mm
+    made = prepare_it([head.with_array(table)], removing)
+    placement = made[1] if isinstance(made, tuple) else made.placement
+    # What of a plate touches the head stays.
+    assert placement.centre_mm == pytest.approx(centre, abs=2)
+    assert placement.outside == 0
+    if not gap:
+        # Else the test would show nothing.
+        assert prepare([head.with_array(table)], without)[1].centre_mm != pytest.approx(centre, abs=10)
 
 
 def test_an_image_without_a_head_keeps_its_field_of_view_in_the_middle():

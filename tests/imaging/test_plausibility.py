@@ -81,3 +81,15 @@ def test_small_images_pictures_and_constant_ones_raise_no_doubt():
     dot = np.zeros(SHAPE)
     dot[20:24, 20:24, 20:24] = 100
     assert doubts(mr(dot)) == ()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_segmentation_is_no_mr(head, dtype):
+    mask = head.head.astype(dtype)
+    assert "holds 2 different values in all, as a mask or a segmentation does" in modality_fault(mr(mask))
+    tissues = np.where(head.head, 1 + (head.labels % 4), 0).astype(dtype)
+    assert "different values in all" in modality_fault(mr(tissues))
+    # A constant image has a rule of its own, and a coarse MR more values.
+    assert modality_fault(mr(np.full(SHAPE, 7, dtype))) == ""
+    assert modality_fault(mr((head.t1 // 40).astype(dtype))) == ""
+    assert modality_fault(ct(np.where(mask, 40, -1000).astype(np.int16))) == ""

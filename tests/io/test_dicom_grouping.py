@@ -226,3 +226,25 @@ def test_slices_without_frame_of_reference_are_not_joined(tmp_path: Path) -> Non
     for k in range(4):
         save(tmp_path / "b" / str(k), [image(PIXELS, (0, 0, k), SeriesInstanceUID=f"1.3.{k}")])
     assert len(group_series(tmp_path / "b")) == 4
+
+
+def test_a_file_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
+    slices = [
+        image(PIXELS + k + echo, (0, 0, 3.0 * k), Modality="MR", EchoTime=echo) for k in range(4) for echo in (10, 80)
+    ]
+    files = save(tmp_path / "a", slices)
+    (tmp_path / "b").mkdir()
+    for source, copy in ((files[2], "a/IM_0003 (1).dcm"), (files[5], "b/IM_0006.dcm"), (files[5], "b/again.dcm")):
+        (tmp_path / copy).write_bytes(source.read_bytes())
+    groups = group_series(tmp_path)
+    assert [len(g) for g in groups.values()] == [4, 4]
+    whole = save(tmp_path / "c", slices[::2])
+    (tmp_path / "c" / "copy.dcm").write_bytes(whole[1].read_bytes())
+    found = read_series(tmp_path / "c")
+    np.testing.assert_array_equal(found.array, [PIXELS + k + 10 for k in range(4)])
+    assert found.notes == ("1 of its files were copies of others, byte for byte",)
+    # One image with other bytes is no copy: nobody knows which one is meant.
+    other = image(PIXELS, (0, 0, 3.0), Modality="MR", EchoTime=10, SOPInstanceUID=slices[2].SOPInstanceUID)
+    save(tmp_path / "c", [other], prefix="other")
+    with pytest.raises(InputError, match=r"duplicates: .* are one image"):
+        read_series(tmp_path / "c")

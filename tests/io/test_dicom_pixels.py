@@ -89,14 +89,51 @@ def test_a_wrong_sign_in_a_jpeg_2000_stream_is_mended() -> None:
     assert any("hold -2000 HU, which nothing has: padding" in note for note in found.notes)
 
 
-def test_a_jpeg_of_12_bits_is_not_called_damaged(tmp_path: Path) -> None:
+def twelve_bits(**attributes: object) -> pydicom.Dataset:
+    """Return an image whose pixels are a real lossy JPEG of 12 bits."""
     dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
-    sound = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
-    sound.file_meta, sound.PixelData = dataset.file_meta, dataset.PixelData
-    sound["PixelData"].is_undefined_length = True
-    sound.save_as(tmp_path / "slice.dcm")
-    with pytest.raises(InputError, match=r"compressed \(JPEG Extended .*12 bits\) and no decoder here reads it"):
-        read_series([tmp_path / "slice.dcm"])
+    made = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
+    made.file_meta, made.PixelData = dataset.file_meta, attributes.pop("PixelData", dataset.PixelData)
+    made["PixelData"].is_undefined_length = True
+    made.update(attributes)
+    return made
+
+
+def test_a_lossy_jpeg_of_12_bits_is_read() -> None:
+    # Against dcmtk: tests/reference.
+    found = values(stream(twelve_bits()))
+    assert found.shape == (1024, 256) and found.dtype == np.uint16 and found.max() > 255
+    # What loss adds above the bits that are stored is cut, and does not wrap to dark.
+    assert np.array_equal(values(stream(twelve_bits(BitsStored=9, HighBit=8))), found.clip(max=511))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"PixelData": pydicom.encaps.encapsulate([b"\xff\xd8\xff\xe0 no stream"])},
+        {"PixelData": twelve_bits().PixelData[:3000] + b"\xfe\xff\xdd\xe0\0\0\0\0"},
+        {"Rows": 512},
+        {"NumberOfFrames": 1, "BitsStored": 16, "HighBit": 15},
+    ],
+    ids=["no JPEG", "cut off", "other size", "more bits"],
+)
+def test_a_jpeg_of_12_bits_that_is_not_whole_is_refused_and_not_made_up(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"has damaged pixel data .*export the series again"):
+        values(stream(twelve_bits(**wrong)))
+
+
+def test_a_value_of_no_known_representation_is_one_sentence(tmp_path: Path) -> None:
+    content = stream(image(SIGNED)).getvalue()
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"\x28\0\x04\0CS", b"\x28\0\x04\0C\xca"))
+    with pytest.raises(InputError, match=r"is a damaged DICOM file \(Unknown Value Representation"):
+        read_series([tmp_path / "a.dcm"])
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SeriesInstanceUID", "Modality"])
+def test_an_identifier_of_several_values_is_one_sentence(keyword: str, tmp_path: Path) -> None:
+    save(tmp_path, [image(SIGNED, **{keyword: ["1.2", "1.3"]})])
+    with pytest.raises(InputError, match=rf"is a damaged DICOM file \(several values of {keyword}\)"):
+        read_series(tmp_path)
 
 
 def test_lossy_compression_is_noted() -> None:

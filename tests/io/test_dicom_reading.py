@@ -217,6 +217,11 @@ def test_a_series_is_found_in_folders_below_but_not_beside_files_of_its_own(axia
     for file in sorted((study / "series").iterdir()):
         (study / f"other{file.name}").write_bytes(file.read_bytes())
     np.testing.assert_array_equal(read_series(study).array, truth)
+    # A copy of a series is no other one; an image that was changed is.
+    np.testing.assert_array_equal(read_series(axial.parent / "patient").array, truth)
+    changed = pydicom.dcmread(file)
+    changed.InstanceNumber = 99
+    changed.save_as(file)
     assert "duplicates" in refusal(axial.parent / "patient")
 
 
@@ -246,8 +251,10 @@ def test_two_slices_at_one_position_are_refused(axial: Path) -> None:
     assert "duplicates" in refusal(axial)
 
 
-def test_a_file_that_is_there_twice_is_refused(axial: Path) -> None:
-    (axial / "again.dcm").write_bytes((axial / "IM_0002.dcm").read_bytes())
+def test_two_files_of_one_image_that_differ_are_refused(axial: Path) -> None:
+    again = pydicom.dcmread(axial / "IM_0002.dcm")
+    again.InstanceNumber = 99
+    again.save_as(axial / "again.dcm")
     assert "duplicates" in refusal(axial) and "SOPInstanceUID" in refusal(axial)
 
 

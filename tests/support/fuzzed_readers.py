@@ -5,6 +5,7 @@ Run as a script, in a process whose memory and time are measured: KIND COUNT SEE
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -26,21 +27,27 @@ import nibabel
 import numpy as np
 import pydicom
 import SimpleITK
-from dicom_files import enhanced, image, stream
+from dicom_files import enhanced, image, mosaic, stream
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from ctmr.datasets import naming
+from ctmr.datasets.deid.dicom import Cleaner, not_an_image, quiet_pydicom
+from ctmr.datasets.deid.pseudonyms import Key
+from ctmr.datasets.deid.residual import remaining
 from ctmr.datasets.dvc import unpack
-from ctmr.errors import CtmrError
+from ctmr.errors import CtmrError, InputError
 from ctmr.imaging.hounsfield import THINNEST_HU
 from ctmr.imaging.volume import Modality, Unit, Volume
 from ctmr.io import read_image
-from ctmr.io.dicom import group_series
+from ctmr.io.dicom import group_series, read_header
+from ctmr.io.dicom.mosaic import is_mosaic
 
 HANGS_S, MEMORY_MIB = 10.0, 1024
-RNG = np.random.default_rng(0)
+RNG, KEY = np.random.default_rng(0), Key(b"k" * 32)
 WORDS = RNG.integers(0, 4000, (40, 36)).astype(np.int16)
 GREY = RNG.integers(0, 255, (40, 36)).astype(np.uint8)
 
@@ -95,6 +102,8 @@ def damaged(content: bytes, where: list[tuple[float, int]], share: float) -> byt
 
 # DICOM
 
+DICOM_KINDS = ("plain", "implicit", "deflated", "enhanced", "rle", "j2k", "bare", "jpeg12", "mosaic")
+
 
 @cache
 def _sound(kind: str) -> pydicom.Dataset:
@@ -103,13 +112,18 @@ def _sound(kind: str) -> pydicom.Dataset:
     made = image(WORDS, RescaleIntercept=-1024)
     if kind in ("rle", "j2k"):
         made.compress(RLELossless if kind == "rle" else JPEG2000Lossless)
-    return made
+    if kind == "jpeg12":
+        real = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+        made = image(np.zeros((1024, 256), np.uint16), Modality="MR", BitsStored=12, HighBit=11)
+        made.file_meta, made.PixelData = real.file_meta, real.PixelData
+        made["PixelData"].is_undefined_length = True
+    return mosaic(WORDS[:30].reshape(5, 6, 36)) if kind == "mosaic" else made
 
 
 @st.composite
 def dicom_files(draw: st.DrawFn) -> tuple[str, bytes]:
     """A file with odd values in its header, and now and then flipped bits."""
-    kind = draw(st.sampled_from(["plain", "implicit", "deflated", "enhanced", "rle", "j2k", "bare"]))
+    kind = draw(st.sampled_from(DICOM_KINDS))
     dataset = deepcopy(_sound(kind))
     for keyword, value in draw(
         st.lists(st.tuples(st.sampled_from(KEYWORDS.split()), st.sampled_from(ODD)), max_size=3)
@@ -137,8 +151,15 @@ def dicom_files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 def read_dicom(path: Path) -> Volume:
-    """Read as ctmr does; sorting must not fail either."""
-    group_series(path.parent)
+    """Read as ctmr does; sorting, telling what it is and cleaning must not fail either."""
+    for key, (file, *_) in group_series(path.parent).items():
+        with quiet_pydicom():
+            header = read_header(file)
+            naming.subject_of_series(header)
+            not_an_image(header, key)
+        remaining("dicom", [file])
+        with contextlib.suppress(InputError):
+            Cleaner(KEY, "p", key, "").clean(file, 1)
     return read_image(path)
 
 
@@ -157,7 +178,7 @@ def agree_dicom(path: Path, found: Volume) -> bool:
         padding = dataset.get("PixelPaddingValue")
     except Exception:
         return False
-    if any("resampled" in note for note in found.notes):
+    if any("resampled" in note for note in found.notes) or is_mosaic(dataset):
         return False
     stored &= (1 << (width - unused)) - 1
     if dataset.PixelRepresentation == 1:
@@ -278,14 +299,14 @@ def agree_picture(path: Path, found: Volume) -> bool:
     if found.array.dtype != np.uint8:
         raise Wrong(f"{path.name} is {found.array.dtype}")
     try:
-        if path.name in ("grey.png", "wide.png"):
+        opened = Image.open(path)
+        if opened.format == "PNG" and opened.mode in ("L", "I;16", "I"):
             SimpleITK.ProcessObject.GlobalWarningDisplayOff()
             truth = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
             if truth.ndim != 2:
                 return False
             truth = np.rint(truth * (255 / 65535)) if truth.dtype == np.uint16 else truth
         else:
-            opened = Image.open(path)
             if opened.has_transparency_data or opened.getexif().get(0x0112, 1) != 1:
                 return False
             truth = np.asarray(opened.convert("RGB").convert("L"))
@@ -346,6 +367,41 @@ KINDS: dict[str, tuple[Any, Callable[[Path], Any], Callable[[Path, Any], bool]]]
 }
 
 
+def told(path: Path, read: Callable[[Path], Any], agree: Callable[[Path, Any], bool]) -> str:
+    """Return whether a file was ``refused``, ``read``, or read and ``compared`` with a second reader; or raise."""
+    try:
+        found = read(path)
+    except CtmrError as error:
+        said = str(error)
+        if "\n" in said or len(said) > 800 or error.exit_code != 2:
+            raise Wrong(f"refused in more than a sentence: {said!r}") from None
+        return "refused"
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return "compared" if agree(path, found) else "read"
+
+
+def sound_files(kind: str) -> list[bytes]:
+    """Return whole files of a kind, for bytes to be changed in."""
+    if kind == "dicom":
+        syntaxes = {"implicit": ImplicitVRLittleEndian, "deflated": DeflatedExplicitVRLittleEndian}
+        return [stream(deepcopy(_sound(k)), syntaxes.get(k), preamble=k != "bare").getvalue() for k in DICOM_KINDS]
+    if kind.startswith("nifti"):
+        made = nibabel.Nifti1Image(np.stack([WORDS, WORDS + 1, WORDS + 2]), np.diag([1.0, 2, 3, 1])).to_bytes()
+        return [gzip.compress(made, 1, mtime=0) if kind.endswith("gz") else made]
+    if kind == "pictures":
+        out = [io.BytesIO() for _ in range(4)]
+        for stored, array in zip(out, (GREY, GREY.astype(np.uint16) * 257, np.stack([GREY] * 3, -1)), strict=False):
+            Image.fromarray(array).save(stored, "PNG")
+        Image.fromarray(GREY).save(out[-1], "JPEG")
+        return [stored.getvalue() for stored in out]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, method in zip(("a", "b/c", "b/d", "e"), METHODS, strict=True):
+            archive.writestr(name, bytes(300), method)
+    return [packed.getvalue()]
+
+
 def spent_mib() -> float:
     """Return the most memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -370,18 +426,9 @@ def main(kind: str, count: int, number: int, root: Path) -> dict[str, Any]:
         (folder / name).write_bytes(content)
         begun = time.monotonic()
         before = spent_mib()
-        try:
-            found = read(folder / name)
-        except CtmrError as error:
-            said = str(error)
-            if "\n" in said or len(said) > 800 or error.exit_code != 2:
-                raise Wrong(f"refused in more than a sentence: {said!r}") from None
-            tally["refused"] += 1
-        else:
-            tally["read"] += 1
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                tally["compared"] += agree(folder / name, found)
+        outcome = told(folder / name, read, agree)
+        tally["read"] += outcome != "refused"
+        tally["refused" if outcome == "refused" else "compared"] += outcome != "read"
         slowest = max(slowest, time.monotonic() - begun)
         if slowest > HANGS_S:
             raise Wrong(f"took {slowest:.0f} s")

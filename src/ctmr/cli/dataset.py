@@ -259,6 +259,8 @@ def _counts(console: Console, index: Mapping[str, Any]) -> None:
     more = ", ".join(_number(index[k], k[:-1]) for k in ("pairs", "masks") if index[k] or k == "pairs")
     phantoms = f", {_number(index['phantoms'], 'image')} of phantoms" if index.get("phantoms") else ""
     console.say(f"  together {_of(index)}, {more}{phantoms}")
+    if (studies := index.get("studies_as_subjects", 0)) > 1:
+        console.say(f"  {studies} subjects are studies without a PatientID of their own: one person may be several")
 
 
 def _of(row: Mapping[str, Any]) -> str:

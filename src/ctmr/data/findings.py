@@ -12,6 +12,7 @@ import pandas as pd
 from ctmr.data.look_alikes import hashed, near_pairs
 from ctmr.data.manifest import PHANTOM_PREFIX, RECOGNIZABLE_FACES, Column, Outcome, Split
 from ctmr.data.measurable import unmeasurable
+from ctmr.data.patients import patient_of, unknown_patients
 from ctmr.imaging.origin import NO_TRUTH, PHANTOMS_ONLY
 from ctmr.imaging.volume import Modality, Unit
 from ctmr.io import FORMATS, Holds
@@ -94,6 +95,7 @@ def inspect(inventory: pd.DataFrame, config: Validate, splits: pd.Series | None 
         _exact_duplicates,
         _uid_duplicates,
         _subject_leaks,
+        lambda table, _: _warned("unknown_patients", *unknown_patients(table)),
         _near_duplicates,
         _unlike_frames,
         _unit_disagreement,
@@ -165,14 +167,17 @@ def _drop(rule: str, images: Iterable[str], sentence: str) -> Finding:
     return Finding(FindingKind.DROP, rule, tuple(images), sentence)
 
 
+def _warned(rule: str, images: tuple[str, ...], sentence: str) -> list[Finding]:
+    return [Finding(FindingKind.WARN, rule, images, sentence)] if images else []
+
+
 def _no_image(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found = []
     for image, reason in zip(table[Column.IMAGE], table[Column.NO_IMAGE], strict=True):
         if reason:
             kind = kind_of_reason(reason)
-            how = (
-                f"; fetch.keep=[{kind}] uses it all the same" if kind not in (None, *NEVER_KEPT, Kind.LOCALIZER) else ""
-            )
+            kept = kind not in (None, *NEVER_KEPT, Kind.LOCALIZER)
+            how = f"; fetch.keep=[{kind}] uses it all the same" if kept else ""
             words = f"{image} is left out, which is no loss: {reason}{how}"
             found.append(Finding(FindingKind.LEFT_OUT, "no_image", (image,), words))
     return found
@@ -309,7 +314,7 @@ def _all_but_first(table: pd.DataFrame, column: Column, rule: str, words: str) -
 def _subject_leaks(table: pd.DataFrame, config: Validate) -> list[Finding]:
     found = []
     known = table[(table[Column.SUBJECT] != "") & (table[Column.SPLIT] != "")]
-    for subject, group in known.groupby(Column.SUBJECT, sort=True):
+    for subject, group in known.groupby(known[Column.SUBJECT].map(patient_of), sort=True):
         kept = group[Column.SPLIT].iloc[0]
         rest = group[group[Column.SPLIT] != kept]
         if len(rest):
@@ -353,8 +358,7 @@ def _unlike_frames(table: pd.DataFrame, config: Validate) -> list[Finding]:
     ]
     words = f"CT and MR of {_list(apart)} lie in different frames of reference, so they are no registered pair, and no "
     words += "fidelity is measured on them unless preprocess.steps registers them"
-    images = tuple(sorted(told[told[Column.SUBJECT].isin(apart)][Column.IMAGE]))
-    return [Finding(FindingKind.WARN, "frames_of_reference", images, words)] if apart else []
+    return _warned("frames_of_reference", tuple(sorted(told[told[Column.SUBJECT].isin(apart)][Column.IMAGE])), words)
 
 
 def _unit_disagreement(table: pd.DataFrame, config: Validate) -> list[Finding]:

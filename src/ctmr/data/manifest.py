@@ -51,7 +51,8 @@ class Column(StrEnum):
     MAXIMUM = "maximum"
     UID = "uid"
     FRAME_OF_REFERENCE = "frame_of_reference"
-    """FrameOfReferenceUID of a DICOM series, empty where there is none: images of unlike ones are not registered."""
+    """FrameOfReferenceUID of a DICOM series, empty where there is none, or one that `ctmr dataset add` made
+    up: images of unlike ones are not registered."""
     SPLIT_GIVEN = "split_given"
     """Split the dataset came with (a folder's name), empty when it has none."""
     ERROR = "error"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ctmr.data.manifest import Column, Split
+from ctmr.data.patients import patient_of
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.recipe.recipe import Data
@@ -24,7 +25,7 @@ def make_splits(inventory: pd.DataFrame, data: Data, alike: Sequence[tuple[str, 
         Fractions, seed, `disjoint_training` and `max_images`.
     alike
         Pairs of images that look alike (`ctmr.data.findings.look_alikes`). Where a split is drawn here, their
-        subjects stay together, and so do the subjects that theirs are alike with.
+        subjects stay together, and so do the subjects that theirs are alike with, and the pairs of one patient.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def make_splits(inventory: pd.DataFrame, data: Data, alike: Sequence[tuple[str, 
 
 
 def _groups(train: pd.DataFrame, alike: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Subject → the first name of those that it is joined with, by way of any number of look-alikes."""
+    """Subject → the first name of those that it is joined with: pairs of one patient, and any number of look-alikes."""
     who = dict(zip(train[Column.IMAGE], train["_who"], strict=True))
     first = {name: name for name in who.values()}
 
@@ -85,10 +86,11 @@ def _groups(train: pd.DataFrame, alike: Sequence[tuple[str, str]]) -> dict[str, 
             first[name] = name = first[first[name]]
         return name
 
-    for a, b in alike:
-        if a in who and b in who:
-            low, high = sorted((root(who[a]), root(who[b])))
-            first[high] = low
+    of_a_patient: dict[str, str] = {}
+    slices = [(of_a_patient.setdefault(patient_of(name), name), name) for name in sorted(first)]
+    for one, other in (*slices, *((who[a], who[b]) for a, b in alike if a in who and b in who)):
+        low, high = sorted((root(one), root(other)))
+        first[high] = low
     return {name: root(name) for name in first}
 
 
@@ -118,10 +120,10 @@ def _draw(train: pd.DataFrame, shares: dict[Split, float], seed: int, groups: di
 
 def _disjoint(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     train = table[table[Column.SPLIT] == Split.TRAIN.value]
-    modalities = train.groupby("_who")[Column.MODALITY].nunique()
+    modalities = train.groupby(train["_who"].map(patient_of))[Column.MODALITY].nunique()
     both = _shuffled(list(modalities[modalities > 1].index), seed)
     gives = {who: (Modality.CT, Modality.MR)[k % 2].value for k, who in enumerate(both)}
-    wanted = table["_who"].map(gives)
+    wanted = table["_who"].map(patient_of).map(gives)
     keep = (table[Column.SPLIT] != Split.TRAIN.value) | wanted.isna() | (wanted == table[Column.MODALITY])
     return table[keep]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pydicom
 
-from ctmr.data.manifest import SUBJECT_PREFIX
+from ctmr.data.patients import STUDY
 from ctmr.datasets.deid import dicom
 from ctmr.datasets.deid.dicom import METHOD, Cleaner
 from ctmr.datasets.deid.files import clean
@@ -155,8 +155,7 @@ def _named(images: Sequence[FoundImage], key: Key) -> Iterator[tuple[FoundImage,
     for found in images:
         what = "mask" if found.modality is None else found.modality.value.lower()
         stem = what + (f"_{found.sequence}" if found.sequence else "")
-        subject = f"{SUBJECT_PREFIX}{key.pseudonym(found.subject, phantom=found.phantom)}"
-        groups["/".join(w for w in (found.split, subject, stem) if w)].append(found)
+        groups["/".join(w for w in (found.split, found.folder(key), stem) if w)].append(found)
     for path in sorted(groups):
         ordered = sorted(groups[path], key=lambda f: key.order(f.item.uid or str(f.item.relative)))
         for k, found in enumerate(ordered):
@@ -229,16 +228,17 @@ def _pack_pictures(folder: Path) -> None:
 
 
 def _counts(taken: Sequence[FoundImage]) -> dict[str, Any]:
-    subjects: dict[str, set[Modality]] = defaultdict(set)
+    pairs: dict[tuple[str, str], set[Modality]] = defaultdict(set)
     rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for found in taken:
         if found.modality is not None:
-            subjects[found.subject].add(found.modality)
+            pairs[found.subject, found.pair].add(found.modality)
             rows[found.split, found.modality.value, found.sequence].append(found.subject)
     return {
         "images": sum(len(r) for r in rows.values()),
-        "subjects": len(subjects),
-        "pairs": sum(len(m) == len(Modality) for m in subjects.values()),
+        "subjects": len({who for who, _ in pairs}),
+        "pairs": sum(len(m) == len(Modality) for m in pairs.values()),
+        "studies_as_subjects": len({who for who, _ in pairs if who.startswith(STUDY)}),
         "phantoms": sum(f.phantom for f in taken if f.modality is not None),
         "masks": sum(f.modality is None for f in taken),
         "counts": [

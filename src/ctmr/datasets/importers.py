@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from ctmr.data.manifest import SUBJECT_PREFIX
+from ctmr.data.patients import PAIR_MARK, STUDY
 from ctmr.datasets import naming
 from ctmr.datasets.deid.dicom import IMAGES, not_an_image, quiet_pydicom
+from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.names import FolderLayout
 from ctmr.datasets.scanning import Item, Scan
 from ctmr.errors import InputError
 from ctmr.imaging.origin import PHANTOM_PREFIX
 from ctmr.imaging.volume import Modality
 from ctmr.io import Holds, known_suffixes
+from ctmr.io.dicom.identity import canonical
 from ctmr.io.series_kinds import Kind
 
 
@@ -36,6 +39,8 @@ class FoundImage:
         ``train``, ``val``, ``test`` or empty.
     phantom
         Whether header or name say that the subject is a phantom.
+    pair
+        What a picture has in common with its partner, where a subject has several pairs.
     """
 
     item: Item
@@ -44,6 +49,12 @@ class FoundImage:
     sequence: str = ""
     split: str = ""
     phantom: bool = False
+    pair: str = ""
+
+    def folder(self, key: Key) -> str:
+        """Return the folder of its subject in a dataset; each pair of a subject's pictures has one of its own."""
+        subject = f"{SUBJECT_PREFIX}{key.pseudonym(self.subject, phantom=self.phantom)}"
+        return f"{subject}{PAIR_MARK}{key.pseudonym(f'{self.subject}/{self.pair}')}" if self.pair else subject
 
 
 @dataclass
@@ -186,7 +197,7 @@ def _plain(item: Item) -> FoundImage | str:
     if item.holds is Holds.SERIES:
         with quiet_pydicom():
             who = naming.subject_of_series(item.header)
-        return _dicom(item, who if who.startswith("study ") else f"patient {who}", split)
+        return _dicom(item, who if who.startswith(STUDY) else f"patient {who}", split)
     who = naming.subject_of(item.relative, picture=item.holds is Holds.PICTURE)
     subject = f"picture {who}" if who == item.relative.as_posix() else f"patient {who}"
     if item.holds is Holds.VOLUME and naming.is_mask(item.relative):
@@ -277,23 +288,37 @@ def _paired(first: Modality | None) -> _Place:
             if match[2] not in sides:
                 raise InputError(f"folder {part} does not say its modality; say with --first what A holds, CT or MR")
             split = naming.split_named(match[1] or "") or naming.split_of(PurePosixPath(*parts[: k + 1]))
-            pair = re.sub(r"\.(nii\.gz|[^.]+)$", "", parts[k + 1])
+            picture = item.holds is Holds.PICTURE
+            pair = naming.pair_of(item.relative, k, whole=picture)
             modality = sides[match[2]]
             sequence = naming.sequence_of(PurePosixPath(*parts[k:])) if modality is Modality.MR else None
-            return FoundImage(item, f"paired {split}/{pair}", modality, sequence or "", split)
+            found = FoundImage(item, f"paired {split}/{pair}", modality, sequence or "", split)
+            if not picture:
+                return replace(found, subject=f"paired /{pair}") if naming.names_patient(pair) else found
+            path = PurePosixPath(*parts[:k], *parts[k + 1 :])
+            who = naming.subject_of(path, picture=True)
+            return found if who == path.as_posix() else replace(found, subject=f"patient {who}", pair=f"{split}/{pair}")
         return "not below CT, MR, A or B"
 
     return place
 
 
 def _require_pairs(made: ImportPlan) -> None:
-    sides = {m: {f.subject for f in made.images if f.modality is m} for m in Modality}
+    found = {m: [(f.subject, f.pair) for f in made.images if f.modality is m] for m in Modality}
+    sides = {m: {(canonical(who), pair) for who, pair in some} for m, some in found.items()}
     both = sides[Modality.CT] & sides[Modality.MR]
     alone = len(sides[Modality.CT] ^ sides[Modality.MR])
     if not both or alone:
         raise InputError(
             f"{len(both)} names are in both folders and {alone} in one only; with --layout paired every image needs a "
             "partner of the same name"
+        )
+    pictures = Counter((f.modality, canonical(f.subject), f.pair) for f in made.images if f.item.holds is Holds.PICTURE)
+    twice = next((f for f in made.images if pictures[f.modality, canonical(f.subject), f.pair] > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{twice.item.relative} has the name of another {twice.modality} picture but for its spelling, so its "
+            "partner cannot be told; give every pair a name of its own"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import PurePath
 import pydicom
 
 from ctmr.data.manifest import SUBJECT_PREFIX, Split
+from ctmr.data.patients import STUDY
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Modality
 from ctmr.io.dicom.identity import canonical
@@ -50,12 +51,19 @@ _GENERIC = frozenset(
 )
 """Words of folders and files that name no subject."""
 _PATIENT = r"(?:patients?|pat|subjects?|subj|sub|case|pt|id|p)[ _-]*\d+"
-_SLICE = r"(?:slices?|slc|sl|layer|level|frame|axial|sagittal|coronal|ax|sag|cor|tra|z)"
+_SLICE = r"(?:slices?|slc|sl|s|layer|level|frame|axial|sagittal|coronal|ax|sag|cor|tra|z)"
 _A_PATIENTS_SLICE = (
     re.compile(rf"(?P<who>{_PATIENT})(?:[ _-].*)?", re.IGNORECASE),
+    re.compile(rf"(?:{_SLICE}[ _-]*)?\d+[ _-]+(?P<who>{_PATIENT})(?:[ _-].*)?", re.IGNORECASE),
     re.compile(rf"(?P<who>.+?)[ _-]*(?<![a-z]){_SLICE}[ _-]*\d+", re.IGNORECASE),
 )
 """Names of pictures that are slices of a patient; a picture of any other name stands for itself."""
+_PLACEHOLDER = re.compile(
+    r"0+|x+|anon(ymous|ymi[sz]ed|ymisiert|ym|yme)?(patient|subject|id)?|(patient|subject)?(un|not)(known|named|defined|"
+    r"available|specified|provided)|none|null|nil|na|nan|no(name|id|patientid)|(patient|subject)(id)?|id|pid|unbekannt|"
+    r"inconnu|desconocido|deidenti[a-z]*|removed|redacted|test|dummy|default|empty|tbd"
+)
+"""PatientIDs, without signs, that anonymisers and careless hands give to everybody."""
 
 
 class UnknownModality(InputError):
@@ -109,10 +117,14 @@ def subject_of(relative: PurePath, *, picture: bool) -> str:
 
 
 def subject_of_series(header: pydicom.Dataset) -> str:
-    """Return the subject of a DICOM series: PatientID without padding; without one, its study; empty without both."""
+    """Return the subject of a DICOM series: PatientID without padding, else its study; empty without both.
+
+    A PatientID that everybody has (0, ANONYMOUS, unknown) is none, where the study is known.
+    """
     patient = _normal(str(header.get("PatientID") or ""))
     study = str(header.get("StudyInstanceUID") or "").strip()
-    return patient or (f"study {study}" if study else "")
+    bare = re.sub(r"[\W_]+", "", canonical(patient))
+    return f"{STUDY}{study}" if study and (not bare or _PLACEHOLDER.fullmatch(bare)) else patient
 
 
 def one_form(subjects: Iterable[str], known: Iterable[str] = ()) -> dict[str, str]:
@@ -126,6 +138,36 @@ def one_form(subjects: Iterable[str], known: Iterable[str] = ()) -> dict[str, st
     for subject in (*sorted(known), *sorted(subjects)):
         form.setdefault(canonical(subject), subject)
     return {subject: form[canonical(subject)] for subject in subjects}
+
+
+def names_patient(name: str) -> bool:
+    """True for names such as ``patient03`` and ``case_3``: one person, in whatever split they occur."""
+    return bool(re.fullmatch(_PATIENT, _normal(name), re.IGNORECASE))
+
+
+def pair_of(relative: PurePath, side: int, *, whole: bool) -> str:
+    """Return what the two images of a pair have in common: their path without side, split and generic folders.
+
+    Parameters
+    ----------
+    relative
+        Path of an image below a folder CT or MR, A or B.
+    side
+        Position of that folder in the path.
+    whole
+        The whole path below it; else its first name, which is a patient's folder or file.
+
+    Examples
+    --------
+    >>> pair_of(PurePath("JD/CT/slice_12_ct.png"), 1, whole=True), pair_of(PurePath("CT/P01/a.nii.gz"), 0, whole=False)
+    ('jd/slice_12', 'p01')
+    """
+    above = [p for p in relative.parts[:side] if not _is_generic(p)]
+    below = relative.parts[side + 1 :] if whole else relative.parts[side + 1 : side + 2]
+    *folders, name = (*above, *below)
+    stem = re.sub(r"\.(nii\.gz|[^.]+)$", "", name)
+    bare = re.sub(r"^(?:ct|mri?)[ _-]+(?=.)|(?<=.)[ _-]+(?:ct|mri?)$", "", _normal(stem), flags=re.IGNORECASE)
+    return canonical("/".join((*folders, bare)))
 
 
 def split_of(relative: PurePath) -> str:

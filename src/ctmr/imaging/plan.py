@@ -74,10 +74,17 @@ class Plan:
                 # As many voxels as cover the field of view; a hair less than a whole one does not make another.
                 count = max(1, int(np.ceil(self.shape[axis] * have / want - 1e-3)))
                 _scale(step, axis, want / have, self.shape[axis], count)
-                if axis > 0 and self.centre_mm is not None:
+                if self.centre_mm is not None:
                     start = float(self.affine[:3, 3] @ (self.affine[:3, axis] / have))
-                    step[axis, 3] = (np.floor((start - have / 2) / want) * want - start) / have
-                    count += 1
+                    if axis > 0:
+                        first, count = np.floor((start - have / 2) / want), count + 1
+                    else:
+                        # All slices between those that reach the first and the last, which no cropping follows.
+                        ends = np.array([start - want / 2, start + (self.shape[0] - 1) * have + want / 2]) / want
+                        tie = INDEX_TOLERANCE * min(1.0, have / want)
+                        first, last = np.ceil(ends[0] - tie), np.floor(ends[1] + tie)
+                        count = int(last - first) + 1
+                    step[axis, 3] = (first * want - start) / have
                 shape[axis] = count
         self._apply(step, shape)
 

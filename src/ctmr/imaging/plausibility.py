@@ -26,6 +26,10 @@ SKULL_DIP = 0.75
 """Between scalp and brain the skull's shell is darker than this share of the darker of both."""
 BONE_SHARE = 0.03
 """Least share of a head's voxels that are bone in CT."""
+MOST_LABELS = 8
+"""Different values that a mask or a segmentation of tissues has; an MR of a head has hundreds."""
+_SMALLEST_IMAGE = 4096
+_SAMPLE_VOXELS = 100_000
 _COARSE_MM = 2.0
 _SHELL_MM, _DEEPEST_MM = 2.0, 24.0
 
@@ -33,10 +37,13 @@ _SHELL_MM, _DEEPEST_MM = 2.0, 24.0
 def modality_fault(volume: Volume) -> str:
     """Return why the values are not those of an MR image, empty when nothing speaks against it.
 
-    A CT in Hounsfield units has its air near -1000 and its soft tissue near 0, which no MR has.
+    A CT in Hounsfield units has its air near -1000 and its soft tissue near 0, which no MR has. A segmentation that was
+    saved as MR has a few values in all.
     """
     if volume.modality is not Modality.MR or volume.unit is not Unit.ARBITRARY:
         return ""
+    if labels := _few_values(volume.array):
+        return f"it holds {labels} different values in all, as a mask or a segmentation does"
     low = float(volume.array.min())
     if low > AIR_HU + AIR_WIDTH_HU:
         return ""
@@ -45,6 +52,17 @@ def modality_fault(volume: Volume) -> str:
     if air < AIR_SHARE or soft < SOFT_SHARE:
         return ""
     return f"{air:.0%} of its voxels lie near {AIR_HU:g} and {soft:.0%} near 0, as Hounsfield units of a CT do"
+
+
+def _few_values(array: NDArray[Any]) -> int:
+    """Return how many different values an image has, 0 where they are more than `MOST_LABELS`, or one."""
+    if array.size < _SMALLEST_IMAGE:
+        return 0
+    some = array.reshape(-1)[:: max(1, array.size // _SAMPLE_VOXELS)]
+    if np.unique(some).size > MOST_LABELS:
+        return 0
+    count = int(np.unique(array).size)
+    return count if 1 < count <= MOST_LABELS else 0
 
 
 def doubts(volume: Volume) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def to_grid(volume: Volume, grid: Grid, centre_mm: NDArray[np.float64] | None = 
         says, and only along axes whose spacing changes.
     centre_mm
         Point, RAS mm, that lies in the middle of every slice, to whole voxels; ``None``, and for pictures: the centre
-        of the field of view. Where the spacing changes in the plane, voxels then lie at whole multiples of it from the
+        of the field of view. Where the spacing changes, voxels and slices then lie at whole multiples of it from the
         origin, so that neither the field of view nor another image in the same place moves them.
 
     Returns
@@ -87,7 +87,11 @@ def to_grid(volume: Volume, grid: Grid, centre_mm: NDArray[np.float64] | None = 
     if placement.is_identity:
         return volume, placement
     order = grid.interpolation.order
-    array = _sample(volume.array, plan.matrix, plan.shape, order, OUTSIDE_VALUE[volume.unit], anti_alias_above)
+    # The outermost of coarser slices may lie beyond the field of view, though half of it reaches in.
+    slab = float(np.abs(plan.matrix[:3, 0]).max())
+    array = _sample(
+        volume.array, plan.matrix, plan.shape, order, OUTSIDE_VALUE[volume.unit], anti_alias_above, slab=slab
+    )
     affine = None if volume.affine is None else volume.affine @ plan.matrix
     return volume.with_array(array, affine), placement
 
@@ -155,10 +159,12 @@ def _sample(
     outside: float,
     anti_alias_above: float,
     trim: bool = False,
+    slab: float = 1.0,
 ) -> NDArray[Any]:
     """Return ``out[i] = array[matrix @ i]``, `outside` where that is more than half a voxel beyond the array.
 
-    With `trim`, voxels of the array beyond the output's field of view (a grid's padding) do not blend into it.
+    With `trim`, voxels of the array beyond the output's field of view (a grid's padding) do not blend into it. Slices
+    reach half of `slab` voxels beyond it, where that is more.
     """
     aligned = _align_axes(array, matrix)
     if aligned is None:
@@ -172,12 +178,10 @@ def _sample(
         for f, c in zip(factors, coordinates, strict=True)
     ]
     if order > 1 and not all(copied):
-        return _sample_oblique(array, _diagonal(factors, offsets), shape, order, outside, anti_alias_above)
+        return _sample_oblique(array, _diagonal(factors, offsets), shape, order, outside, anti_alias_above, slab)
     # Whole indices are copied, so axes that keep their spacing stay exact, whatever happens to the others.
-    inside = [
-        (c > -0.5 - INDEX_TOLERANCE) & (c < n - 0.5 + INDEX_TOLERANCE)
-        for c, n in zip(coordinates, array.shape, strict=True)
-    ]
+    reach = [max(0.5, slab / 2) + INDEX_TOLERANCE, 0.5 + INDEX_TOLERANCE, 0.5 + INDEX_TOLERANCE]
+    inside = [(c > -r) & (c < n - 1 + r) for c, n, r in zip(coordinates, array.shape, reach, strict=True)]
     if trim:
         for axis in range(3):
             array, coordinates[axis] = _trim(array, axis, coordinates[axis], abs(factors[axis]))
@@ -249,7 +253,13 @@ def _resampled(array: NDArray[Any], axis: int, line: sparse.csr_array) -> NDArra
 
 
 def _sample_oblique(
-    array: NDArray[Any], matrix: Affine, shape: Shape, order: int, outside: float, anti_alias_above: float
+    array: NDArray[Any],
+    matrix: Affine,
+    shape: Shape,
+    order: int,
+    outside: float,
+    anti_alias_above: float,
+    slab: float = 1.0,
 ) -> NDArray[Any]:
     values = array.astype(_float_dtype(array))
     if order > 0:
@@ -264,7 +274,8 @@ def _sample_oblique(
     for axis, count in enumerate(array.shape):
         row = matrix[axis]
         c = (row[0] * d + row[3])[:, None, None] + (row[1] * h)[None, :, None] + (row[2] * w)[None, None, :]
-        result[(c < -0.5 - INDEX_TOLERANCE) | (c > count - 0.5 + INDEX_TOLERANCE)] = outside
+        reach = (max(1.0, slab) if axis == 0 else 1.0) / 2 + INDEX_TOLERANCE
+        result[(c < -reach) | (c > count - 1 + reach)] = outside
     return result
 
 

@@ -33,9 +33,9 @@ class Kind(StrEnum):
 REASONS: dict[Kind, str] = {
     Kind.LOCALIZER: "localizer",
     Kind.SYNTHETIC: "synthetic image, not acquired by a scanner",
-    Kind.MOSAIC: "mosaic, the slices of a volume as tiles of one image; export it as single slices",
+    Kind.MOSAIC: "mosaic, the slices of a functional or diffusion volume as tiles of one image",
     Kind.PHASE: "phase, real or imaginary image, not magnitude",
-    Kind.MAP: "computed map, not an image",
+    Kind.MAP: "computed map or segmentation, not an image",
     Kind.PROJECTION: "projection (MIP or rendering), not slices",
     Kind.DIFFUSION: "diffusion-weighted image or what is computed of it",
     Kind.PERFUSION: "perfusion image or what is computed of it",
@@ -50,8 +50,8 @@ REASONS: dict[Kind, str] = {
     Kind.BODY_PART: "other body part than the head",
 }
 """Kind → what findings and summaries call it; no word of a header is in it, for that may be a name."""
-NEVER_KEPT = (Kind.MOSAIC, Kind.SYNTHETIC)
-"""Kinds that nobody can ask for: the tiles of a mosaic are no slices, and what a model made is no truth."""
+NEVER_KEPT = (Kind.SYNTHETIC,)
+"""Kinds that nobody can ask for: what a model made is no truth."""
 
 
 def kinds_of(names: Iterable[str]) -> frozenset[Kind]:

@@ -42,9 +42,7 @@ class Fetch(Section):
     @classmethod
     def _slices(cls, keep: tuple[Kind, ...]) -> tuple[Kind, ...]:
         if never := sorted(set(keep) & set(NEVER_KEPT)):
-            raise ValueError(
-                f"{never[0]} cannot be kept: tiles of a mosaic are no slices, what a model made is no truth"
-            )
+            raise ValueError(f"{never[0]} cannot be kept: what a model made is no truth")
         return keep
 
 

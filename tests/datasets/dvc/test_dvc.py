@@ -253,14 +253,28 @@ def test_a_truncated_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_an_archive_with_a_damaged_stream_is_refused(tmp_path, seed):
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_with_a_damaged_stream_is_refused(tmp_path, seed, method):
     rng = random.Random(seed)
-    archive = archive_of(tmp_path / "a.zip", [("x", bytes(rng.choices(range(40), k=5000)))])
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", method) as packed:
+        packed.writestr("x", bytes(rng.choices(range(40), k=5000)))
     raw = bytearray(archive.read_bytes())
     for _ in range(40):
         raw[rng.randrange(40, len(raw) - 120)] ^= 0xFF
     archive.write_bytes(raw)
     refused(archive, tmp_path / "t", "damaged")
+
+
+def test_what_a_damaged_archive_says_is_no_page_of_its_bytes(tmp_path):
+    archive = archive_of(tmp_path / "a.zip", [("x" * 200, b"data")])
+    raw = bytearray(archive.read_bytes())
+    at = raw.index(b"x" * 200)
+    raw[at : at + 200] = bytes(200)
+    archive.write_bytes(raw)
+    with pytest.raises(InputError, match=r"a\.zip is damaged") as said:
+        unpack(archive, tmp_path / "t")
+    assert len(str(said.value)) < 300
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):

@@ -45,9 +45,12 @@ def test_what_is_no_anatomical_head_is_left_out_by_name_and_can_be_kept(tmp_path
     assert sorted(f.images[0] for f in findings) == ["chest", "mosaic", "phase"]
     sentences = {f.images[0]: f.sentence for f in findings}
     assert "fetch.keep=[phase] uses it all the same" in sentences["phase"]
-    assert "fetch.keep" not in sentences["mosaic"]
+    assert "fetch.keep=[mosaic] uses it all the same" in sentences["mosaic"]
     kept = inventory(tmp_path, keep=(Kind.PHASE,)).set_index(Column.IMAGE.value)
     assert kept.loc["phase", Column.NO_IMAGE] == "" and kept.loc["phase", Column.DEPTH] == 4
+    # These tiles have no private header: kept, they are an error in words and never slices.
+    kept = inventory(tmp_path, keep=(Kind.MOSAIC,)).set_index(Column.IMAGE.value)
+    assert "says how its tiles lie" in kept.loc["mosaic", Column.ERROR]
 
 
 def test_the_echoes_of_a_series_are_images_of_their_own(tmp_path: Path) -> None:
@@ -79,3 +82,12 @@ def test_an_image_below_a_folder_of_two_splits_is_an_error_and_never_trains(tmp_
     found = inventory(tmp_path).set_index(Column.IMAGE.value)
     assert "cannot be told" in found.loc["train_val/a", Column.ERROR]
     assert found.loc["Testing/b", Column.SPLIT_GIVEN] == "test"
+
+
+def test_two_patients_of_one_placeholder_are_two_subjects_and_it_is_said(tmp_path: Path) -> None:
+    for k in (1, 2):
+        series(tmp_path / str(k), f"1.{k}", seed=k, PatientID="ANONYMOUS", StudyInstanceUID=f"1.9.{k}")
+    found = inventory(tmp_path)
+    assert set(found[Column.SUBJECT]) == {"study 1.9.1", "study 1.9.2"}
+    (finding,) = [f for f in inspect(found, Validate()) if f.rule == "unknown_patients"]
+    assert finding.images == ("1", "2") and "each of their 2 studies counts as a subject" in finding.sentence

@@ -40,9 +40,11 @@ from ctmr.errors import InputError
 from ctmr.imaging.origin import NO_TRUTH
 from ctmr.imaging.volume import Modality
 from ctmr.io.dicom.headers import GREY, Header, number_of, open_header, photometric_of
+from ctmr.io.dicom.mosaic import is_mosaic
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.provenance import PHANTOM_WORD, origin_of
 from ctmr.io.dicom.series_kind import classify
+from ctmr.io.dicom.writing import frame_of_its_own
 from ctmr.io.series_kinds import Kind
 
 ENHANCED: dict[str, Modality] = {
@@ -107,24 +109,33 @@ class Cleaner:
             except InputError:
                 # The reader's sentence may repeat a value of the header.
                 raise InputError("is a damaged DICOM file; export it again") from None
-            source = header.dataset
-            refuse(source)
-            uids: dict[str, str] = {}
-            image = self._kept(source, source.SOPClassUID in ENHANCED, uids)
-            image.SOPClassUID = source.SOPClassUID
-            image.Modality = IMAGES[source.SOPClassUID].value
-            self._identify(image)
-            if source.SOPClassUID not in ENHANCED:
-                _complete(image)
-            uids[self.key.uid(self.series)] = self.series
-            image.InstanceNumber = number
-            faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
-            image.RecognizableVisualFeatures = "NO" if faces == "NO" else "YES"
-            _set_pixels(image, header)
-            image.preamble = bytes(128)
-            image.file_meta = FileMetaDataset()
-            image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            return image, uids
+            try:
+                return self._cleaned(header, number)
+            except (InputError, OSError, MemoryError):
+                raise
+            except Exception:
+                # Values are converted when they are asked for, and a damaged one fails anywhere.
+                raise InputError("is a damaged DICOM file; export it again") from None
+
+    def _cleaned(self, header: Header, number: int) -> tuple[pydicom.Dataset, dict[str, str]]:
+        source = header.dataset
+        refuse(source)
+        uids: dict[str, str] = {}
+        image = self._kept(source, source.SOPClassUID in ENHANCED, uids)
+        image.SOPClassUID = source.SOPClassUID
+        image.Modality = IMAGES[source.SOPClassUID].value
+        self._identify(image)
+        if source.SOPClassUID not in ENHANCED:
+            _complete(image)
+        uids[self.key.uid(self.series)] = self.series
+        image.InstanceNumber = number
+        faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
+        image.RecognizableVisualFeatures = "NO" if faces == "NO" else "YES"
+        _set_pixels(image, header)
+        image.preamble = bytes(128)
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        return image, uids
 
     def _kept(
         self, source: pydicom.Dataset, enhanced: bool, uids: dict[str, str], inner: bool = False
@@ -189,6 +200,8 @@ class Cleaner:
         if self.phantom:
             image.QualityControlImage = "YES"
         image.SeriesInstanceUID = self.key.uid(self.series)
+        if not image.get("FrameOfReferenceUID"):
+            image.FrameOfReferenceUID = frame_of_its_own(image.SeriesInstanceUID)
         image.PatientIdentityRemoved = "YES"
         image.DeidentificationMethod = METHOD
         used = [codes.DCM.BasicApplicationConfidentialityProfile, codes.DCM.CleanDescriptorsOption]
@@ -255,6 +268,11 @@ def refuse(header: pydicom.Dataset) -> None:
         raise InputError(f"is synthetic ({synthetic.words}); {NO_TRUTH}")
     if header.get("SOPClassUID") not in IMAGES:
         raise InputError("is no CT or MR image")
+    if is_mosaic(header):
+        raise InputError(
+            "is a mosaic, whose tiles only the scanner's private header parts, and that does not stay; convert it to "
+            "NIfTI, or export it as single slices"
+        )
     if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise InputError("says BurnedInAnnotation YES: text in the pixels may name the patient; blank it out first")
     samples = number_of(header, "SamplesPerPixel") or 1

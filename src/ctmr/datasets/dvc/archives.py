@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ctmr.datasets.dvc.commands import first_line
 from ctmr.errors import InputError
+from ctmr.io.dicom.headers import short
 from ctmr.system.walk import MAXIMUM_DEPTH, is_companion
 
 MAX_ARCHIVE_BYTES = 64 * 1024**3
@@ -83,14 +83,17 @@ def unpack(archive: Path, target: Path) -> None:
                 with opened.open(member) as stream, destination.open("wb") as out:
                     shutil.copyfileobj(stream, out)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        # bzip2 says of a damaged stream that it is a fault of the system, without a number.
+        if error.errno not in (errno.EINVAL, None):
             raise
-        raise InputError(f"archive {archive.name} is damaged (an offset is impossible); fetch it again") from None
+        reason = "an offset is impossible" if error.errno else short(error)
+        raise InputError(f"archive {archive.name} is damaged ({reason}); fetch it again") from None
     except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, struct.error, IndexError) as error:
-        raise InputError(f"archive {archive.name} is damaged ({first_line(error)}); fetch it again") from None
+        raise InputError(f"archive {archive.name} is damaged ({short(error)}); fetch it again") from None
     except (RuntimeError, NotImplementedError) as error:
         # zipfile says so of encrypted members and of methods it does not know.
-        raise InputError(f"archive {archive.name} cannot be unpacked ({error}); pack it as a plain zip") from None
+        reason = short(error)
+        raise InputError(f"archive {archive.name} cannot be unpacked ({reason}); pack it as a plain zip") from None
 
 
 def _path_of(archive: Path, member: zipfile.ZipInfo, target: Path) -> PurePosixPath | None:

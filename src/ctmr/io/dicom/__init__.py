@@ -7,7 +7,7 @@ from ctmr.io.dicom.reading import read_series
 from ctmr.io.dicom.series_kind import SeriesAnswer, classify, guess_sequence
 from ctmr.io.dicom.series_kind.choice import SeriesChoice, choose_series
 from ctmr.io.dicom.synthetic import write_synthetic_series
-from ctmr.io.dicom.writing import MrParameters, seeded_uid, write_series
+from ctmr.io.dicom.writing import MrParameters, frame_told, seeded_uid, write_series
 from ctmr.io.signature import is_dicom
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "SyntheticProvenance",
     "choose_series",
     "classify",
+    "frame_told",
     "group_series",
     "guess_sequence",
     "is_dicom",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ctmr.errors import InputError
 from ctmr.io.dicom.geometry import SlicePlane
 from ctmr.io.dicom.headers import number_of, printable, short
+from ctmr.io.dicom.mosaic import is_mosaic, tile_planes
 
 LOCALIZER = "LOCALIZER"
 MAXIMUM_PIXELS = 64 * 2**20
@@ -50,7 +51,7 @@ class Frame:
     plane
         Where it lies.
     index
-        Position among the file's frames, from 0.
+        Position among the file's frames, or a mosaic's tiles, from 0.
     slope, intercept, rescale_type
         What makes physical values of the stored ones (PS3.3 C.11.1, C.7.6.16.2.9); ``None`` when absent.
     is_localizer
@@ -103,7 +104,7 @@ def frames_of(dataset: pydicom.Dataset, name: str) -> list[Frame]:
         functional groups.
     """
     try:
-        return _enhanced(dataset, name) if is_enhanced(dataset) else [_single(dataset, name)]
+        return _enhanced(dataset, name) if is_enhanced(dataset) else _single(dataset, name)
     except InputError:
         raise
     except Exception as error:
@@ -155,21 +156,25 @@ def told_apart(places: Sequence[Hashable], traits: Sequence[Mapping[str, str]]) 
     return (), []
 
 
-def _single(dataset: pydicom.Dataset, name: str) -> Frame:
+def _single(dataset: pydicom.Dataset, name: str) -> list[Frame]:
     count = number_of(dataset, "NumberOfFrames") or 1
     if count > 1:
         raise InputError(
             f"{name} holds {count:g} frames without functional groups, so their positions are unknown; give "
             "single-frame or enhanced CT or MR images"
         )
-    return Frame(
-        plane=_plane(name, _shape(dataset, name), dataset, dataset, dataset),
-        index=0,
-        slope=number_of(dataset, "RescaleSlope"),
-        intercept=number_of(dataset, "RescaleIntercept"),
-        rescale_type=str(dataset.get("RescaleType") or "").strip(),
-        is_localizer=LOCALIZER in _words(dataset.get("ImageType")).upper(),
-    )
+    whole = _plane(name, _shape(dataset, name), dataset, dataset, dataset)
+    return [
+        Frame(
+            plane=plane,
+            index=index,
+            slope=number_of(dataset, "RescaleSlope"),
+            intercept=number_of(dataset, "RescaleIntercept"),
+            rescale_type=str(dataset.get("RescaleType") or "").strip(),
+            is_localizer=LOCALIZER in _words(dataset.get("ImageType")).upper(),
+        )
+        for index, plane in enumerate(tile_planes(dataset, whole) if is_mosaic(dataset) else [whole])
+    ]
 
 
 def _enhanced(dataset: pydicom.Dataset, name: str) -> list[Frame]:

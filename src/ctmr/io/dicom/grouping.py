@@ -10,6 +10,7 @@ from ctmr.errors import InputError
 from ctmr.io.dicom.frames import LOCALIZER, frames_of, place, told_apart, traits_of
 from ctmr.io.dicom.headers import DICOMDIR_CLASS, Header, open_header, printable, short
 from ctmr.io.dicom.identity import (
+    Copies,
     acquisition,
     by_acquisition,
     by_moment,
@@ -70,7 +71,8 @@ def group_series(folder: Path) -> SeriesGroups:
     """Sort every DICOM file under `folder` by series, reading headers only.
 
     Files that are not DICOM are skipped, unless their name says that they are; objects without pixels (reports,
-    structure sets) are listed in ``without_pixels``, damaged files in ``unreadable``; a DICOMDIR is skipped.
+    structure sets) are listed in ``without_pixels``, damaged files in ``unreadable``; a DICOMDIR is skipped, and so is
+    what is a copy of another file byte for byte.
     """
     with warnings.catch_warnings():
         # As in reading: what is used of a header is checked, what pydicom thinks of the rest is no news.
@@ -81,6 +83,7 @@ def group_series(folder: Path) -> SeriesGroups:
 def _group(folder: Path) -> SeriesGroups:
     groups = SeriesGroups()
     series: dict[str, list[_Member]] = {}
+    copies = Copies()
     for path in files_of_images(folder):
         try:
             if not is_dicom(path):
@@ -88,7 +91,7 @@ def _group(folder: Path) -> SeriesGroups:
                     groups.unreadable[path] = f"{path} is not a DICOM file (no DICM prefix); export it again"
                 continue
             header = open_header(path)
-            if header.dataset.SOPClassUID == DICOMDIR_CLASS:
+            if header.dataset.SOPClassUID == DICOMDIR_CLASS or copies.holds(header):
                 continue
             if "Rows" in header.dataset:
                 member = _member(path, header)

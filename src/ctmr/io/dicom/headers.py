@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pydicom.uid import ImplicitVRLittleEndian as ImplicitVR
 
@@ -116,7 +117,7 @@ def open_header(source: DicomSource, name: str = "") -> Header:
             header = _parse(stream, source, name)
             _complete_from_meta(header.dataset)
             # Values are converted on access; asking for these now finds damage while the file's name is at hand.
-            for keyword in (*_NEEDED, "Rows", "Columns"):
+            for keyword in (*_NEEDED, "Rows", "Columns", "PhotometricInterpretation"):
                 header.dataset.get(keyword)
             if getattr(header.dataset, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR_CLASS:
                 # A table of contents has its class in the file meta information only, and belongs to no series.
@@ -130,8 +131,10 @@ def open_header(source: DicomSource, name: str = "") -> Header:
         # A damaged file makes pydicom fail anywhere: struct.error, EOFError, ValueError, NotImplementedError, …
         raise InputError(f"{name} is a damaged DICOM file ({short(error)}); export it again") from error
     for keyword in _NEEDED:
-        if not header.dataset.get(keyword):
-            raise InputError(f"{name} is a damaged DICOM file (no {keyword}); export it again")
+        value = header.dataset.get(keyword)
+        if not value or not isinstance(value, str):
+            fault = f"several values of {keyword}" if value else f"no {keyword}"
+            raise InputError(f"{name} is a damaged DICOM file ({fault}); export it again")
     return header
 
 
@@ -185,6 +188,26 @@ def number_of(dataset: pydicom.Dataset, keyword: str) -> float | None:
 def photometric_of(dataset: pydicom.Dataset) -> str:
     """Return PhotometricInterpretation; an image of one sample a pixel that has none is MONOCHROME2."""
     return str(dataset.get("PhotometricInterpretation", "") or "").strip().upper() or GREY[1]
+
+
+def terms_of(dataset: pydicom.Dataset, keyword: str) -> list[str]:
+    """Return the values of an attribute, upper case; some writers put several into one, with a blank between."""
+    value = dataset.get(keyword)
+    several = value if isinstance(value, MultiValue | list | tuple) else () if value is None else (value,)
+    return [str(v).strip().upper() for v in several if str(v).strip()]
+
+
+def private_number(dataset: pydicom.Dataset, group: int, creator: str, element: int) -> float | None:
+    """Return a number in a scanner's private block, ``None`` without it."""
+    try:
+        value = dataset.private_block(group, creator)[element].value
+    except KeyError:
+        return None
+    if isinstance(value, bytes):
+        # Implicit VR: nobody knows the type, and scanners write integers as text here, or as two bytes.
+        text = value.strip(b" \0")
+        return float(text) if text.isdigit() else float(int.from_bytes(value[:2], "little"))
+    return _number(value[0] if isinstance(value, MultiValue | list | tuple) and len(value) else value)
 
 
 def _number(value: Any) -> float | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from pydicom.uid import (
@@ -73,6 +75,23 @@ def images_of(headers: Sequence[Header]) -> list[Header]:
     """
     images = [h for h in headers if h.text("SOPClassUID").strip() in IMAGE_CLASSES]
     return images or list(headers)
+
+
+class Copies:
+    """Files that are another one byte for byte: exports hold one twice, and archives send it again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[Path]] = {}
+
+    def holds(self, header: Header) -> bool:
+        """Return whether a file is a copy of one that was asked for before."""
+        if not isinstance(header.source, Path):
+            return False
+        known = self._known.setdefault(header.text("SOPInstanceUID"), [])
+        if any(filecmp.cmp(header.source, other, shallow=False) for other in known):
+            return True
+        known.append(header.source)
+        return False
 
 
 def acquisition(traits: Mapping[str, str]) -> str:

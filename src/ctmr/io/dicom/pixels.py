@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,11 @@ def _require_codec(header: Header) -> None:
         decoder = get_decoder(header.syntax)
     except NotImplementedError:
         decoder = None
+    available = decoder is not None and decoder.is_available
     if header.syntax == JPEGExtended12Bit and header.number("BitsStored") != _JPEG_BITS:
         # pydicom finds its decoders available, and each then says that it knows 8 bits only.
-        decoder = None
-    if decoder is None or not decoder.is_available:
+        available = find_spec("gdcm") is not None
+    if not available:
         raise InputError(
             f"{header.name} is compressed ({header.syntax.name}, {header.number('BitsStored') or 0:g} bits) and no "
             "decoder here reads it; export the series uncompressed"

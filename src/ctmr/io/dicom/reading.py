@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from ctmr.io.dicom.headers import (
     photometric_of,
     printable,
 )
-from ctmr.io.dicom.identity import by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
+from ctmr.io.dicom.identity import Copies, by_acquisition, identity_of, images_of, interleaved, side_by_side, told_by
+from ctmr.io.dicom.mosaic import is_mosaic, tiles
 from ctmr.io.dicom.pixels import stored_frames
 from ctmr.io.dicom.provenance import is_phantom, origin_of
-from ctmr.io.dicom.series_kind import classify, guess_sequence
+from ctmr.io.dicom.series_kind import guess_sequence
 from ctmr.io.dicom.straighten import straighten
-from ctmr.io.series_kinds import REASONS, Kind
 from ctmr.io.signature import DICOM_SUFFIXES, is_dicom
 from ctmr.io.values import Collector, rescaled, without_padding
 from ctmr.system.walk import files_of_images, is_companion
@@ -93,7 +93,8 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
     objects = [h for h in headers if h.text("SOPClassUID") != DICOMDIR_CLASS]
     if not objects:
         raise InputError(f"{where} holds no DICOM image; give a folder with the files of one CT or MR series")
-    headers = images_of(objects)
+    known, images = Copies(), images_of(objects)
+    headers = [h for h in images if not known.holds(h)]
     _refuse(where, root, _series_faults(headers, modality))
     files = [_File(h, frames_of(h.dataset, h.name)) for h in headers]
     found = Modality(headers[0].text("Modality"))
@@ -109,8 +110,10 @@ def _read(source: Path | Sequence[DicomSource], modality: Modality | None, uneve
     uids = {h.text("SeriesInstanceUID") for h in headers}
     if len(uids) > 1:
         notes += (f"{len(uids)} series of one slice each, side by side in one frame of reference, were joined",)
-    if len(objects) > len(headers):
-        notes += (_left_out(len(objects) - len(headers)),)
+    if len(images) > len(headers):
+        notes += (f"{len(images) - len(headers)} of its files were copies of others, byte for byte",)
+    if len(objects) > len(images):
+        notes += (_left_out(len(objects) - len(images)),)
     stack = stack_of(planes)
     first = files[0].header
     if len(planes) > 1 and (stack.tilted or not stack.even):
@@ -230,8 +233,6 @@ def _header_fault(header: Header, modality: Modality) -> str:
     stored, high = header.number("BitsStored"), header.number("HighBit")
     if stored is not None and high is not None and high != stored - 1:
         return f"has HighBit {high:g} with BitsStored {stored:g}; the highest bit must be the last of those stored"
-    if classify(header.dataset).kind is Kind.MOSAIC:
-        return f"is a {REASONS[Kind.MOSAIC]}"
     if "ModalityLUTSequence" in header.dataset:
         return "has a Modality LUT, which no CT or MR image has; RescaleSlope and RescaleIntercept are read"
     return ""
@@ -288,7 +289,7 @@ def _values(files: list[_File], order: list[int], unit: Unit) -> tuple[NDArray[A
         padding = _Padding.of(file.header, unit)
         if file.header.text("LossyImageCompression") == "01":
             notes.add("it was compressed lossily, so its values are not those of the scanner")
-        for frame, stored in zip(file.frames, stored_frames(file.header, shape, len(file.frames)), strict=True):
+        for frame, stored in zip(file.frames, _stored(file, shape), strict=True):
             values = rescaled(stored, frame.slope or 1.0, frame.intercept or 0.0)
             padded = None if padding is None else padding.where(stored)
             if padded is not None and padding is not None:
@@ -308,6 +309,16 @@ def _values(files: list[_File], order: list[int], unit: Unit) -> tuple[NDArray[A
         array, padded_unsaid = without_padding(array)
         notes.update(padded_unsaid)
     return array, tuple(sorted(notes))
+
+
+def _stored(file: _File, shape: tuple[int, int]) -> Iterator[NDArray[Any]]:
+    """Yield the stored values of a file's planes."""
+    dataset = file.header.dataset
+    if not is_mosaic(dataset):
+        yield from stored_frames(file.header, shape, len(file.frames))
+        return
+    (whole,) = stored_frames(file.header, (int(dataset.Rows), int(dataset.Columns)), 1)
+    yield from tiles(whole, shape, len(file.frames))
 
 
 def _hounsfield_after_all(array: NDArray[Any], name: str) -> str:

@@ -26,6 +26,7 @@ from ctmr.io.dicom.provenance import MANUFACTURER, PRIVATE_CREATOR, PRIVATE_GROU
 from ctmr.io.dicom.writing import (
     MrParameters,
     content_seed,
+    frame_of_its_own,
     seeded_uid,
     set_display,
     set_modality_module,
@@ -186,6 +187,9 @@ def _take_over(series: pydicom.Dataset, source: pydicom.Dataset) -> None:
                 continue
         if keyword in _KEPT_EMPTY:
             setattr(series, keyword, "")
+    if not series.get("FrameOfReferenceUID"):
+        # The translation lies where its source does, and no other series says that it lies there too.
+        series.FrameOfReferenceUID = frame_of_its_own(str(source.get("SeriesInstanceUID") or "").strip())
     if "BodyPartExamined" not in series and "Laterality" not in series:
         # Type 2C: without a body part nobody knows whether it is a paired one.
         series.Laterality = ""

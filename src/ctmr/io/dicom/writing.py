@@ -64,6 +64,20 @@ def seeded_uid(*parts: str) -> str:
     return str(generate_uid(entropy_srcs=["\x1f".join(parts)]))
 
 
+def frame_of_its_own(series_uid: str) -> str:
+    """Return the FrameOfReferenceUID of a series whose source had none: the standard asks for one.
+
+    It follows from the SeriesInstanceUID beside it, so whoever reads it knows that it says nothing of other series.
+    """
+    return seeded_uid(series_uid, "frame of reference")
+
+
+def frame_told(header: pydicom.Dataset) -> str:
+    """Return the frame of reference that a header names; empty where it names none, or only its own."""
+    named = str(header.get("FrameOfReferenceUID") or "").strip()
+    return "" if named == frame_of_its_own(str(header.get("SeriesInstanceUID") or "").strip()) else named
+
+
 def write_series(
     folder: Path,
     volume: Volume,

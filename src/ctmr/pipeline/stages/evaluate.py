@@ -344,6 +344,6 @@ STAGE = Stage(
     sections=("direction", "evaluate", "gate"),
     run=run,
     summary_line=summary_line,
-    version=7,
+    version=8,
     files=_files,
 )

@@ -179,7 +179,7 @@ def _look_at_series(row: dict[str, Any], file: Path, key: str, keep: Collection[
     with quiet_pydicom():
         header = dicom.read_header(file)
         row[Column.SUBJECT], row[Column.UID] = naming.subject_of_series(header), key
-        row[Column.FRAME_OF_REFERENCE] = str(header.get("FrameOfReferenceUID") or "").strip()
+        row[Column.FRAME_OF_REFERENCE] = dicom.frame_told(header)
         return not_an_image(header, key, keep)
 
 
@@ -252,5 +252,5 @@ STAGE = Stage(
     sections=("fetch",),
     run=run,
     summary_line=summary_line,
-    version=4,
+    version=5,
 )

@@ -238,5 +238,5 @@ STAGE = Stage(
     sections=("data", "validation", "preprocess", "direction"),
     run=run,
     summary_line=summary_line,
-    version=4,
+    version=5,
 )

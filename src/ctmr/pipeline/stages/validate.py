@@ -188,5 +188,5 @@ STAGE = Stage(
     sections=("data", "validation"),
     run=run,
     summary_line=summary_line,
-    version=3,
+    version=4,
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pydicom
-from pydicom.multival import MultiValue
 
 from ctmr.io.dicom.frames import FunctionalGroups, is_enhanced
-from ctmr.io.dicom.headers import number_of
+from ctmr.io.dicom.headers import number_of, private_number, terms_of
+from ctmr.io.dicom.mosaic import is_mosaic
 
 _ENHANCED_PULSE = {"SPIN": "SE", "GRADIENT": "GR", "BOTH": "SE GR"}
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence")
@@ -38,8 +37,8 @@ class SeriesAttributes:
         Values of ImageType and FrameType from the third on, and of AcquisitionContrast.
     component
         ComplexImageComponent.
-    mosaic_images
-        Siemens' NumberOfImagesInMosaic, 0 where there is none.
+    mosaic
+        True for the tiles of a volume in one image.
     contrast_agent
         True when ContrastBolusAgent names one.
     pulse, variant
@@ -58,7 +57,7 @@ class SeriesAttributes:
     contrast_type: str
     component: str
     synthetic: bool
-    mosaic_images: int
+    mosaic: bool
     b_value: float
     temporal_positions: int
     temporal_position: int
@@ -93,16 +92,16 @@ class SeriesAttributes:
             contrast_type=contrast.upper(),
             component=_component(header, groups),
             synthetic=_synthetic(header),
-            mosaic_images=int(_private(header, 0x0019, "SIEMENS MR HEADER", 0x0A) or 0),
+            mosaic=is_mosaic(header),
             b_value=_b_value(header, groups),
             temporal_positions=int(number_of(header, "NumberOfTemporalPositions") or 0),
             temporal_position=int(_largest(header, groups)),
             angio=_text(header, "AngioFlag").upper() == "Y",
-            echo_planar="EP" in _values(header, "ScanningSequence")
+            echo_planar="EP" in terms_of(header, "ScanningSequence")
             or _text(header, "EchoPlanarPulseSequence") == "YES",
             contrast_agent=_agent(header),
             pulse=_pulse(header, modifier),
-            variant=" ".join(_values(header, "SequenceVariant")),
+            variant=" ".join(terms_of(header, "SequenceVariant")),
             pulse_name=f"{_text(header, 'SequenceName')} {_text(header, 'PulseSequenceName')}".lower(),
             repetition_ms=_number(header, "RepetitionTime", timing, "RepetitionTime"),
             echo_ms=_number(header, "EchoTime", groups.first("MREchoSequence"), "EffectiveEchoTime"),
@@ -141,16 +140,9 @@ def _text(dataset: pydicom.Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _values(dataset: pydicom.Dataset, keyword: str) -> list[str]:
-    """Return the values of an attribute, upper case; some writers put several into one, with a blank between."""
-    value = dataset.get(keyword)
-    several = value if isinstance(value, MultiValue | list | tuple) else () if value is None else (value,)
-    return [str(v).strip().upper() for v in several if str(v).strip()]
-
-
 def _flavours(dataset: pydicom.Dataset, keyword: str) -> list[str]:
     """Return what follows the first two values, which say only whether pixels and examination are original."""
-    return _values(dataset, keyword)[2:]
+    return terms_of(dataset, keyword)[2:]
 
 
 def _number(header: pydicom.Dataset, keyword: str, group: pydicom.Dataset, other: str) -> float | None:
@@ -158,37 +150,20 @@ def _number(header: pydicom.Dataset, keyword: str, group: pydicom.Dataset, other
     return number_of(group, other) if found is None else found
 
 
-def _private(header: pydicom.Dataset, group: int, creator: str, element: int) -> Any:
-    """Return a number in a scanner's private block, ``None`` without it."""
-    try:
-        value = header.private_block(group, creator)[element].value
-    except KeyError:
-        return None
-    if isinstance(value, bytes):
-        # Implicit VR: nobody knows the type, and scanners write integers as text here, or as two bytes.
-        text = value.strip(b" \0")
-        return float(text) if text.isdigit() else float(int.from_bytes(value[:2], "little"))
-    first = value[0] if isinstance(value, MultiValue | list | tuple) and len(value) else value
-    try:
-        return float(first)
-    except (TypeError, ValueError):
-        return None
-
-
 def _component(header: pydicom.Dataset, groups: _Groups) -> str:
     named = _text(groups.frame_type, "ComplexImageComponent") or _text(header, "ComplexImageComponent")
-    ge = _private(header, 0x0043, "GEMS_PARM_01", 0x2F)
+    ge = private_number(header, 0x0043, "GEMS_PARM_01", 0x2F)
     return named.upper() or (_GE_COMPONENT.get(int(ge), "") if ge is not None else "")
 
 
 def _b_value(header: pydicom.Dataset, groups: _Groups) -> float:
-    ge = (_private(header, 0x0043, "GEMS_PARM_01", 0x39) or 0) % _MILLION
+    ge = (private_number(header, 0x0043, "GEMS_PARM_01", 0x39) or 0) % _MILLION
     values = [
         number_of(header, "DiffusionBValue"),
         *groups.each("MRDiffusionSequence", "DiffusionBValue"),
-        _private(header, 0x0019, "SIEMENS MR HEADER", 0x0C),
+        private_number(header, 0x0019, "SIEMENS MR HEADER", 0x0C),
         ge if ge >= _SMALLEST_B else 0.0,
-        _private(header, 0x2001, "Philips Imaging DD 001", 0x03),
+        private_number(header, 0x2001, "Philips Imaging DD 001", 0x03),
     ]
     return max((v for v in values if v is not None), default=0.0)
 
@@ -205,7 +180,7 @@ def _agent(header: pydicom.Dataset) -> bool:
 
 
 def _pulse(header: pydicom.Dataset, modifier: pydicom.Dataset) -> str:
-    classic = " ".join(_values(header, "ScanningSequence"))
+    classic = " ".join(terms_of(header, "ScanningSequence"))
     if classic:
         return classic
     kind = _ENHANCED_PULSE.get(_text(header, "EchoPulseSequence").upper(), "")
@@ -222,6 +197,6 @@ def _body_part(header: pydicom.Dataset, groups: _Groups) -> str:
 
 def _synthetic(header: pydicom.Dataset) -> bool:
     """True for what `ctmr.io.dicom.synthetic` writes; a phantom's SyntheticData alone does not make a translation."""
-    derived = _values(header, "ImageType")[:1] == ["DERIVED"]
+    derived = terms_of(header, "ImageType")[:1] == ["DERIVED"]
     named = _text(header, "SeriesDescription").upper().startswith(("SYNTHETIC CT", "SYNTHETIC MR"))
     return derived and (named or _text(header, "SyntheticData").upper() == "YES")

@@ -102,11 +102,11 @@ def _kind(found: SeriesAttributes, part: str) -> Kind | None:
 def _by_standard(found: SeriesAttributes) -> Kind | None:
     if found.synthetic:
         return Kind.SYNTHETIC
+    if found.mosaic:
+        return Kind.MOSAIC
     for kind, terms in TERMS:
         if terms & found.image_type:
             return kind
-    if found.mosaic_images > 1:
-        return Kind.MOSAIC
     if found.component in ("PHASE", "REAL", "IMAGINARY"):
         return Kind.PHASE
     if found.b_value > 0:

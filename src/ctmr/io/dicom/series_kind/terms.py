@@ -6,7 +6,6 @@ from ctmr.io.series_kinds import Kind
 
 TERMS: tuple[tuple[Kind, frozenset[str]], ...] = (
     (Kind.LOCALIZER, frozenset({"LOCALIZER", "SCOUT", "SURVEY"})),
-    (Kind.MOSAIC, frozenset({"MOSAIC", "VFRAME"})),
     (
         Kind.SCREEN,
         frozenset(
@@ -34,7 +33,7 @@ TERMS: tuple[tuple[Kind, frozenset[str]], ...] = (
                 *("T1 MAP", "T2 MAP", "T1_MAP", "T2_MAP", "T2_STAR MAP", "T2_STAR_MAP", "T2STAR_MAP", "R2_MAP"),
                 *("R2_STAR_MAP", "R2_STAR MAP", "PD MAP", "PD_MAP", "RHO", "SNR_MAP", "METABOLITE_MAP", "TEMPERATURE"),
                 *("QUANTITY", "QSM", "R_COEFFICIENT", "STDDEV", "STD_DEV", "T_TEST", "MATERIAL_MAP", "Z_EFF", "IODINE"),
-                *("DIFFUSION_ANISO", "MEAN_DIFF", "FRACTIONAL_ANISO"),
+                *("DIFFUSION_ANISO", "MEAN_DIFF", "FRACTIONAL_ANISO", "SEGMENTATION", "LABELMAP", "MASK"),
             }
         ),
     ),

@@ -42,7 +42,8 @@ _NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
         _words(
             r"e?adc apparent_diffusion average_dc exp(?:onential)?_(?:adc|apparent) col_fa fractional_anisotropy "
             r"fa(?!\W?_\W?\d) t[12](?:\*|star|rho)?_maps? t1rho r[12](?:\*|star)?_maps? maps? mapping qsm mwf tensor "
-            r"z_eff iodine"
+            r"z_eff iodine (?:auto_)?seg_3d (?:auto_)?segmentations? label_maps? "
+            r"(?:brain|head|lesion|tumou?r|tissue)_masks?"
         ),
     ),
     (Kind.PROJECTION, _words("mips? m(?:in)?ip mnip vrt vr max_ip projection pjn volren ssd")),
@@ -69,8 +70,9 @@ _ONLY_OF_MR = frozenset(
 
 _HEAD = re.compile(
     _words(
-        "heads? headneck brain skull crani[a-z]* cerebr[a-z]* neuro[a-z]* kopf sch(?:ä|ae)del hirn encephal[a-z]* "
-        "encefal[a-z]* c[ée]r[ée]br[a-z]* t[êe]te cr[âa]ne cabeza cr[áa]neo h&n hn iac iam orbits? face facial "
+        "heads? head_(?:and)?_neck neck_head brain(?:_stem)? cerebell[a-z]* skull_(?:base)? tmj nasopharyn[a-z]* "
+        "crani[a-z]* cerebr[a-z]* neuro[a-z]* kopf sch(?:ä|ae)del hirn encephal[a-z]* encefal[a-z]* "
+        "c[ée]r[ée]br[a-z]* t[êe]te cr[âa]ne cabeza cr[áa]neo h&n hn iac iam orbits? face facial "
         "sinus(?:es)? pituitary sella temporal petrous ears? jaw mandible maxilla eyes? hippocamp[a-z]* stereota[a-z]* "
         "whole_body total_body"
     ).pattern
