@@ -32,9 +32,9 @@ from ctmr.system.home import Home
 from ctmr.tracking.mlflow import TAG, Tracking
 from tests.serving.conftest import CHANNELS, Exported, tiny_translator
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1800)]
-
 FAULTS = 50 if os.environ.get("CTMR_DRILL") == "full" else 6
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(120 * FAULTS + 1080)]
+
 SEED = 20261130
 NAME, ALIAS, SERVED = "tiny", "champion", "tiny_mr2ct"
 CALLS = ("alias", "tag_version", "champion", "deploy", "record", "proof")
@@ -214,7 +214,9 @@ def test_registry_triton_and_record_agree_after_every_fault(place: Place) -> Non
     disagreements = []
     for number, fault in enumerate(plan):
         fault(place, chance, seconds)
-        if found := place.disagreement():
+        found = place.disagreement()
+        print(f"fault {number}, {fault.__name__}: {found or 'they agree'}", flush=True)
+        if found:
             disagreements.append(f"{number} {fault.__name__}: {found}")
     assert not disagreements
     process = start(place.home, *place.next())
