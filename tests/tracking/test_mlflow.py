@@ -22,25 +22,6 @@ EVALUATED = {
 REGISTERED = {"name": "tiny-pictures", "version": "3"}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it; making one takes seconds, a copy does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", GIVEN, PARENT_RUN):
-            patch.delenv(name, raising=False)
-        root = tmp_path_factory.mktemp("store")
-        Tracking(Home(root))
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def tracking(home: Home, empty_store: Path) -> Tracking:
-    """A store of its own, made before any run is given."""
-    home.root.mkdir()
-    shutil.copyfile(empty_store, home.root / "mlflow.db")
-    return Tracking(home)
-
-
 @pytest.fixture
 def given(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run that somebody opened, in an experiment of theirs, as `mlflow run` does."""
