@@ -117,6 +117,13 @@ def test_a_store_that_cannot_be_made_is_one_sentence(home: Home, monkeypatch: py
         Tracking(home)
 
 
+def test_a_database_without_its_driver_is_one_sentence(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://ann:secret@127.0.0.1:1/db")
+    with pytest.raises(EnvironmentFault, match=r"ann:\*\*\*@.* needs the Python package pymysql") as caught:
+        Tracking(home)
+    assert "secret" not in str(caught.value)
+
+
 def test_without_a_given_run_a_whole_run_asks_for_nothing(home: Home) -> None:
     def unasked() -> dict[str, dict[str, object]]:
         raise AssertionError

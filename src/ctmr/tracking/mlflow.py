@@ -373,3 +373,8 @@ def faults(uri: str) -> Iterator[None]:
     except (MlflowException, OSError, SQLAlchemyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(f"MLflow at {uri} failed: {first[:300]}") from error
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            f"MLflow at {uri} needs the Python package {error.name}, which is not installed; install it, or name the "
+            "driver that is (postgresql+psycopg2://…)"
+        ) from error
