@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check drill lint doors clean
+.PHONY: help install demo test check drill lint doors lock sbom clean
 
 help: ## Print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ drill: install ## The long drills in full: kills, and the demo as a person runs 
 
 doors: install ## Write dvc.yaml, MLproject and pipelines/ct_mr.yaml from the stages
 	@$(BIN)/ctmr pipeline doors
+
+lock: install ## Write constraints.txt anew: each pin with the hashes of its release's files
+	@$(BIN)/python infra/lock.py
+
+sbom: install ## Write build/sbom: components (CycloneDX), licences, known vulnerabilities
+	@$(BIN)/python infra/sbom.py
 
 clean: ## Stop the servers and remove .ctmr (runs, models, registry)
 	@test ! -x $(BIN)/ctmr || $(BIN)/ctmr down

@@ -116,6 +116,17 @@ def test_gates_and_faults_have_exit_codes_of_their_own(ctmr, monkeypatch, error,
     assert (found, err) == (code, f"ctmr: {error}\n")
 
 
+@pytest.mark.parametrize("words", [["up"], ["down"], ["run", "--dataset", "pictures"]])
+def test_a_home_that_is_no_folder_is_one_sentence(ctmr, monkeypatch, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("CTMR_HOME", str(tmp_path / "home"))
+    code, _, err = ctmr(*words)
+    assert code == 3 and err.count("\n") == 1
+    assert err.startswith(f"ctmr: {tmp_path / 'home'}") and "another folder (CTMR_HOME, --out)" in err
+
+
 def test_a_stop_from_the_keyboard_says_that_work_is_kept(ctmr, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

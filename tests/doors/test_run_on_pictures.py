@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ctmr.datasets.dvc import resolve
-from ctmr.errors import GateFailed
+from ctmr.errors import EnvironmentFault, GateFailed
 from ctmr.pipeline.inline import Run, run_pipeline
 from ctmr.serving.client import TritonClient
 from ctmr.serving.server import EmbeddedTriton
@@ -93,6 +93,12 @@ def test_a_model_trained_again_to_the_same_content_keeps_its_version(world: Worl
     assert again.results["register"].digest == world.first.results["register"].digest
 
 
+def test_no_mlflow_run_is_left_open(world: World) -> None:
+    tracking = Tracking(world.home)
+    runs = tracking.client.search_runs([tracking.experiment_id], max_results=100)
+    assert len(runs) >= 4 and {run.info.status for run in runs} == {"FINISHED"}
+
+
 def test_a_failed_gate_registers_and_deploys_nothing_and_says_why(world: World) -> None:
     with pytest.raises(GateFailed, match=r"cycle_slice ssim .* not at least 2.*nothing was registered") as caught:
         world.run("gate.cycle_slice.ssim.min=2")
@@ -106,7 +112,9 @@ def test_a_failed_gate_registers_and_deploys_nothing_and_says_why(world: World) 
     world.run()
 
 
-def test_another_learning_rate_trains_again_without_fetching_again(world: World, tmp_path: Path) -> None:
+def test_another_learning_rate_trains_again_beside_a_champion_that_the_registry_did_not_change(
+    world: World, tmp_path: Path
+) -> None:
     import shutil
 
     copy = tmp_path / "run"
@@ -114,8 +122,20 @@ def test_another_learning_rate_trains_again_without_fetching_again(world: World,
     source = resolve(str(world.data))
     changed = recipe("train.lr_generator=0.0003", "gate.cycle_slice.ssim.min=2")
     results = {}
+
+    def run() -> None:
+        run_pipeline(source, changed, folder=copy, home=world.home, on_result=lambda r: results.setdefault(r.name, r))
+
+    run_id = world.first.results["train"].summary["mlflow_run"]
+    (weights,) = world.home.artifacts.glob(f"**/{run_id}/**/model/ct2mr.safetensors")
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(EnvironmentFault, match=r"ct2mr.safetensors of model .* is not what was registered") as caught:
+        run()
+    assert caught.value.exit_code == 3 and world.versions() == ["1"] and world.live() == "1"
+    weights.write_bytes(before)
     with pytest.raises(GateFailed):
-        run_pipeline(source, changed, folder=copy, home=world.home, on_result=lambda r: results.__setitem__(r.name, r))
+        run()
     assert [n for n, r in results.items() if r.reused] == ["fetch", "validate", "preprocess"]
     assert "recipe.train" in results["train"].because
 

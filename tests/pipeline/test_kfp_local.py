@@ -115,6 +115,18 @@ def test_a_run_whose_child_is_killed_ends_the_tasks_too(
     assert not alive(seen[0])
 
 
+@pytest.mark.parametrize("found", ["nothing", "a file", "what takes nothing"])
+def test_a_temporary_folder_that_takes_no_file_is_a_fault_of_the_environment(
+    run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    folder = Path("/proc") if found == "what takes nothing" else tmp_path / "tmp"
+    if found == "a file":
+        folder.write_text("")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with pytest.raises(EnvironmentFault, match=rf"^no temporary file can be written into {folder} \(.*TMPDIR$"):
+        run()
+
+
 def test_an_unknown_parameter_is_named_with_the_known(run: Callable[..., list[str]]) -> None:
     with pytest.raises(InputError, match=r"\['nubmer'\].*'number'"):
         run(nubmer=1)

@@ -22,6 +22,7 @@ from ctmr.pipeline.promotion import (
     promotions,
     recover,
     registry_lock,
+    require_recorded,
 )
 from ctmr.serving import rollout
 from ctmr.system.home import Home
@@ -249,3 +250,19 @@ def test_a_torn_line_of_the_record_hides_no_other(home: Home) -> None:
 def test_the_lock_keeps_two_deployments_apart(home: Home) -> None:
     with registry_lock(home), pytest.raises(EnvironmentFault, match="under way"), registry_lock(home, busy="under way"):
         pass
+
+
+# A registry that says something else than it did
+
+
+def test_a_champion_whose_digest_is_not_the_one_that_was_promoted_is_refused(home: Home) -> None:
+    home.root.mkdir()
+    champion = identity(OLD)
+    assert champion is not None
+    require_recorded(home, champion)
+    lines = [{"model": "tiny", "version": v, "digest": d} for v, d in (("1", "first"), ("2", "new"), ("1", "old"))]
+    home.promotions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    require_recorded(home, champion)
+    require_recorded(home, {**champion, "version": "3", "digest": "of another machine"})
+    with pytest.raises(EnvironmentFault, match=r"calls tiny version 1 the model changed…, and .* promoted as old…"):
+        require_recorded(home, {**champion, "digest": "changed"})

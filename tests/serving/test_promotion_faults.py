@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ctmr.pipeline import promotion
 from ctmr.pipeline.promotion import Contender, is_unfinished, promote, promotions, recover, registry_lock
 from ctmr.serving import model_repository as repo
 from ctmr.serving.client import TritonClient
-from ctmr.serving.export import ServedSpec, export_translator
+from ctmr.serving.export import export_translator
 from ctmr.serving.model_repository import Release
 from ctmr.serving.rollout import canary
 from ctmr.serving.server import PORTS, EmbeddedTriton
@@ -32,15 +31,17 @@ from ctmr.system.home import Home
 from ctmr.tracking.mlflow import TAG, Tracking
 from tests.serving.conftest import CHANNELS, Exported, tiny_translator
 
-pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(1800)]
-
 FAULTS = 50 if os.environ.get("CTMR_DRILL") == "full" else 6
+pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(120 * FAULTS + 1080)]
+
 SEED = 20261130
 NAME, ALIAS, SERVED = "tiny", "champion", "tiny_mr2ct"
 CALLS = ("alias", "tag_version", "champion", "deploy", "record", "proof")
 """What may fail in a process that lives on; a number after it says at which call."""
 
-DEPLOY = "from tests.serving.test_promotion_faults import deploy_as_a_process as d; d()"
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Gives each process what was imported once: starting Python and importing MLflow take longer than a deployment."""
+PROCESSES.set_forkserver_preload(["tests.serving.test_promotion_faults", "mlflow", "sqlalchemy.orm", "alembic.command"])
 
 
 def client_of(home: Home) -> TritonClient:
@@ -100,28 +101,34 @@ def deploy_here(home: Home, candidate: Contender, release: Release) -> None:
         promote(candidate, [release], prove, home=home, tracking=tracking, client=client)
 
 
-def deploy_as_a_process() -> None:
-    """Deploy what a JSON on the command line says."""
-    tree = json.loads(sys.argv[1])
-    spec = ServedSpec.from_json(tree["spec"])
-    release = Release(SERVED, tree["candidate"]["version"], Path(tree["generator"]), Path(tree["range"]), spec)
-    print("ready", flush=True)
-    deploy_here(Home(Path(tree["home"])), Contender(**tree["candidate"]), release)
+def deploy_as_a_process(home: Home, candidate: Contender, release: Release, said: Path, ready: Connection) -> None:
+    """Deploy in a process of its own, which may be killed; what it says goes into a file."""
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    ready.send(True)
+    deploy_here(home, candidate, release)
 
 
-def start(home: Home, candidate: Contender, release: Release) -> subprocess.Popen[str]:
-    tree = {
-        "home": str(home.root),
-        "candidate": dataclasses.asdict(candidate),
-        "generator": str(release.generator),
-        "range": str(release.range),
-        "spec": release.spec.to_json(),
-    }
-    command = [sys.executable, "-W", "ignore", "-c", DEPLOY, json.dumps(tree)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
+@dataclass
+class Deployment:
+    """A deployment in a process of its own."""
+
+    process: Any
+    said: Path
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait for it; return its exit code and what it said."""
+        self.process.join(300)
+        return self.process.exitcode, self.said.read_text()
+
+
+def start(home: Home, candidate: Contender, release: Release) -> Deployment:
+    here, there = PROCESSES.Pipe(duplex=False)
+    said = home.root.parent / f"said{candidate.version}.txt"
+    process = PROCESSES.Process(target=deploy_as_a_process, args=(home, candidate, release, said, there))
+    process.start()
+    there.close()
+    here.recv()
+    return Deployment(process, said)
 
 
 @pytest.fixture(scope="module")
@@ -142,26 +149,26 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: list[Exported]) ->
 
 
 def kill_deployment(place: Place, chance: random.Random, seconds: float) -> None:
-    process = start(place.home, *place.next())
+    deployment = start(place.home, *place.next())
     time.sleep(chance.uniform(0, 1.2 * seconds))
-    process.kill()
-    process.communicate()
+    deployment.process.kill()
+    deployment.end()
 
 
 def kill_triton(place: Place, chance: random.Random, seconds: float) -> None:
-    process = start(place.home, *place.next())
+    deployment = start(place.home, *place.next())
     time.sleep(chance.uniform(0, 1.2 * seconds))
     running = EmbeddedTriton(place.home.triton).status()
     if running is not None:
         os.kill(running.process.pid, signal.SIGKILL)
-    process.communicate(timeout=300)
+    deployment.end()
 
 
 def race(place: Place, chance: random.Random, seconds: float) -> None:
     one, two = (start(place.home, *place.next()) for _ in range(2))
-    said = [p.communicate(timeout=300)[1] for p in (one, two)]
-    assert sorted(p.returncode == 0 for p in (one, two)) == [False, True], said
-    assert any("and now version" in words for words in said), said
+    ended = [deployment.end() for deployment in (one, two)]
+    assert sorted(code == 0 for code, _ in ended) == [False, True], ended
+    assert any("and now version" in words for _, words in ended), ended
 
 
 def fail_inside(place: Place, chance: random.Random, seconds: float) -> None:
@@ -202,9 +209,9 @@ KINDS = [kill_deployment, kill_triton, race, fail_inside]
 def test_registry_triton_and_record_agree_after_every_fault(place: Place) -> None:
     chance = random.Random(SEED)
     began = time.monotonic()
-    process = start(place.home, *place.next())
+    deployment = start(place.home, *place.next())
     loaded = time.monotonic()
-    assert process.wait(300) == 0, process.communicate()
+    assert deployment.end() == (0, "")
     seconds = time.monotonic() - loaded
     print(f"a deployment takes {seconds:.1f} s, {loaded - began:.1f} s after it was started")
     # Each kind at least once; the two cheap ones, inside this process, fill what is left in the short form.
@@ -214,11 +221,12 @@ def test_registry_triton_and_record_agree_after_every_fault(place: Place) -> Non
     disagreements = []
     for number, fault in enumerate(plan):
         fault(place, chance, seconds)
-        if found := place.disagreement():
+        found = place.disagreement()
+        print(f"fault {number}, {fault.__name__}: {found or 'they agree'}", flush=True)
+        if found:
             disagreements.append(f"{number} {fault.__name__}: {found}")
     assert not disagreements
-    process = start(place.home, *place.next())
-    assert process.wait(300) == 0, process.communicate()
+    assert start(place.home, *place.next()).end() == (0, "")
     assert place.disagreement() == ""
 
 

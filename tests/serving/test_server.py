@@ -15,9 +15,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ctmr.errors import EnvironmentFault
 from ctmr.serving import model_repository as repo
@@ -124,6 +126,26 @@ def test_nobody_without_the_key_loads_code_shares_memory_or_traces(triton, tmp_p
         client.index()
     with triton.client(tmp_path / "models") as client:
         assert client.index() == ()
+
+
+@needs_wheel
+def test_memory_comes_back_after_a_giant_request_is_refused(triton, tmp_path, exported):
+    repo.write_version(tmp_path / "models", exported[0].release(MODEL, 1))
+    endpoint = triton.start(tmp_path / "models", ANY)
+    resident = psutil.Process(triton.status().process.pid).memory_info
+    before = resident().rss
+    with grpcclient.InferenceServerClient(endpoint.grpc) as client:
+        declared = client.get_model_metadata(MODEL).inputs[0]
+        giant = np.zeros((1, 1, 4096, 16384), triton_to_np_dtype(declared.datatype))
+        given = grpcclient.InferInput(declared.name, giant.shape, declared.datatype)
+        given.set_data_from_numpy(giant)
+        for _ in range(2):
+            with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
+                client.infer(MODEL, [given])
+    end = time.monotonic() + 30
+    while resident().rss > before + giant.nbytes // 4 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert resident().rss - before < giant.nbytes // 4
 
 
 @needs_wheel

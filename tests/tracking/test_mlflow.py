@@ -22,25 +22,6 @@ EVALUATED = {
 REGISTERED = {"name": "tiny-pictures", "version": "3"}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it; making one takes seconds, a copy does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", GIVEN, PARENT_RUN):
-            patch.delenv(name, raising=False)
-        root = tmp_path_factory.mktemp("store")
-        Tracking(Home(root))
-    return root / "mlflow.db"
-
-
-@pytest.fixture
-def tracking(home: Home, empty_store: Path) -> Tracking:
-    """A store of its own, made before any run is given."""
-    home.root.mkdir()
-    shutil.copyfile(empty_store, home.root / "mlflow.db")
-    return Tracking(home)
-
-
 @pytest.fixture
 def given(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run that somebody opened, in an experiment of theirs, as `mlflow run` does."""
@@ -134,6 +115,13 @@ def test_a_store_that_cannot_be_made_is_one_sentence(home: Home, monkeypatch: py
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home.root}/file/mlflow.db")
     with pytest.raises(EnvironmentFault, match=r"mlflow.db cannot be written: (Not a directory|File exists)"):
         Tracking(home)
+
+
+def test_a_database_without_its_driver_is_one_sentence(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://ann:secret@127.0.0.1:1/db")
+    with pytest.raises(EnvironmentFault, match=r"ann:\*\*\*@.* needs the Python package pymysql") as caught:
+        Tracking(home)
+    assert "secret" not in str(caught.value)
 
 
 def test_without_a_given_run_a_whole_run_asks_for_nothing(home: Home) -> None:

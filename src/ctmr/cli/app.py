@@ -14,7 +14,7 @@ from ctmr.cli import dataset, images, pipeline, recipes
 from ctmr.cli.compare import compare
 from ctmr.cli.options import AsJson, RunnerName, Settings, runner_of
 from ctmr.cli.stages import add_stages, run
-from ctmr.errors import CtmrError, InputError
+from ctmr.errors import CtmrError, InputError, fault_of
 from ctmr.system.processes import share_cores
 
 
@@ -102,6 +102,8 @@ def main() -> None:
         _end(InputError(f"{words[0].lower()}{words[1:].rstrip('.')}; `{where} --help` says what there is"), as_json)
     except CtmrError as error:
         _end(error, as_json)
+    except OSError as error:
+        _end(fault_of(error), as_json)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     if code == _INTERRUPTED:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctmr.errors import CtmrError
+from ctmr.errors import CtmrError, fault_of
 from ctmr.pipeline import events, stages
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
@@ -200,9 +200,10 @@ def _task(name: str, *, tracking_uri: str = "", study_storage: str = "") -> Iter
     events.started(name)
     try:
         yield
-    except CtmrError as error:
-        events.failed(name, error)
-        sys.exit(error.exit_code)
+    except (CtmrError, OSError) as error:
+        known = error if isinstance(error, CtmrError) else fault_of(error)
+        events.failed(name, known)
+        sys.exit(known.exit_code)
     finally:
         events.ended(name)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from ctmr.errors import EnvironmentFault, InputError
+from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.pipeline import events
 from ctmr.pipeline.kfp_local import EVENTS, FAILED, LOG, PARAMETERS, PIPELINE, SUCCEEDED, RunOutcome
+from ctmr.system.files import require_temporary
 from ctmr.system.processes import when_parent_ends
 
 Tree = dict[str, Any]
@@ -29,14 +30,19 @@ def main(folder: Path) -> int:
     # Should the process that started this run be gone, nobody would stop it and what it started.
     when_parent_ends(lambda: os.killpg(0, signal.SIGKILL), os.getppid())
     try:
+        require_temporary()
         _execute(folder)
         how = RunOutcome(SUCCEEDED)
-    except InputError as error:
-        how = RunOutcome(FAILED, str(error), error.exit_code, type(error).__name__)
+    except CtmrError as error:
+        how = _outcome(error)
     except Exception as error:
         how = _why(folder, error)
     how.write(folder)
     return how.exit_code
+
+
+def _outcome(error: CtmrError) -> RunOutcome:
+    return RunOutcome(FAILED, str(error), error.exit_code, type(error).__name__)
 
 
 def _execute(folder: Path) -> None:
@@ -91,6 +97,10 @@ def _why(folder: Path, error: Exception) -> RunOutcome:
             f"the run again, finished stages are reused (log: {folder / LOG})"
         )
         return RunOutcome(FAILED, said, EnvironmentFault.exit_code, EnvironmentFault.__name__)
+    try:
+        require_temporary()
+    except EnvironmentFault as fault:
+        return _outcome(fault)
     task = _QUOTED.findall(_plain(str(error)))
     where = f"task {task[-1]}" if task else "it"
     said = f"the run failed, {where} said: {_last_words(folder / LOG)} (log: {folder / LOG})"

@@ -283,6 +283,23 @@ def promotions(home: Home) -> list[dict[str, Any]]:
     return found
 
 
+def require_recorded(home: Home, champion: Mapping[str, str]) -> None:
+    """Raise EnvironmentFault when the home recorded the champion's version with another digest than the registry has.
+
+    Parameters
+    ----------
+    champion
+        As of `identity`.
+    """
+    known = [p for p in promotions(home) if (p["model"], p["version"]) == (champion["name"], champion["version"])]
+    if known and known[-1]["digest"] != champion["digest"]:
+        raise EnvironmentFault(
+            f"the registry calls {champion['name']} version {champion['version']} the model "
+            f"{champion['digest'][:12]}…, and {home.promotions} says that it was promoted as "
+            f"{known[-1]['digest'][:12]}…; nothing of it was loaded, ask who changed it"
+        )
+
+
 def is_unfinished(home: Home) -> bool:
     """True when a promotion has begun and not ended; it may be under way."""
     return _journal(home).is_file()

@@ -261,7 +261,8 @@ def _only_assist(stage: Stage, context: Context, because: str) -> None:
 def _work(stage: Stage, context: Context, place: StageKey, started: float) -> dict[str, Any]:
     """Run a stage, put its output in place and return its record; a failure leaves the old output where it was."""
     out = context.out
-    context.work.mkdir(parents=True, exist_ok=True)
+    with _told(stage, out):
+        context.work.mkdir(parents=True, exist_ok=True)
     with new_folder(out, replace=True) as temporary, _told(stage, out):
         summary = stage.run(replace(context, out=temporary))
         record = {

@@ -31,20 +31,43 @@ def content_digest(path: Path) -> str:
     InputError
         When the path does not exist, or the folder holds a link, which could point anywhere.
     """
-    if path.is_file():
-        return file_digest(path)
-    if not path.is_dir():
-        raise InputError(f"there is nothing at {path}; a file or folder was expected")
-    total = hashlib.sha256()
-    for entry in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
-        relative = entry.relative_to(path)
+    return file_digest(path) if path.is_file() else combined(content_digests(path))
+
+
+def content_digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file that counts for a folder's `content_digest`, by relative path.
+
+    Raises
+    ------
+    InputError
+        As of `content_digest`.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is nothing at {folder}; a file or folder was expected")
+    found = {}
+    for entry in folder.rglob("*"):
+        relative = entry.relative_to(folder)
         if relative.parts[0] == PROVENANCE:
             continue
         if entry.is_symlink():
             raise InputError(f"{entry} is a symbolic link; a stage's output holds plain files only")
         if entry.is_file():
-            name = os.fsencode(relative.as_posix())
-            total.update(f"{len(name)}:".encode() + name + b"\0" + bytes.fromhex(file_digest(entry)))
+            found[relative.as_posix()] = file_digest(entry)
+    return found
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """Return the `content_digest` of a folder that holds these files.
+
+    Raises
+    ------
+    ValueError
+        Something is no sha256.
+    """
+    total = hashlib.sha256()
+    for path, digest in sorted(digests.items()):
+        name = os.fsencode(path)
+        total.update(f"{len(name)}:".encode() + name + b"\0" + bytes.fromhex(digest))
     return total.hexdigest()
 
 

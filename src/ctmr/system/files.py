@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,26 @@ _NOREPLACE, _EXCHANGE = 1, 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors that only a write has; whatever is being read meanwhile cannot be what failed."""
+_ROOM = 1 << 16
+"""Bytes that a task may need before it says anything."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.partial", re.DOTALL)
+
+
+def require_temporary() -> None:
+    """Raise EnvironmentFault unless the folder of temporary files takes one.
+
+    Python takes another folder where it can; the shell that starts a task does not, and says what nobody understands.
+    """
+    folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no temporary file can be written into {folder} ({error.strerror}); make room there, or name another "
+            "folder in TMPDIR"
+        ) from None
 
 
 def write_file(path: Path, content: bytes, *, replace: bool = False, mode: int = 0o666) -> None:

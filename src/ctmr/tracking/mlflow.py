@@ -13,7 +13,8 @@ from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.system.digest import flatten
 from ctmr.system.environment import PARENT_RUN
 from ctmr.system.home import Home, quiet_libraries
-from ctmr.tracking import database
+from ctmr.tracking import database, models
+from ctmr.tracking.attended import close_left
 from ctmr.tracking.moved import lead_home
 
 EXPERIMENT = "ctmr"
@@ -110,6 +111,7 @@ class Tracking:
             # Not set_tracking_uri: it writes the address into the environment, where another home would find it.
             self.client = mlflow.MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.experiment_id = self._experiment()
+        close_left(self)
 
     def _experiment(self) -> str:
         """Return the experiment of a given run, beside which MLflow shows its children, else our own."""
@@ -175,6 +177,17 @@ class Tracking:
         with faults(self.uri):
             found = _or_none(lambda: self.client.get_run(run_id))
         return found is not None and bool(found.info.lifecycle_stage == "active")
+
+    def is_open(self, run_id: str) -> bool:
+        """True when the run is there, and called RUNNING."""
+        with faults(self.uri):
+            found = _or_none(lambda: self.client.get_run(run_id))
+        return found is not None and found.info.status == "RUNNING"
+
+    def reopen(self, run_id: str) -> None:
+        """Call a run RUNNING again that was closed."""
+        with faults(self.uri):
+            self.client.update_run(run_id, "RUNNING")
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -272,8 +285,7 @@ class Tracking:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with faults(self.uri):
             self.artifact(run_id, release, "release")
-            for file in [*sorted(model.glob("*.safetensors")), *sorted(model.glob("*.json"))]:
-                self.artifact(run_id, file, "model")
+            models.keep(self, run_id, model)
             self.artifact(run_id, card)
             first = sorted(p for p in release.iterdir() if p.is_dir())[0]
             with self._current(), mlflow.start_run(run_id=run_id):
@@ -361,3 +373,8 @@ def faults(uri: str) -> Iterator[None]:
     except (MlflowException, OSError, SQLAlchemyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentFault(f"MLflow at {uri} failed: {first[:300]}") from error
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            f"MLflow at {uri} needs the Python package {error.name}, which is not installed; install it, or name the "
+            "driver that is (postgresql+psycopg2://…)"
+        ) from error

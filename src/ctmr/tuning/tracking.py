@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ class StudyRun:
         self.tracking.end(self.parent, "FAILED")
 
     def finish(self, best: Slot, name: str, importances: Mapping[str, float], settings: Path, figures: Path) -> str:
-        """Log the outcome on the parent, close it and return its id.
+        """Log the outcome on the parent and return its id.
 
         Parameters
         ----------
@@ -82,8 +83,13 @@ class StudyRun:
         self.tracking.tag(self.parent, {"objective": name, "best_trial": str(best.number)})
         self.tracking.artifact(self.parent, settings)
         self.tracking.artifact(self.parent, figures, "figures")
-        self.tracking.end(self.parent)
         return self.parent
+
+    def attended(self) -> AbstractContextManager[None]:
+        """Call the study's run RUNNING inside; it goes on after a fault, so that it is not called FAILED."""
+        from ctmr.tracking.attended import attended
+
+        return attended(self.tracking, self.parent, fault="KILLED")
 
     def _parent(self) -> str:
         """Return this study's run, which a killed or finished stage may have begun."""
@@ -98,24 +104,27 @@ class StudyRun:
         return parent
 
     def _log(self, slot: Slot, child: Run | None) -> None:
+        from ctmr.tracking.attended import attended
+
         if child is not None:
-            if child.info.status != "RUNNING":
+            if child.info.status in ("FINISHED", "FAILED"):
                 return
-            # A kill cut it in two.
+            # A kill or a fault cut it in two.
             self.tracking.client.delete_run(child.info.run_id)
         evidence = TrialEvidence.of(self.study.kept(slot))
         run_id = self.tracking.start(trial_name(slot.number), tags=self._tags(slot), parent=self.parent)
-        self.tracking.params(run_id, slot.params)
-        curves = {SCORE: dict(slot.reports)}
-        for step, losses in evidence.losses.items():
-            for name, value in losses.items():
-                curves.setdefault(f"train.{name}", {})[step] = value
-        self._curves(run_id, curves)
-        if evidence.pictures is not None:
-            self._pictures(run_id, slot, evidence)
-        if slot.error:
-            self.tracking.tag(run_id, {"error": slot.error})
-        self.tracking.end(run_id, "FAILED" if slot.state is SlotState.FAILED else "FINISHED")
+        with attended(self.tracking, run_id, fault="KILLED"):
+            self.tracking.params(run_id, slot.params)
+            curves = {SCORE: dict(slot.reports)}
+            for step, losses in evidence.losses.items():
+                for name, value in losses.items():
+                    curves.setdefault(f"train.{name}", {})[step] = value
+            self._curves(run_id, curves)
+            if evidence.pictures is not None:
+                self._pictures(run_id, slot, evidence)
+            if slot.error:
+                self.tracking.tag(run_id, {"error": slot.error})
+            self.tracking.end(run_id, "FAILED" if slot.state is SlotState.FAILED else "FINISHED")
 
     def _tags(self, slot: Slot) -> dict[str, str]:
         mine = bracket(self.recipe, slot.number)

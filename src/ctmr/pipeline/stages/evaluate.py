@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from ctmr.errors import InputError
 from ctmr.networks.model_folder import Description
+from ctmr.pipeline.promotion import require_recorded
 from ctmr.pipeline.stage import Context, Stage, read_record
 from ctmr.pipeline.stages.train import RUN_RECORD
 from ctmr.system.digest import content_digest
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ctmr.evaluation.testset import TestSet
     from ctmr.metrics.stats import Summary
     from ctmr.recipe.recipe import Recipe
+    from ctmr.tracking.mlflow import Tracking
 
 GOLDEN = "golden.npz"
 """One case of the test set with evaluate's own answer; deploy compares the served model with it."""
@@ -138,6 +141,7 @@ class _Champion:
 def _champion(context: Context, test_set: TestSet, candidate: Model) -> _Champion:
     """Return the champion that the option names, as far as it can translate these images."""
     from ctmr.evaluation.candidates import Model
+    from ctmr.tracking import models
     from ctmr.tracking.mlflow import Tracking
 
     option = context.options.get("champion", "")
@@ -146,7 +150,13 @@ def _champion(context: Context, test_set: TestSet, candidate: Model) -> _Champio
     champion: Mapping[str, str] = json.loads(option)
     name = f"version {champion['version']}"
     identity = {key: champion[key] for key in ("name", "version", "digest")}
-    folder = Tracking(context.home).download(champion["run_id"], "model", context.work)
+    require_recorded(context.home, identity)
+    scratch = context.work / "champion"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    folder = models.fetch(Tracking(context.home), champion["run_id"], champion["digest"], scratch)
+    if folder is None:
+        return _Champion(name, identity, uncompared=f"{name} was registered without digests, so nothing can check it")
     direction = test_set.direction
     unlike = Description.read(folder).unlike(candidate.description, direction)
     if unlike:
@@ -270,15 +280,25 @@ def _lineage(context: Context) -> dict[str, str]:
 def _report(context: Context, result: EvaluationResult) -> str:
     """Write the HTML report and figures, and log everything to the model's MLflow run."""
     from ctmr.reports.evaluation import write_report
-    from ctmr.tracking.mlflow import Tracking, held_out_metrics
+    from ctmr.tracking.attended import attended
+    from ctmr.tracking.mlflow import Tracking
 
-    gated, verdict = result.gated, result.verdict
     folder = context.out / "provenance"
     folder.mkdir(exist_ok=True)
+    gated = result.gated
     title = f"{context.recipe.name}: synthetic {gated.direction.target} from {gated.direction.source}"
     files = write_report(result, folder, title, context.inputs["model"])
     run_id = model_run(context.inputs["model"], context.home, context.recipe.name)
     tracking = Tracking(context.home)
+    with attended(tracking, run_id):
+        _log(tracking, run_id, result, [context.out / "verdict.json", context.out / "cases.csv", *files])
+    return run_id
+
+
+def _log(tracking: Tracking, run_id: str, result: EvaluationResult, files: Sequence[Path]) -> None:
+    from ctmr.tracking.mlflow import held_out_metrics
+
+    gated, verdict = result.gated, result.verdict
     tracking.metrics(run_id, held_out_metrics(_means(gated.own)))
     beside = {f"baselines.{who.replace(' ', '_')}": summaries for who, summaries in gated.baselines.items()}
     if gated.as_trained is not None:
@@ -297,11 +317,8 @@ def _report(context: Context, result: EvaluationResult) -> str:
             "protocols": "; ".join(s.protocol.describe() for s in gated.own.values())[:4000],
         },
     )
-    for file in (context.out / "verdict.json", context.out / "cases.csv", *files):
+    for file in files:
         tracking.artifact(run_id, file, "evaluation")
-    if not verdict.passed:
-        tracking.end(run_id, "FINISHED")
-    return run_id
 
 
 def model_run(model: Path, home: Home, recipe: str) -> str:

@@ -37,6 +37,7 @@ def run(context: Context) -> dict[str, Any]:
     GateFailed
         The verdict is not a pass; nothing is registered.
     """
+    from ctmr.tracking.attended import attended
     from ctmr.tracking.mlflow import Tracking
 
     decision = json.loads(context.inputs["decision"].read_text())
@@ -61,13 +62,13 @@ def run(context: Context) -> dict[str, Any]:
         tags = {**first, "verdict": "pass", **{f"onnx_sha256.{direction}": sha for direction, sha in hashes.items()}}
         card = context.out / "model_card.md"
         card.write_text(_card(name, first, specs), encoding="utf-8")
-        if known:
-            version = known.version
-        else:
-            context.report(f"registering {name}", 0.3)
-            version = tracking.register(name, run_id, context.out / "release", model, card, tags)
-        tracking.tag(run_id, {**lineage, "model_version": version})
-        tracking.end(run_id)
+        with attended(tracking, run_id):
+            if known:
+                version = known.version
+            else:
+                context.report(f"registering {name}", 0.3)
+                version = tracking.register(name, run_id, context.out / "release", model, card, tags)
+            tracking.tag(run_id, {**lineage, "model_version": version})
     tree = {
         "name": name,
         "version": version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def run(context: Context) -> dict[str, Any]:
         return torchrun.run(context, processes)
 
     from ctmr.reports.charts import loss_chart
+    from ctmr.tracking.attended import attended
     from ctmr.tracking.mlflow import Tracking
     from ctmr.training.hardware.distributed import team
     from ctmr.training.setup import describe
@@ -46,33 +48,35 @@ def run(context: Context) -> dict[str, Any]:
     description = describe(context.inputs["preprocessed"], recipe)
     provenance = context.out / "provenance"
     provenance.mkdir()
-    with team() as found:
-        data, samples = _data(context, recipe, description)
-        trainer = _trainer(context, recipe, data, samples, found)
-        tracking = Tracking(context.home)
-        run_id = open_run(context, tracking, recipe)
-        if trainer.resume():
-            context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
-        with RunLog(tracking, run_id, trainer.reports, trainer.readings) as log:
-            _train(context, recipe, trainer, samples, log)
-    model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
-    differences = export(context, description, {recipe.direction: trainer.generator(recipe.direction)})
-    write_tables(context.out, trainer.reports, trainer.readings)
-    shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
-    losses = loss_chart(history(trainer.reports), [r.step for r in trainer.reports])
-    (provenance / "losses.png").write_bytes(losses.png)
-    (provenance / "run.json").write_text(json.dumps({"run_id": run_id}) + "\n")
-    for path, folder in (
-        (provenance / "samples", "samples"),
-        (provenance / "losses.png", "figures"),
-        (context.out / "curves.csv", ""),
-        (context.out / "measures.csv", ""),
-        (context.out / "alarms.csv", ""),
-    ):
-        tracking.artifact(run_id, path, folder)
-    tracking.metrics(run_id, {f"export.{k}_onnx_difference": v for k, v in differences.items()})
-    # So that the run is found again where only the content was restored, without provenance.
-    tracking.tag(run_id, {"model_digest": content_digest(context.out)})
+    with ExitStack() as attending:
+        with team() as found:
+            data, samples = _data(context, recipe, description)
+            trainer = _trainer(context, recipe, data, samples, found)
+            tracking = Tracking(context.home)
+            run_id = open_run(context, tracking, recipe)
+            attending.enter_context(attended(tracking, run_id))
+            if trainer.resume():
+                context.report(f"resumed at step {trainer.step}", trainer.step / recipe.train.steps)
+            with RunLog(tracking, run_id, trainer.reports, trainer.readings) as log:
+                _train(context, recipe, trainer, samples, log)
+        model_folder.save(context.out, description, {d: trainer.generator(d) for d in Direction})
+        differences = export(context, description, {recipe.direction: trainer.generator(recipe.direction)})
+        write_tables(context.out, trainer.reports, trainer.readings)
+        shutil.copytree(_sheets(context), provenance / "samples", ignore=shutil.ignore_patterns(".*"))
+        losses = loss_chart(history(trainer.reports), [r.step for r in trainer.reports])
+        (provenance / "losses.png").write_bytes(losses.png)
+        (provenance / "run.json").write_text(json.dumps({"run_id": run_id}) + "\n")
+        for path, folder in (
+            (provenance / "samples", "samples"),
+            (provenance / "losses.png", "figures"),
+            (context.out / "curves.csv", ""),
+            (context.out / "measures.csv", ""),
+            (context.out / "alarms.csv", ""),
+        ):
+            tracking.artifact(run_id, path, folder)
+        tracking.metrics(run_id, {f"export.{k}_onnx_difference": v for k, v in differences.items()})
+        # So that the run is found again where only the content was restored, without provenance.
+        tracking.tag(run_id, {"model_digest": content_digest(context.out)})
     return {
         "steps": recipe.train.steps,
         "directions": [recipe.direction.value],

@@ -75,11 +75,16 @@ def run(context: Context) -> dict[str, Any]:
 
     Starts ``tune.workers`` worker processes; none when others have done all the work.
     """
-    recipe, preprocessed = context.recipe, context.inputs["preprocessed"]
-    name = _score_name(preprocessed, recipe)
-    study = open_study(context.inputs, recipe, context.home)
+    name = _score_name(context.inputs["preprocessed"], context.recipe)
+    study = open_study(context.inputs, context.recipe, context.home)
     study.create()
     tracking = StudyRun(context.home, context.recipe, study)
+    with tracking.attended():
+        return _finish(context, study, tracking, name)
+
+
+def _finish(context: Context, study: Study, tracking: StudyRun, name: str) -> dict[str, Any]:
+    recipe, preprocessed = context.recipe, context.inputs["preprocessed"]
     slots = supervise(
         study, preprocessed, workers=recipe.tune.workers, report=context.report, watch=tracking.log_finished
     )
