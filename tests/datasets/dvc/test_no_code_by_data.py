@@ -11,10 +11,10 @@ import pytest
 
 from ctmr.datasets.dvc import DatasetSource, resolve
 from ctmr.datasets.dvc.commands import CommandFailed, git, guarded
-from ctmr.datasets.dvc.objects import read_pinned
+from ctmr.datasets.dvc.objects import Objects, Pinned, Where, read_pinned
 from ctmr.datasets.dvc.remotes import refuse_programs
 from ctmr.datasets.repository import DataRepository
-from ctmr.errors import InputError
+from ctmr.errors import EnvironmentFault, InputError
 from ctmr.system.git import git_environment, refuse_option
 from ctmr.system.home import Code
 
@@ -145,3 +145,11 @@ def test_dvc_keeps_its_pickles_where_no_repository_can_put_any(home, tmp_path, m
     assert found.stdout.startswith(str(home.root / "dvc"))
     assert (home.root / "dvc").stat().st_mode & 0o777 == 0o700
     assert os.environ["GIT_DIR"] == "/x" and "DVC_SITE_CACHE_DIR" not in os.environ
+
+
+def test_a_kind_of_remote_whose_package_is_not_installed_is_one_sentence(tmp_path):
+    for words in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(words, cwd=tmp_path, check=True)
+    (tmp_path / ".dvc" / "config").write_text("[core]\n  remote = r\n['remote \"r\"']\n  url = ssh://host/folder\n")
+    with pytest.raises(EnvironmentFault, match="ssh is supported, but requires 'dvc-ssh'"):
+        Objects(tmp_path, Pinned("0" * 32 + ".dir", 1, 1)).check(Where.REMOTE, lambda message, fraction=None: None)

@@ -175,7 +175,8 @@ class Objects:
         try:
             with guarded(), Repo(str(self.repository)) as repo:
                 yield _Store(repo.cloud.get_remote_odb() if where is Where.REMOTE else repo.cache.local)
-        except (DvcException, OSError) as error:
+        except (DvcException, OSError, ImportError) as error:
+            # ImportError: a kind of remote, as ssh, whose package is not installed.
             raise EnvironmentFault(f"the {where} of {self.repository} cannot be read: {first_line(error)}") from None
 
 
