@@ -72,6 +72,11 @@ class Domain:
         """Channels that the networks take: of all slices of a stack together."""
         return int(self.images.shape[1]) * (1 if self.stacks is None else int(self.stacks.shape[1]))
 
+    def rows(self, volume: int) -> slice:
+        """Return where a volume's slices are; they lie side by side, in order."""
+        found = (self.volume == volume).nonzero()[:, 0]
+        return slice(int(found[0]), int(found[-1]) + 1)
+
     def take(self, index: Tensor) -> Tensor:
         """Return the slices `index` ``[n]`` as the networks take them, ``[n, S * C, H, W]``."""
         if self.around is None or self.stacks is None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctmr.data.atlases import Atlases, AtlasPlacement
 from ctmr.data.augment import Augmentation, augment, scale_intensity, to_device
 from ctmr.data.domain import Domain, domain_of
 from ctmr.data.shards import SAME_PLACE_MM, Shard, unpack_head
@@ -48,6 +49,8 @@ class TrainingData:
 
     mr: Domain
     ct: Domain
+    placement: AtlasPlacement | None = None
+    """CT volumes brought onto the MR volumes' heads; ``None``: none."""
 
     @classmethod
     def from_shards(
@@ -60,6 +63,7 @@ class TrainingData:
         depth: bool,
         neighbours: int = 0,
         device: torch.device | str = "cpu",
+        placement: AtlasPlacement | None = None,
     ) -> TrainingData:
         """Normalise each volume once and keep the slices with enough head.
 
@@ -78,6 +82,8 @@ class TrainingData:
             head too, as they are when the model is served; beyond its ends the last slice stands in.
         device
             Where the images are held.
+        placement
+            Of these shards' volumes.
 
         Raises
         ------
@@ -92,12 +98,11 @@ class TrainingData:
                 "both must be on one grid, run `ctmr preprocess` again"
             )
         place = torch.device(device)
-        return cls(
-            *(
-                domain_of(shard, normalise, min_head_fraction, depth=depth, neighbours=neighbours, device=place)
-                for shard in (mr, ct)
-            )
+        of_mr, of_ct = (
+            domain_of(shard, normalise, min_head_fraction, depth=depth, neighbours=neighbours, device=place)
+            for shard in (mr, ct)
         )
+        return cls(of_mr, of_ct, placement)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -111,7 +116,7 @@ class TrainingData:
         return self.mr.levels is not None and self.ct.levels is not None
 
     def subset(self, count: int, seed: int) -> TrainingData:
-        """Return `count` slices of each modality, drawn by seed alone."""
+        """Return `count` slices of each modality, drawn by seed alone, without atlases."""
         return TrainingData(self.mr.subset(count, seed), self.ct.subset(count, seed))
 
     def examples(self, count: int) -> Batch:
@@ -140,6 +145,9 @@ class SliceSampler:
     level_slack
         When given, each CT slice is drawn from another subject than the MR slice, at most this many slices away in
         level (the nearest level there is, where none is as close), and both are moved alike. ``None`` draws it freely.
+    atlases
+        With `level_slack`: the CT of each MR slice is one of these in its plane, each as likely, in place of a slice of
+        like level and outline. The caller may exchange them.
     matches
         With `level_slack`: the CT is drawn among this many slices whose head outline is most like the MR's.
     paired
@@ -162,8 +170,10 @@ class SliceSampler:
         level_slack: int | None,
         matches: int = 1_000_000,
         paired: bool = False,
+        atlases: Atlases | None = None,
         rng: torch.Generator,
     ) -> None:
+        self.atlases = atlases if level_slack is not None else None
         self._data = data
         self._matches = matches
         self._batch = batch
@@ -193,6 +203,8 @@ class SliceSampler:
             drawn = self._pairs[torch.randint(len(self._pairs), (self._batch,), generator=self._rng)]
             return self._taken(drawn[:, 0], drawn[:, 1])
         mr = torch.randint(len(self._data.mr.images), (self._batch,), generator=self._rng)
+        if self.atlases is not None:
+            return self._beside_atlases(mr, self.atlases)
         if self._slack is None:
             ct = torch.randint(len(self._data.ct.images), (self._batch,), generator=self._rng)
         else:
@@ -213,9 +225,17 @@ class SliceSampler:
         least = likeness.topk(min(self._matches, likeness.shape[1]), dim=1).values[:, -1:].clamp(min=0.0)
         return torch.multinomial((likeness >= least).float(), 1, generator=self._rng)[:, 0]
 
+    def _beside_atlases(self, mr: Tensor, atlases: Atlases) -> Batch:
+        assert self._data.mr.levels is not None
+        which = torch.randint(atlases.count, (self._batch,), generator=self._rng)
+        ct_stack = atlases.take(self._data.mr.volume[mr], self._data.mr.levels[mr], which)
+        return self._augmented(self._stack(self._data.mr, mr), ct_stack)
+
     def _taken(self, mr: Tensor, ct: Tensor) -> Batch:
+        return self._augmented(self._stack(self._data.mr, mr), self._stack(self._data.ct, ct))
+
+    def _augmented(self, mr_stack: Tensor, ct_stack: Tensor) -> Batch:
         """Augment both modalities: alike where the slices were matched, independently where they were not."""
-        mr_stack, ct_stack = self._stack(self._data.mr, mr), self._stack(self._data.ct, ct)
         split = mr_stack.shape[1]
         if self._slack is None and self._pairs is None:
             mr_stack, ct_stack = self._augment(mr_stack), self._augment(ct_stack)

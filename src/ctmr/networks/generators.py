@@ -1,4 +1,4 @@
-"""Generators: ResNet, two U-Nets and an encoder-decoder without skips, from [-1, 1] to [-1, 1]."""
+"""Generators: ResNet, sub-pixel network, two U-Nets, encoder-decoder without skips, from [-1, 1] to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -79,6 +79,73 @@ class ResNetGenerator(ImageNetwork):
         """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H and W divisible by 4, else InputError."""
         self.require_divisible((x.shape[-2], x.shape[-1]))
         out: Tensor = self.layers(x)
+        return out
+
+
+class SubPixelGenerator(ImageNetwork):
+    """Residual blocks at a quarter of the resolution; pixels become channels on the way down and again pixels up.
+
+    No layer works at full resolution, where a small network spends most of its time: 2×2 pixels become channels before
+    the first convolution and after the last (Shi et al. 2016, arXiv:1609.05158), and at half resolution one skip
+    connection keeps edges.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the two modalities.
+    width
+        Channels at half resolution; the residual blocks have twice as many.
+    blocks
+        Residual blocks.
+    kind
+        Norm.
+    """
+
+    divisor = 4
+    what = "the sub-pixel generator"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 32,
+        blocks: int = 4,
+        kind: LayerNorm = LayerNorm.INSTANCE,
+        _up: Upsampling = Upsampling.TRANSPOSED,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(4 * in_channels, width, 3),
+            norm(width, kind),
+            nn.ReLU(inplace=True),
+        )
+        self.quarter = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * width, 2 * width, 1),
+            norm(2 * width, kind),
+            nn.ReLU(inplace=True),
+            *(ResidualBlock(2 * width, kind) for _ in range(blocks)),
+            nn.Conv2d(2 * width, 4 * width, 1),
+            nn.PixelShuffle(2),
+        )
+        self.head = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(2 * width, width, 3),
+            norm(width, kind),
+            nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(width, 4 * out_channels, 3),
+            nn.PixelShuffle(2),
+            nn.Tanh(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` → ``[N, out_channels, H, W]``; H and W divisible by 4, else InputError."""
+        self.require_divisible((x.shape[-2], x.shape[-1]))
+        half = self.stem(x)
+        out: Tensor = self.head(torch.cat([half, self.quarter(half)], dim=1))
         return out
 
 

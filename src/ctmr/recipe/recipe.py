@@ -93,6 +93,8 @@ class Preprocess(Section):
     """Slices (H, W) when the dataset is pictures."""
     min_head_fraction: Fraction = 0.02
     """Slices with less head than this are not trained on."""
+    atlases: Annotated[int, Field(ge=0)] = 0
+    """CT volumes of other subjects brought onto the head of each MR volume, for the warm-up; 0: none."""
 
     @field_validator("plane")
     @classmethod

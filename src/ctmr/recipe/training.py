@@ -13,6 +13,7 @@ from ctmr.recipe.registry import Registry
 GENERATORS = Registry(
     {
         "resnet": "ctmr.networks.generators:ResNetGenerator",
+        "subpixel": "ctmr.networks.generators:SubPixelGenerator",
         "unet": "ctmr.networks.generators:UNetGenerator",
         "unet_resnet18": "ctmr.networks.generators:UNetResNet18",
         "encoder_decoder": "ctmr.networks.generators:EncoderDecoder",
@@ -73,7 +74,7 @@ class Generator(Section):
     width: Count = 64
     """Channels of the first layer (ngf)."""
     blocks: Count = 9
-    """Residual blocks (resnet), levels (unet, encoder_decoder), or stages of the encoder (unet_resnet18: 1 to 4)."""
+    """Residual blocks (resnet, subpixel), levels (unet, encoder_decoder), or encoder stages (unet_resnet18: 1 to 4)."""
     norm: LayerNorm = LayerNorm.INSTANCE
     upsampling: Upsampling = Upsampling.TRANSPOSED
     rgb: bool = False
@@ -153,6 +154,8 @@ class Warmup(Section):
     """Slices are drawn this close in level."""
     matches: Count = 4
     """Of these, one is drawn among this many whose head outline is most alike."""
+    refine: tuple[Fraction, ...] = ()
+    """Shares of the steps at which ``preprocess.atlases`` are brought onto the translations that there are by then."""
 
 
 class CycleTerms(Section):
@@ -318,22 +321,19 @@ class Layers(StrEnum):
     FAST = "fast"
 
 
-_Switch = Literal["auto"] | bool
-
-
 class Speed(Section):
     """Computation of a step. ``auto`` is what is timed to be fastest here; every way equals float64 in tests."""
 
     layout: Layout = Layout.AUTO
     layers: Layers = Layers.AUTO
     """Instance norm fused with its rectifier, and padding by index, that keep the memory format."""
-    joined: _Switch = "auto"
+    joined: Literal["auto"] | bool = "auto"
     """One pass for fake and identity, and for real and fake, where images do not change each other's output."""
-    fused_adam: _Switch = "auto"
+    fused_adam: Literal["auto"] | bool = "auto"
     """Adam in one kernel for all weights."""
-    compile: _Switch = "auto"
+    compile: Literal["auto"] | bool = "auto"
     """torch.compile of both kinds of network, for the shapes of the training alone."""
-    graphs: _Switch = "auto"
+    graphs: Literal["auto"] | bool = "auto"
     """CUDA graphs: a step's kernels are launched at once. No effect on CPU."""
 
 

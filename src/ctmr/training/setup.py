@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ctmr.data.atlases import ATLASES, AtlasPlacement
 from ctmr.data.domain import require_volumes, target_ranges
 from ctmr.data.manifest import Split
 from ctmr.data.sampling import TrainingData
@@ -19,6 +20,7 @@ from ctmr.recipe.recipe import Recipe
 def training_data(shards: Path, recipe: Recipe) -> TrainingData:
     """Load both training shards, normalised, on the device that is there."""
     ct, mr = (read_shard(shards, Split.TRAIN, m) for m in (Modality.CT, Modality.MR))
+    atlases = shards / Split.TRAIN.value / ATLASES
     return TrainingData.from_shards(
         ct,
         mr,
@@ -27,6 +29,7 @@ def training_data(shards: Path, recipe: Recipe) -> TrainingData:
         depth=recipe.network.discriminator.position,
         neighbours=recipe.network.neighbours,
         device="cuda" if torch.cuda.is_available() else "cpu",
+        placement=AtlasPlacement.read(atlases) if atlases.is_file() else None,
     )
 
 

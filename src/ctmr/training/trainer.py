@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctmr.data.atlases import Atlases
 from ctmr.data.augment import Augmentation
 from ctmr.data.sampling import Batch, SliceSampler, TrainingData
 from ctmr.errors import CtmrError, EnvironmentFault
@@ -33,7 +34,8 @@ from ctmr.training.hardware.fastest import choose
 from ctmr.training.hardware.speed import StepPlan
 from ctmr.training.meters import Failure, Interval
 from ctmr.training.monitor import Monitor
-from ctmr.training.state import data_digest, pack_reports, snapshot, unpack_reports
+from ctmr.training.refinement import refine
+from ctmr.training.state import below, data_digest, pack_reports, snapshot, under, unpack_reports
 
 
 class Trainer:
@@ -105,6 +107,7 @@ class Trainer:
         if train.subset_images:
             subset = data.subset(train.subset_images, train.seed)
             self._first_sampler = self._make_sampler(subset, train.batch, self._rng)
+        self._refined_at = {round(f * train.steps) for f in loss.warmup.refine} if self._sampler.atlases else set()
         self.step = 0
         self.reports: list[StepEvent] = []
         self._interval = Interval()
@@ -161,6 +164,10 @@ class Trainer:
         steps = self._train.steps
         stop = steps if until_step is None else min(until_step, steps)
         while self.step < stop:
+            if self.step in self._refined_at:
+                notice = self._refine()
+                if self._team.leads:
+                    yield notice
             began = time.perf_counter()
             if words := memory.words_of_lack(self._one_step):
                 raise EnvironmentFault(self._too_large(words))
@@ -237,8 +244,19 @@ class Trainer:
             augmentation=Augmentation.of(self._train),
             level_slack=self._loss.warmup.level_slack if self._warmup else None,
             matches=self._loss.warmup.matches,
+            atlases=Atlases(data.mr, data.ct, data.placement) if data.placement and self._warmup else None,
             paired=self._loss.supervised.weight > 0 and self._loss.supervised.pairs is Pairs.SUBJECT,
             rng=rng,
+        )
+
+    def _refine(self) -> NoticeEvent:
+        """Bring the atlases onto the translations that there are now."""
+        assert self._sampler.atlases is not None
+        began = time.perf_counter()
+        self._sampler.atlases = refine(self._sampler.atlases, self.cyclegan.exported[Direction.MR2CT.value])
+        seconds = time.perf_counter() - began
+        return NoticeEvent(
+            self.step, f"the CT volumes follow the translations of step {self.step} now ({seconds:.0f} s)"
         )
 
     def draw(self, step: int) -> Batch:
@@ -354,7 +372,9 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a checkpoint holds: tensors by name, and plain JSON types."""
+        fields = self._sampler.atlases.fields if self._sampler.atlases else ()
         tensors = self.cyclegan.state() | {"rng": self._rng.get_state()}
+        tensors |= under({f"{number:06d}": field for number, field in enumerate(fields)}, "atlases.")
         scalars = {
             "interval": self._interval.state(),
             "reports": pack_reports(self.reports),
@@ -365,6 +385,10 @@ class Trainer:
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         self.cyclegan.restore(found.tensors)
         self._rng.set_state(found.tensors["rng"])
+        fields = below(found.tensors, "atlases.")
+        if self._sampler.atlases is not None:
+            ordered = [fields[name] for name in sorted(fields)]
+            self._sampler.atlases = dataclasses.replace(self._sampler.atlases, fields=ordered)
         self.step = found.step
         self._interval.restore(found.scalars["interval"])
         self.reports = unpack_reports(found.scalars["reports"])

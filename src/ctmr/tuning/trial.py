@@ -226,7 +226,10 @@ def trial_recipe(recipe: Recipe, params: Mapping[str, Any]) -> Recipe:
         # Half a step less, so that rounding never adds one.
         share = (report_steps(recipe)[0] - 0.5) / tune.steps
         changed |= {"subset_images": tune.subset_images, "subset_fraction": share}
-    return tuned.model_copy(update={"train": tuned.train.model_copy(update=changed)})
+    # A registration is worth its time in a training that goes on from it.
+    warmup = tuned.loss.warmup.model_copy(update={"refine": ()})
+    loss = tuned.loss.model_copy(update={"warmup": warmup})
+    return tuned.model_copy(update={"train": tuned.train.model_copy(update=changed), "loss": loss})
 
 
 def scores(preprocessed: Path, recipe: Recipe) -> Iterator[Reported]:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ctmr.data.atlases import AtlasPlacement
 from ctmr.data.manifest import MANIFEST_COLUMNS, Column, Outcome, Split
 from ctmr.data.shards import read_shard
 from ctmr.errors import InputError
@@ -144,6 +145,18 @@ def test_without_steps_shards_are_bit_identical_to_those_of_before(dataset, head
                     dataset.add(split, f"{seed}-{index}", picture_of(volume, index, 5 if index == 20 else 3))
     result = dataset.preprocess(*SMALL, ("preprocess.picture_size", [96, 96]))
     assert shards_digest(result.out) == SHARDS_SHA256[kind]
+
+
+def test_atlases_are_placed_on_the_training_heads_and_change_no_shard(dataset, heads):
+    small_cohort(dataset, heads)
+    plain = dataset.preprocess(*SMALL)
+    assert not (plain.out / "shards/train/atlases.json").exists()
+    before = shards_digest(plain.out)
+    placed = dataset.preprocess(*SMALL, ("preprocess.atlases", 2))
+    found = AtlasPlacement.read(placed.out / "shards/train/atlases.json")
+    assert found.chosen.tolist() == [[0, 0]] and float(found.overlap.min()) > 0.9
+    (placed.out / "shards/train/atlases.json").unlink()
+    assert shards_digest(placed.out) == before
 
 
 def lines(out: Path) -> list[dict[str, str]]:

@@ -55,6 +55,7 @@ def run(context: Context) -> dict[str, Any]:
     shards = _Shards(context, sum(len(g) for g in groups.values()))
     for (split, modality), members in sorted(groups.items()):
         shards.write(preparer, split, modality, members)
+    _place_atlases(context)
     (context.out / "grid.json").write_text(grid.model_dump_json(indent=1) + "\n")
     for name, table, last in (("unusable", shards.unusable, "reason"), ("findings", shards.findings, "sentence")):
         columns = ["image", "split", "modality", last]
@@ -71,6 +72,20 @@ def run(context: Context) -> dict[str, Any]:
         "not_registered": shards.left_alone,
         "findings": len(shards.findings),
     }
+
+
+def _place_atlases(context: Context) -> None:
+    """Bring CT volumes onto the heads of the MR volumes; pictures have no place."""
+    from ctmr.data.atlases import ATLASES, bring_onto
+    from ctmr.data.shards import read_shard
+
+    count, folder = context.recipe.preprocess.atlases, context.out / "shards"
+    if not count or not all((folder / Split.TRAIN.value / f"{m}.json").is_file() for m in Modality):
+        return
+    mr, ct = (read_shard(folder, Split.TRAIN, m) for m in (Modality.MR, Modality.CT))
+    if all(v.affine is not None for v in (*mr.volumes, *ct.volumes)):
+        context.report("bringing CT volumes onto the heads of the MR volumes")
+        bring_onto(mr, ct, count).write(folder / Split.TRAIN.value / ATLASES)
 
 
 def grid_for(recipe: Recipe, rows: Sequence[Row]) -> Grid:
