@@ -23,6 +23,8 @@ GENERATOR_QUEUE = 256
 VOLUME_QUEUE = 16
 """Volumes that may wait; each lies whole in the server's memory."""
 
+GRAPH = "model.onnx"
+"""Of generator and range, as Triton wants it named."""
 SCRIPT = "model.py"
 """The volume model's program: it follows the installed ctmr, so an upgrade can be deployed under the same number."""
 SPEC = "spec.json"
@@ -80,7 +82,7 @@ class Release:
         found = hashlib.sha256(content).hexdigest()
         if found != wanted:
             raise InputError(f"{path} has sha256 {found[:12]}…, the spec says {wanted[:12]}…; export the model again")
-        return {"model.onnx": content}
+        return {GRAPH: content}
 
 
 def write_version(repository: Path, release: Release, *, reshape: bool = False) -> bool:
@@ -245,6 +247,12 @@ def models(repository: Path) -> tuple[str, ...]:
     """Return every Triton model of the repository that a starting server should load; no leftover candidates."""
     names = {p.parent.name for p in repository.glob("*/config.pbtxt")}
     return tuple(sorted(n for n in names if not is_candidate(n)))
+
+
+def served_models(repository: Path) -> tuple[str, ...]:
+    """Return ``<registered name>_<direction>`` of every model whose version policy names a version."""
+    found = (n.removesuffix(Part.VOLUME) for n in models(repository) if n.endswith(Part.VOLUME))
+    return tuple(model for model in found if served_versions(repository, model))
 
 
 def leftover_candidates(repository: Path) -> tuple[str, ...]:

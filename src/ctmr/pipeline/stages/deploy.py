@@ -17,6 +17,7 @@ from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Unit, Volume
 from ctmr.pipeline.promotion import (
     REPLACE_UNCOMPARED,
+    ROLLED_BACK,
     Contender,
     is_unfinished,
     promote,
@@ -53,7 +54,8 @@ def run(context: Context) -> dict[str, Any]:
     with registry_lock(context.home):
         recover(context.home, tracking)
         champion = tracking.champion(candidate.name, candidate.alias)
-        why_not = candidate.why_not(champion, reason)
+        rolled_back = tracking.version(candidate.name, candidate.version).tags.get(ROLLED_BACK, "")
+        why_not = candidate.why_not(champion, reason, rolled_back)
         if champion is not None and champion.digest == candidate.digest:
             candidate = replace(candidate, version=champion.version)
         releases = _releases(context, tree["directions"], candidate)
