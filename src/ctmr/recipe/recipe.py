@@ -239,6 +239,19 @@ class Register(Section):
     alias: str = "champion"
 
 
+class Shadow(Section):
+    """Comparison of the live version with the one that is to follow it, before it does."""
+
+    folder: str | None = None
+    """Folder whose files and DICOM folders both versions translate beside the golden case; ``null``: that one alone."""
+    cases: Count = 8
+    """Images of the folder, by name, at most."""
+    max_mean_hu: NonNegative | None = None
+    """Largest mean absolute difference of an image (output unit for pictures); ``null``: recorded, not limited."""
+    max_p99_hu: NonNegative | None = None
+    """The same for the 99th percentile of the absolute difference."""
+
+
 class Deploy(Section):
     """Triton."""
 
@@ -250,6 +263,7 @@ class Deploy(Section):
     """Larger volumes are refused by the server, because memory grows with the message."""
     golden_tolerance_hu: NonNegative = 1.0
     """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
+    shadow: Shadow = Shadow()
 
 
 _DEFAULT_GATE: dict[str, Any] = {
