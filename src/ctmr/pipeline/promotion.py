@@ -139,6 +139,7 @@ def promote(
     tracking: Tracking,
     client: TritonClient,
     url: str = "",
+    repository: str = "",
     reason: str = "",
     rollback: str = "",
 ) -> list[RolloutReport]:
@@ -155,6 +156,8 @@ def promote(
         Golden inference, called with a served model's name and a version.
     url
         Address of a Triton that is not the embedded one.
+    repository
+        Where that one loads from, unless from the home.
     reason
         Recorded: why a champion is replaced uncompared.
     rollback
@@ -177,8 +180,9 @@ def promote(
         "uncompared": reason,
         "rollback": rollback,
     }
+    where = {"url": url, "repository": repository}
     standings = [Standing.of(home.model_repository, release.model) for release in releases]
-    _write_journal(home, {"entry": entry, "url": url, "standings": [s.to_json() for s in standings]})
+    _write_journal(home, {"entry": entry, **where, "standings": [s.to_json() for s in standings]})
     # Whoever is champion already is to be served, whatever stands in its place.
     reshape = bool(reason or rollback) or (before is not None and before.version == candidate.version)
 
@@ -190,7 +194,7 @@ def promote(
         for release in releases:
             commit = move if release is releases[-1] else _nothing
             reports.append(deploy(client, home.model_repository, release, prove, commit=commit, reshape=reshape))
-        _settle(home, tracking, entry, url)
+        _settle(home, tracking, entry, where)
     except BaseException:
         with suppress(CtmrError):
             recover(home, tracking)
@@ -257,15 +261,16 @@ def recover(home: Home, tracking: Tracking | None = None) -> str:
     from ctmr.tracking.mlflow import Tracking
 
     entry, url = journal["entry"], journal["url"]
+    where = server_of(journal)
     tracking = tracking or Tracking(home)
     now = tracking.champion(entry["model"], entry["alias"])
     forward = now is not None and now.version == entry["version"]
     answers = url or EmbeddedTriton(home.triton).status()
-    with connect(home, url) if answers else nullcontext() as client:
+    with connect(home, **where) if answers else nullcontext() as client:
         for standing in (Standing.from_json(tree) for tree in journal["standings"]):
             _serve(home, client, standing, entry["version"], forward)
     if forward:
-        _settle(home, tracking, entry, url)
+        _settle(home, tracking, entry, where)
     _journal(home).unlink(missing_ok=True)
     did = "finished" if forward else "undone"
     return f"the promotion of {entry['model']} version {entry['version']} had not ended; it was {did}"
@@ -284,11 +289,11 @@ def _serve(home: Home, client: TritonClient | None, standing: Standing, version:
         confirm(client, repository, standing)
 
 
-def _settle(home: Home, tracking: Tracking, entry: Mapping[str, str], url: str) -> None:
+def _settle(home: Home, tracking: Tracking, entry: Mapping[str, str], where: Mapping[str, str]) -> None:
     """Say of a version that was rolled back that it was, and record; doing it twice changes nothing."""
     if entry.get("rollback"):
         tracking.tag_version(entry["model"], entry["previous"], {ROLLED_BACK: entry["rollback"][:_TAG]})
-    record(home, {**entry, "url": url})
+    record(home, {**entry, **where})
 
 
 def record(home: Home, entry: Mapping[str, str]) -> None:
@@ -314,6 +319,11 @@ def promotions(home: Home) -> list[dict[str, Any]]:
 def latest_promotions(home: Home) -> dict[str, dict[str, Any]]:
     """Return registered model → its latest line in the home's record."""
     return {line["model"]: line for line in promotions(home) if "model" in line}
+
+
+def server_of(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return what `ctmr.serving.server.connect` needs to reach the server that a line of the record speaks of."""
+    return {key: str(line.get(key, "")) for key in ("url", "repository")}
 
 
 def is_unfinished(home: Home) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import CtmrError
-from ctmr.pipeline.promotion import latest_promotions, record, recover, registry_lock
+from ctmr.pipeline.promotion import latest_promotions, record, recover, registry_lock, server_of
 from ctmr.pipeline.registered import releases_of
 from ctmr.system.home import Home
 
@@ -76,17 +76,17 @@ def _converge(
 ) -> Iterator[str]:
     from ctmr.serving.server import connect
 
-    name, url = line["model"], line.get("url", "")
+    name, where = line["model"], server_of(line)
     if champion is None:
         yield f"MLflow has no {line['alias']} of {name}; what Triton serves of it stays"
         return
     releases = releases_of(home, tracking, champion, folder)
-    with connect(home, url or None) as client:
+    with connect(home, **where) as client:
         for release in releases:
             yield from _serve(home, client, release)
     if line["version"] != champion.version:
         entry = {"model": name, "alias": line["alias"], "version": champion.version, "digest": champion.digest}
-        record(home, {**entry, "previous": line["version"], "uncompared": "", "url": url, "reconciled": "true"})
+        record(home, {**entry, "previous": line["version"], "uncompared": "", **where, "reconciled": "true"})
         yield f"the record says version {champion.version} instead of {line['version'] or 'nothing'}"
 
 

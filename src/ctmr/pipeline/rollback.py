@@ -17,6 +17,7 @@ from ctmr.pipeline.promotion import (
     promote,
     recover,
     registry_lock,
+    server_of,
 )
 from ctmr.pipeline.registered import releases_of
 from ctmr.system.home import Home
@@ -58,7 +59,7 @@ def roll_back(home: Home, model: str, reason: str) -> dict[str, Any]:
     with registry_lock(home), tempfile.TemporaryDirectory(prefix="ctmr-") as folder:
         recover(home, tracking)
         line = _line_of(home, model)
-        name, alias, url = line["model"], line["alias"], line.get("url", "")
+        name, alias, where = line["model"], line["alias"], server_of(line)
         champion = tracking.champion(name, alias)
         if champion is None:
             raise InputError(f"{name} has no champion, so there is nothing to go back from; deploy a version")
@@ -72,7 +73,7 @@ def roll_back(home: Home, model: str, reason: str) -> dict[str, Any]:
         version = tracking.version(name, before)
         releases = releases_of(home, tracking, version, Path(folder))
         earlier = Contender(name, version.version, version.digest, alias, True, identity(champion), False, "")
-        with connect(home, url or None) as client:
+        with connect(home, **where) as client:
             promote(
                 earlier,
                 releases,
@@ -80,7 +81,7 @@ def roll_back(home: Home, model: str, reason: str) -> dict[str, Any]:
                 home=home,
                 tracking=tracking,
                 client=client,
-                url=url,
+                **where,
                 rollback=reason.strip(),
             )
     return {

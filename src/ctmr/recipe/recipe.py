@@ -257,6 +257,8 @@ class Deploy(Section):
 
     url: str | None = None
     """gRPC address of a running Triton; ``null``: the embedded one."""
+    repository: str | None = None
+    """Folder or ``s3://bucket/prefix`` that this Triton loads from; ``null``: ``triton/models`` of the home."""
     chunk: Annotated[int, Field(ge=1, le=64)] = 8
     """Slices the volume model sends to the generator at a time."""
     max_voxels: Count = 64 * 1024 * 1024
@@ -264,6 +266,12 @@ class Deploy(Section):
     golden_tolerance_hu: NonNegative = 1.0
     """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
     shadow: Shadow = Shadow()
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Deploy:
+        if self.repository and not self.url:
+            raise ValueError("repository needs url: the embedded server loads from the home")
+        return self
 
 
 _DEFAULT_GATE: dict[str, Any] = {

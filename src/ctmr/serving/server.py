@@ -244,13 +244,23 @@ def answers(running: Running) -> bool:
         client.close()
 
 
-def connect(home: Home, url: str | None) -> TritonClient:
+def connect(home: Home, url: str | None, repository: str | None = None) -> TritonClient:
     """Return a client of the server at an address, or of the home's own, which is started and supervised if need be.
 
     The key that controls a server elsewhere is taken from ``CTMR_TRITON_CONTROL_KEY``.
+
+    Parameters
+    ----------
+    repository
+        Where a server elsewhere loads from (`ctmr.serving.mirror`); ``None``: from this home.
     """
     if url:
-        return TritonClient(url, control_key=os.environ.get(TRITON_CONTROL_KEY, ""))
+        key = os.environ.get(TRITON_CONTROL_KEY, "")
+        if repository:
+            from ctmr.serving.mirror import MirroringClient, mirror_of
+
+            return MirroringClient(url, mirror_of(repository), home.model_repository, control_key=key)
+        return TritonClient(url, control_key=key)
     triton = EmbeddedTriton(home.triton)
     client = triton.client(home.model_repository)
     triton.supervise(home.model_repository, home.registry_lock)

@@ -61,7 +61,7 @@ def run(context: Context) -> dict[str, Any]:
         if champion is not None and champion.digest == candidate.digest:
             candidate = replace(candidate, version=champion.version)
         releases = _releases(context, tree["directions"], candidate)
-        with connect(context.home, context.recipe.deploy.url) as client:
+        with connect(context.home, context.recipe.deploy.url, context.recipe.deploy.repository) as client:
             if why_not:
                 summary = _left_alone(client, releases[-1]) | {"reason": why_not}
             else:
@@ -144,6 +144,7 @@ def _roll_out(
         tracking=tracking,
         client=client,
         url=deploy.url or "",
+        repository=deploy.repository or "",
         reason=reason,
     )
     spec = releases[-1].spec
