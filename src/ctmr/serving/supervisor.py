@@ -77,12 +77,15 @@ class Supervisor:
 
     def watch(self) -> None:
         """Watch until the record names another supervisor, or none."""
+        said = ""
         while self._is_recorded():
             # Whatever fails now is tried again; a supervisor that ends of a fault helps nobody.
             try:
                 self.look()
             except (CtmrError, OSError) as error:
-                print(f"{type(error).__name__}: {error}", flush=True)
+                if str(error) != said:
+                    said = str(error)
+                    print(f"{type(error).__name__}: {said}", flush=True)
             time.sleep(LOOK_S)
 
     def look(self) -> None:
