@@ -32,6 +32,7 @@ def test_the_address_of_pipelines_that_are_down_is_a_fault(home):
 
 def test_every_service_has_its_row(home):
     expected = [("triton", "down", ""), ("mlflow", "down", home.tracking_uri), ("pipelines", "down", "")]
+    expected.append(("supervisor", "down", ""))
     for rows in (services.status(home), services.down(home)):
         assert [(r["name"], r["state"], r["address"]) for r in rows] == expected
 

@@ -36,7 +36,8 @@ def world(first_run: World, monkeypatch: pytest.MonkeyPatch) -> World:
 def test_the_first_run_registers_and_serves_a_version(world: World) -> None:
     assert world.versions() == ["1"]
     assert world.live() == "1"
-    assert world.first.results["deploy"].summary["golden_difference"] <= 1.0
+    deployed = world.first.results["deploy"].summary
+    assert deployed["golden_difference"] <= 1.0 and deployed["shadow"]["left_out"] == "no other version was live"
 
 
 def test_the_verdict_says_that_fidelity_was_not_measured(world: World) -> None:

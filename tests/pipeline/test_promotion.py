@@ -72,6 +72,14 @@ def test_the_champion_itself_is_always_served_again(candidate: Contender) -> Non
     assert candidate.why_not(MINE, "") == ""
 
 
+def test_a_version_that_was_rolled_back_comes_back_by_a_persons_word_alone() -> None:
+    said = NEW.why_not(OLD, "", "bone where air is")
+    assert said == (
+        "version 2 was rolled back (bone where air is); a person decides: `ctmr deploy --replace-uncompared REASON`"
+    )
+    assert NEW.why_not(OLD, "it was the scanner", "bone where air is") == ""
+
+
 def test_the_persons_word_is_an_option_of_deploy() -> None:
     assert set(stages.load("deploy").options) == {REPLACE_UNCOMPARED}
 
@@ -151,7 +159,7 @@ def test_a_promotion_moves_the_alias_once_the_rollout_is_proven_and_is_recorded(
 def test_a_persons_reason_is_recorded_in_tags_and_record(home: Home, rolled: list[str]) -> None:
     registry = Registry()
     run(home, registry, UNCOMPARED, reason="we changed the grid")
-    assert registry.tags == {"replaces": "1", "replaced_uncompared": "we changed the grid"}
+    assert registry.tags == {"replaces": "1", "replaced_uncompared": "we changed the grid", "rolled_back": ""}
     assert promotions(home)[0]["uncompared"] == "we changed the grid" and rolled == ["live reshaped"]
 
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +145,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Ending in peace is test_embedded's business; here it would only take time.
     os.kill(triton.status().process.pid, signal.SIGKILL)
     triton.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, exported: list[Exported]) -> Iterator[Any]:
+    """A home with a real Triton and a real MLflow, version 1 champion and live."""
+    from tests.serving.promoting import made_place
+
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("the bundled Triton is not installed")
+    with made_place(tmp_path_factory.mktemp("promoting"), exported) as made:
+        yield made

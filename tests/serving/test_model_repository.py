@@ -54,6 +54,32 @@ def test_the_configuration_suits_both_servers(exported, tmp_path):
         assert "max_queue_size" in config and "runtime:" not in config and "KIND_GPU" not in config
 
 
+def test_the_generator_alone_is_hastened_and_warmed_up_and_triton_understands_how(exported, tmp_path):
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    read = {p: text_format.Parse((tmp_path / f"{MODEL}{p}" / "config.pbtxt").read_text(), ModelConfig()) for p in Part}
+    (accelerator,) = read[Part.GENERATOR].optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert (
+        accelerator.parameters["precision_mode"] == "FP16" and accelerator.parameters["trt_engine_cache_enable"] == "1"
+    )
+    (warm_up,) = read[Part.GENERATOR].model_warmup
+    shapes = {name: list(entry.dims) for name, entry in warm_up.inputs.items()}
+    assert shapes == {i.name: list(i.dims) for i in read[Part.GENERATOR].input}
+    # The percentiles of a volume must stay those of float32.
+    assert not read[Part.RANGE].HasField("optimization") and not read[Part.VOLUME].model_warmup
+
+
+def test_a_repository_from_before_the_options_takes_a_further_version(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 7))
+    config = tmp_path / MODEL / "config.pbtxt"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith(("optimization", "model_warmup"))))
+    assert repo.write_version(tmp_path, exported[1].release(MODEL, 8))
+
+
 def test_pictures_are_served_in_8_bit_and_ct_in_16(exported, tmp_path):
     spec = exported[0].spec.model_copy(
         update={

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import multiprocessing
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,132 +16,22 @@ import pytest
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.pipeline import promotion
-from ctmr.pipeline.promotion import Contender, is_unfinished, promote, promotions, recover, registry_lock
-from ctmr.serving import model_repository as repo
+from ctmr.pipeline.promotion import promote, promotions, registry_lock
 from ctmr.serving.client import TritonClient
 from ctmr.serving.export import export_translator
 from ctmr.serving.model_repository import Release
 from ctmr.serving.rollout import canary
-from ctmr.serving.server import PORTS, EmbeddedTriton
-from ctmr.system.home import Home
-from ctmr.tracking.mlflow import TAG, Tracking
-from tests.serving.conftest import CHANNELS, Exported, tiny_translator
+from ctmr.serving.server import EmbeddedTriton
+from ctmr.tracking.mlflow import Tracking
+from tests.serving.conftest import CHANNELS, tiny_translator
+from tests.serving.promoting import NAME, SERVED, Place, client_of, deploy_here, start
 
 FAULTS = 50 if os.environ.get("CTMR_DRILL") == "full" else 6
 pytestmark = [pytest.mark.slow, pytest.mark.drill, pytest.mark.timeout(120 * FAULTS + 1080)]
 
 SEED = 20261130
-NAME, ALIAS, SERVED = "tiny", "champion", "tiny_mr2ct"
 CALLS = ("alias", "tag_version", "champion", "deploy", "record", "proof")
 """What may fail in a process that lives on; a number after it says at which call."""
-
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Gives each process what was imported once: starting Python and importing MLflow take longer than a deployment."""
-PROCESSES.set_forkserver_preload(["tests.serving.test_promotion_faults", "mlflow", "sqlalchemy.orm", "alembic.command"])
-
-
-def client_of(home: Home) -> TritonClient:
-    """Return a client that may control the home's server, which is started on free ports."""
-    return EmbeddedTriton(home.triton).client(home.model_repository, dict.fromkeys(PORTS, 0))
-
-
-@dataclass
-class Place:
-    """A home with a registry and a Triton, and two models that take turns."""
-
-    home: Home
-    models: list[Exported]
-    count: int = 0
-
-    def tracking(self) -> Tracking:
-        return Tracking(self.home)
-
-    def next(self) -> tuple[Contender, Release]:
-        """Register one more version, compared with today's champion."""
-        self.count += 1
-        tracking = self.tracking()
-        champion = tracking.champion(NAME, ALIAS)
-        digest = f"digest{self.count}"
-        made = tracking.client.create_model_version(NAME, "runs:/0/model", tags={f"{TAG}model_digest": digest})
-        known = promotion.identity(champion)
-        candidate = Contender(NAME, str(made.version), digest, ALIAS, True, known, False, "")
-        return candidate, self.models[self.count % 2].release(SERVED, int(made.version))
-
-    def disagreement(self) -> str:
-        """Do what `ctmr up` does, then return how registry, Triton and record differ; empty when they agree."""
-        served = client_of(self.home)
-        with registry_lock(self.home):
-            recover(self.home)
-        champion = self.tracking().champion(NAME, ALIAS)
-        with served as client:
-            live = client.live_version(SERVED)
-        recorded = promotions(self.home)[-1]["version"] if promotions(self.home) else None
-        found = (champion.version if champion else None, live, recorded)
-        left = repo.leftover_candidates(self.home.model_repository)
-        agree = len(set(found)) == 1 and not left and not is_unfinished(self.home)
-        return "" if agree else f"registry, Triton, record: {found}; left: {left}, {is_unfinished(self.home)}"
-
-
-def deploy_here(home: Home, candidate: Contender, release: Release) -> None:
-    """Do what the stage deploy does, with a proof that only asks whether the version answers."""
-    tracking, served = Tracking(home), client_of(home)
-    with registry_lock(home), served as client:
-        recover(home, tracking)
-        if candidate.why_not(tracking.champion(NAME, ALIAS), ""):
-            return
-
-        def prove(name: str, version: str) -> None:
-            spec, _ = client.spec(name, version)
-            assert spec.generator_sha256 == release.spec.generator_sha256
-
-        promote(candidate, [release], prove, home=home, tracking=tracking, client=client)
-
-
-def deploy_as_a_process(home: Home, candidate: Contender, release: Release, said: Path, ready: Connection) -> None:
-    """Deploy in a process of its own, which may be killed; what it says goes into a file."""
-    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    ready.send(True)
-    deploy_here(home, candidate, release)
-
-
-@dataclass
-class Deployment:
-    """A deployment in a process of its own."""
-
-    process: Any
-    said: Path
-
-    def end(self) -> tuple[int | None, str]:
-        """Wait for it; return its exit code and what it said."""
-        self.process.join(300)
-        return self.process.exitcode, self.said.read_text()
-
-
-def start(home: Home, candidate: Contender, release: Release) -> Deployment:
-    here, there = PROCESSES.Pipe(duplex=False)
-    said = home.root.parent / f"said{candidate.version}.txt"
-    process = PROCESSES.Process(target=deploy_as_a_process, args=(home, candidate, release, said, there))
-    process.start()
-    there.close()
-    here.recv()
-    return Deployment(process, said)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, exported: list[Exported]) -> Iterator[Place]:
-    if importlib.util.find_spec("pytriton") is None:
-        pytest.skip("the bundled Triton is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "CTMR_PARENT_RUN"):
-            patch.delenv(name, raising=False)
-        home = Home(tmp_path_factory.mktemp("faults") / "home")
-        home.root.mkdir()
-        made = Place(home, exported)
-        made.tracking().client.create_registered_model(NAME)
-        deploy_here(home, *made.next())
-        assert made.disagreement() == "" and promotions(home)[-1]["version"] == "1"
-        yield made
-        EmbeddedTriton(home.triton).stop()
 
 
 def kill_deployment(place: Place, chance: random.Random, seconds: float) -> None:

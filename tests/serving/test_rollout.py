@@ -18,6 +18,7 @@ from ctmr.serving import model_repository as repo
 from ctmr.serving.client import TritonClient
 from ctmr.serving.rollout import RolloutFailed, canary, deploy, revive, silent_models
 from ctmr.tracking.names import Part
+from tests.serving.load import Load
 
 pytestmark = pytest.mark.slow
 
@@ -54,55 +55,6 @@ def all_parts(version):
     return {(part.value, version) for part in Part}
 
 
-class Load:
-    """Two hospitals that ask all the time; counts answers by version and keeps whatever went wrong."""
-
-    def __init__(self, server, model, array, wanted):
-        self.server, self.model, self.array, self.wanted = server, model, array, wanted
-        self.answers, self.errors, self.stop = [], [], threading.Event()
-
-    def ask(self):
-        import tritonclient.grpc as triton
-
-        volume = triton.InferInput("volume", self.array.shape, "UINT16")
-        volume.set_data_from_numpy(self.array)
-        with triton.InferenceServerClient(self.server.endpoint.grpc) as client:
-            while not self.stop.is_set():
-                try:
-                    answer = client.infer(f"{self.model}_volume", [volume])
-                    version = int(answer.as_numpy("generator_version")[0])
-                    difference = np.abs(answer.as_numpy("translation") - self.wanted[version]).max()
-                    self.answers.append((str(version), difference))
-                    time.sleep(0.005)
-                except Exception as error:
-                    self.errors.append(str(error))
-
-    def __enter__(self):
-        self.threads = [threading.Thread(target=self.ask) for _ in range(2)]
-        for thread in self.threads:
-            thread.start()
-        self.wait_for_answers()
-        return self
-
-    def wait_for_answers(self, more=6):
-        goal, end = len(self.answers) + more, time.monotonic() + 30
-        while len(self.answers) < goal and time.monotonic() < end:
-            time.sleep(0.01)
-
-    def __exit__(self, *_):
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
-
-    @property
-    def versions(self):
-        return {version for version, _ in self.answers}
-
-    @property
-    def lost_nothing(self):
-        return not self.errors and len(self.answers) > 12 and max(d for _, d in self.answers) < 0.55
-
-
 @pytest.fixture(scope="module")
 def live(server, exported):
     """A model whose version 2 is live; a failed rollout leaves it so."""
@@ -125,7 +77,7 @@ def as_before(server, client, live):
 
 def test_a_version_that_fails_its_proof_is_never_answered_with(server, client, live, exported, array, prover):
     wanted = {2: exported[0].by_torch(array)}
-    with Load(server, live, array, wanted) as load, pytest.raises(RolloutFailed) as caught:
+    with Load(server.endpoint.grpc, live, array, wanted) as load, pytest.raises(RolloutFailed) as caught:
         deploy(client, server.repository, exported[1].release(live, 3), prover(0))
     assert load.lost_nothing and load.versions == {"2"}, load.errors[:3]
     report = caught.value.report
@@ -144,7 +96,7 @@ def test_a_version_that_fails_only_under_its_real_name_is_rolled_back(
             raise CtmrError("wrong in the end")
 
     wanted = {2: exported[0].by_torch(array), new: exported[1].by_torch(array)}
-    with Load(server, live, array, wanted) as load:
+    with Load(server.endpoint.grpc, live, array, wanted) as load:
         with pytest.raises(RolloutFailed, match="wrong in the end; version 2 is still live"):
             deploy(client, server.repository, exported[1].release(live, new), prove)
         load.wait_for_answers()
@@ -218,7 +170,7 @@ def test_an_older_version_takes_over_under_load_without_losing_a_call(server, cl
 
 
 def change_under_load(server, client, model, release, prove, wanted, previous):
-    with Load(server, model, prove.array, wanted) as load:
+    with Load(server.endpoint.grpc, model, prove.array, wanted) as load:
         report = deploy(client, server.repository, release, prove)
         load.wait_for_answers()
     assert not report.reason and (report.previous, report.live) == (previous, release.version)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from ctmr.cli import dataset, images, pipeline, recipes
+from ctmr.cli import champions, dataset, images, pipeline, recipes
 from ctmr.cli.compare import compare
 from ctmr.cli.options import AsJson, RunnerName, Settings, runner_of
 from ctmr.cli.stages import add_stages, run
@@ -63,7 +63,8 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     first: tuple[Callable[..., None], ...] = (demo, run)
-    rest = (compare, images.phantom, images.synthesize, images.lineage, up, status, down, pipeline.submit)
+    made = (compare, images.phantom, images.synthesize, images.lineage)
+    rest = (*made, up, status, down, champions.rollback, champions.reconcile, pipeline.submit)
     for command in first:
         app.command()(command)
     add_stages(app)

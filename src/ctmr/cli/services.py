@@ -25,19 +25,21 @@ def up(home: Home) -> list[ServiceRow]:
     from ctmr.tracking import database
     from ctmr.tracking.mlflow import faults
 
-    EmbeddedTriton(home.triton).start(home.model_repository)
+    triton = EmbeddedTriton(home.triton)
+    triton.start(home.model_repository)
+    triton.supervise(home.model_repository, home.registry_lock)
     if file := database.file_of(home.tracking_uri):
         with faults(home.tracking_uri):
             database.make(file)
     mlflow_ui(home).start()
     pipelines(home).start()
     if is_unfinished(home):
-        with registry_lock(home, busy="a deployment is under way; wait until it has ended"):
+        with registry_lock(home, busy="a deployment, or the supervisor, is at work; wait until it has ended"):
             recover(home)
-    with EmbeddedTriton(home.triton).client(home.model_repository) as client:
+    with triton.client(home.model_repository) as client:
         for model in silent_models(client, home.model_repository, deadline_s=_CANARY_S):
-            # What cannot be helped is shown below.
-            with contextlib.suppress(CtmrError):
+            # What cannot be helped is shown below; who holds the lock sees to it.
+            with contextlib.suppress(CtmrError), registry_lock(home, busy="a deployment is under way"):
                 revive(client, home.model_repository, model)
     return status(home)
 
@@ -51,10 +53,16 @@ def status(home: Home) -> list[ServiceRow]:
     from ctmr.serving.client import TritonClient
     from ctmr.serving.rollout import silent_models
     from ctmr.serving.server import EmbeddedTriton, Endpoint
+    from ctmr.serving.supervision import Supervision
 
     triton = ""
     silent: tuple[str, ...] = ()
-    if running := EmbeddedTriton(home.triton).status():
+    embedded = EmbeddedTriton(home.triton)
+    watched = {"state": "down", "address": ""}
+    if home.triton.is_dir():
+        state = "running" if embedded.supervisor().running() else "down"
+        watched = {"state": state, "address": Supervision.read(home.triton).sentence()}
+    if running := embedded.status():
         where = Endpoint.of(running)
         triton = f"gRPC {where.grpc}, metrics {where.metrics}"
         with TritonClient(where.grpc) as client:
@@ -65,6 +73,7 @@ def status(home: Home) -> list[ServiceRow]:
         *({"name": model, "state": "silent", "address": "`ctmr up` starts it again"} for model in silent),
         _row("mlflow", mlflow_ui(home), without_secrets(home.tracking_uri)),
         _row("pipelines", pipelines(home)),
+        {"name": "supervisor", **watched},
         *([more] if is_unfinished(home) else []),
     ]
 

@@ -1,5 +1,7 @@
 """Promotion: a model becomes champion inside one lock, once its rollout was proven, or nothing has changed.
 
+Going back to an earlier champion (`ctmr.pipeline.rollback`) is the same transaction.
+
 The registry's alias says who is champion. A journal, written before Triton is touched, lets the next command that takes
 the lock finish or undo what a killed one left: where the alias has moved the version is served, else the old one is.
 """
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
 REPLACE_UNCOMPARED = "replace_uncompared"
 """Stage option of deploy: why a champion that a model could not be compared with is replaced all the same."""
 OPTION = "--" + REPLACE_UNCOMPARED.replace("_", "-")
+_A_PERSON_DECIDES = f"; a person decides: `ctmr deploy {OPTION} REASON`"
+REPLACES = "replaces"
+"""Tag of a champion: the version before it, or `NONE`."""
+NONE = "none"
+ROLLED_BACK = "rolled_back"
+"""Tag of a version that was champion and was taken back: why; empty once a person has promoted it again."""
+
+
+_TAG = 4000
+"""Characters that a tag of MLflow may have, and a few to spare."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Contender:
     uncompared: bool
     stays: str
 
-    def why_not(self, champion: Version | None, reason: str) -> str:
+    def why_not(self, champion: Version | None, reason: str, rolled_back: str = "") -> str:
         """Return why the version must not become champion, empty when it may, or is.
 
         Parameters
@@ -68,6 +80,8 @@ class Contender:
             Today's.
         reason
             A person's, for replacing a champion that it could not be compared with; empty when nobody gave one.
+        rolled_back
+            Why the version was rolled back before; only a person promotes it again.
 
         Raises
         ------
@@ -84,8 +98,9 @@ class Contender:
                 f"{self.version} was judged: {self.stays}"
             )
         if not self.replaces_champion and not (self.uncompared and reason):
-            more = f"; a person decides: `ctmr deploy {OPTION} REASON`" if self.uncompared else ""
-            return self.stays + more
+            return self.stays + (_A_PERSON_DECIDES if self.uncompared else "")
+        if rolled_back and not reason:
+            return f"version {self.version} was rolled back ({rolled_back}){_A_PERSON_DECIDES}"
         self.require(champion)
         return ""
 
@@ -111,7 +126,7 @@ def identity(champion: Version | None) -> dict[str, str] | None:
 def registry_lock(home: Home, *, busy: str = "") -> Iterator[None]:
     """Hold the lock in which versions are registered, rolled out and promoted; without `busy`, wait for it."""
     home.root.mkdir(parents=True, exist_ok=True)
-    with locked(home.root / "registry.lock", busy=busy, mode=0o600):
+    with locked(home.registry_lock, busy=busy, mode=0o600):
         yield
 
 
@@ -124,7 +139,9 @@ def promote(
     tracking: Tracking,
     client: TritonClient,
     url: str = "",
+    repository: str = "",
     reason: str = "",
+    rollback: str = "",
 ) -> list[RolloutReport]:
     """Roll out every direction of a version, then make it champion; the caller holds `registry_lock`.
 
@@ -139,8 +156,12 @@ def promote(
         Golden inference, called with a served model's name and a version.
     url
         Address of a Triton that is not the embedded one.
+    repository
+        Where that one loads from, unless from the home.
     reason
         Recorded: why a champion is replaced uncompared.
+    rollback
+        Recorded: why the champion is taken back; empty when this is no rollback.
 
     Raises
     ------
@@ -157,11 +178,13 @@ def promote(
         "digest": candidate.digest,
         "previous": before.version if before else "",
         "uncompared": reason,
+        "rollback": rollback,
     }
+    where = {"url": url, "repository": repository}
     standings = [Standing.of(home.model_repository, release.model) for release in releases]
-    _write_journal(home, {"entry": entry, "url": url, "standings": [s.to_json() for s in standings]})
+    _write_journal(home, {"entry": entry, **where, "standings": [s.to_json() for s in standings]})
     # Whoever is champion already is to be served, whatever stands in its place.
-    reshape = bool(reason) or (before is not None and before.version == candidate.version)
+    reshape = bool(reason or rollback) or (before is not None and before.version == candidate.version)
 
     def move() -> None:
         _move(candidate, tracking, before, entry)
@@ -171,7 +194,7 @@ def promote(
         for release in releases:
             commit = move if release is releases[-1] else _nothing
             reports.append(deploy(client, home.model_repository, release, prove, commit=commit, reshape=reshape))
-        _record(home, entry)
+        _settle(home, tracking, entry, where)
     except BaseException:
         with suppress(CtmrError):
             recover(home, tracking)
@@ -196,9 +219,10 @@ def _move(candidate: Contender, tracking: Tracking, before: Version | None, entr
         return
     if identity(now) != identity(before):
         candidate.require(now)
-    tracking.tag_version(name, version, {"replaces": entry["previous"] or "none"})
+    if not entry["rollback"]:
+        tracking.tag_version(name, version, {REPLACES: entry["previous"] or NONE})
     if entry["uncompared"]:
-        tracking.tag_version(name, version, {"replaced_uncompared": entry["uncompared"][:4000]})
+        tracking.tag_version(name, version, {"replaced_uncompared": entry["uncompared"][:_TAG], ROLLED_BACK: ""})
     failed: CtmrError | None = None
     try:
         tracking.alias(name, alias, version)
@@ -237,14 +261,16 @@ def recover(home: Home, tracking: Tracking | None = None) -> str:
     from ctmr.tracking.mlflow import Tracking
 
     entry, url = journal["entry"], journal["url"]
-    now = (tracking or Tracking(home)).champion(entry["model"], entry["alias"])
+    where = server_of(journal)
+    tracking = tracking or Tracking(home)
+    now = tracking.champion(entry["model"], entry["alias"])
     forward = now is not None and now.version == entry["version"]
     answers = url or EmbeddedTriton(home.triton).status()
-    with connect(home, url) if answers else nullcontext() as client:
+    with connect(home, **where) if answers else nullcontext() as client:
         for standing in (Standing.from_json(tree) for tree in journal["standings"]):
             _serve(home, client, standing, entry["version"], forward)
     if forward:
-        _record(home, entry)
+        _settle(home, tracking, entry, where)
     _journal(home).unlink(missing_ok=True)
     did = "finished" if forward else "undone"
     return f"the promotion of {entry['model']} version {entry['version']} had not ended; it was {did}"
@@ -263,7 +289,14 @@ def _serve(home: Home, client: TritonClient | None, standing: Standing, version:
         confirm(client, repository, standing)
 
 
-def _record(home: Home, entry: Mapping[str, str]) -> None:
+def _settle(home: Home, tracking: Tracking, entry: Mapping[str, str], where: Mapping[str, str]) -> None:
+    """Say of a version that was rolled back that it was, and record; doing it twice changes nothing."""
+    if entry.get("rollback"):
+        tracking.tag_version(entry["model"], entry["previous"], {ROLLED_BACK: entry["rollback"][:_TAG]})
+    record(home, {**entry, **where})
+
+
+def record(home: Home, entry: Mapping[str, str]) -> None:
     """Append a promotion to the home's record, unless it is the model's latest one already."""
     lines = [line for line in promotions(home) if line["model"] == entry["model"]]
     if lines and all(
@@ -298,6 +331,16 @@ def require_recorded(home: Home, champion: Mapping[str, str]) -> None:
             f"{champion['digest'][:12]}…, and {home.promotions} says that it was promoted as "
             f"{known[-1]['digest'][:12]}…; nothing of it was loaded, ask who changed it"
         )
+
+
+def latest_promotions(home: Home) -> dict[str, dict[str, Any]]:
+    """Return registered model → its latest line in the home's record."""
+    return {line["model"]: line for line in promotions(home) if "model" in line}
+
+
+def server_of(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return what `ctmr.serving.server.connect` needs to reach the server that a line of the record speaks of."""
+    return {key: str(line.get(key, "")) for key in ("url", "repository")}
 
 
 def is_unfinished(home: Home) -> bool:

@@ -239,17 +239,39 @@ class Register(Section):
     alias: str = "champion"
 
 
+class Shadow(Section):
+    """Comparison of the live version with the one that is to follow it, before it does."""
+
+    folder: str | None = None
+    """Folder whose files and DICOM folders both versions translate beside the golden case; ``null``: that one alone."""
+    cases: Count = 8
+    """Images of the folder, by name, at most."""
+    max_mean_hu: NonNegative | None = None
+    """Largest mean absolute difference of an image (output unit for pictures); ``null``: recorded, not limited."""
+    max_p99_hu: NonNegative | None = None
+    """The same for the 99th percentile of the absolute difference."""
+
+
 class Deploy(Section):
     """Triton."""
 
     url: str | None = None
     """gRPC address of a running Triton; ``null``: the embedded one."""
+    repository: str | None = None
+    """Folder or ``s3://bucket/prefix`` that this Triton loads from; ``null``: ``triton/models`` of the home."""
     chunk: Annotated[int, Field(ge=1, le=64)] = 8
     """Slices the volume model sends to the generator at a time."""
     max_voxels: Count = 64 * 1024 * 1024
     """Larger volumes are refused by the server, because memory grows with the message."""
     golden_tolerance_hu: NonNegative = 1.0
     """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
+    shadow: Shadow = Shadow()
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Deploy:
+        if self.repository and not self.url:
+            raise ValueError("repository needs url: the embedded server loads from the home")
+        return self
 
 
 _DEFAULT_GATE: dict[str, Any] = {

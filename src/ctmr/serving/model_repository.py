@@ -23,12 +23,15 @@ GENERATOR_QUEUE = 256
 VOLUME_QUEUE = 16
 """Volumes that may wait; each lies whole in the server's memory."""
 
+GRAPH = "model.onnx"
+"""Of generator and range, as Triton wants it named."""
 SCRIPT = "model.py"
 """The volume model's program: it follows the installed ctmr, so an upgrade can be deployed under the same number."""
 SPEC = "spec.json"
 """What the version is. Its settings of deployment and lineage may be written anew under the same number."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+_OPTIONS = re.compile(r"^(?:optimization|model_warmup) .*\n", re.MULTILINE)
 _POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
 
 
@@ -80,7 +83,7 @@ class Release:
         found = hashlib.sha256(content).hexdigest()
         if found != wanted:
             raise InputError(f"{path} has sha256 {found[:12]}…, the spec says {wanted[:12]}…; export the model again")
-        return {"model.onnx": content}
+        return {GRAPH: content}
 
 
 def write_version(repository: Path, release: Release, *, reshape: bool = False) -> bool:
@@ -247,6 +250,12 @@ def models(repository: Path) -> tuple[str, ...]:
     return tuple(sorted(n for n in names if not is_candidate(n)))
 
 
+def served_models(repository: Path) -> tuple[str, ...]:
+    """Return ``<registered name>_<direction>`` of every model whose version policy names a version."""
+    found = (n.removesuffix(Part.VOLUME) for n in models(repository) if n.endswith(Part.VOLUME))
+    return tuple(model for model in found if served_versions(repository, model))
+
+
 def leftover_candidates(repository: Path) -> tuple[str, ...]:
     """Return the Triton models that an interrupted rollout left behind."""
     return tuple(sorted({p.parent.name for p in repository.glob("*/config.pbtxt")} - set(models(repository))))
@@ -286,10 +295,37 @@ def _config(release: Release, part: Part) -> str:
             *(f'input [ {{ name: "{n}" data_type: {t} dims: [ {d} ]{optional} }} ]' for n, t, d in inputs),
             *(f'output [ {{ name: "{n}" data_type: {t} dims: [ {d} ] }} ]' for n, t, d in outputs),
             f"instance_group [ {{ kind: {kind} count: 1 }} ]",
+            *(_options(spec) if part is Part.GENERATOR else ()),
             f"dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT max_queue_size: {queue} }} }}",
             _policy({release.version}),
             "",
         ]
+    )
+
+
+def _options(spec: ServedSpec) -> tuple[str, str]:
+    """Return how the generator is run: by TensorRT where the server's ONNX Runtime has it and a GPU, and warmed up.
+
+    The embedded server's backend passes TensorRT over. Building an engine takes minutes, so it is kept in the server's
+    own ``/tmp``. A warm-up is answered before a version counts as loaded.
+    """
+    (height, width), c = spec.grid.size, spec.channels
+    # The folder is of the server's container.
+    engine = {
+        "precision_mode": "FP16",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/tmp",
+    }
+    parameters = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in engine.items())
+    zeros = {"slices": f"{spec.stacked_channels}, {height}, {width}", "range": f"{c}, 2"}
+    inputs = " ".join(
+        f'inputs {{ key: "{name}" value {{ data_type: TYPE_FP32 dims: [ {dims} ] zero_data: true }} }}'
+        for name, dims in zeros.items()
+    )
+    accelerator = f'gpu_execution_accelerator [ {{ name: "tensorrt" {parameters} }} ]'
+    return (
+        f"optimization {{ execution_accelerators {{ {accelerator} }} }}",
+        f'model_warmup [ {{ name: "one slice" batch_size: 1 {inputs} }} ]',
     )
 
 
@@ -298,5 +334,5 @@ def _policy(wanted: set[str]) -> str:
 
 
 def without_policy(config: str) -> str:
-    """Return a config.pbtxt without the versions that it names."""
-    return _POLICY.sub("", config)
+    """Return a config.pbtxt without the versions that it names, and without how fast it runs: what callers meet."""
+    return _POLICY.sub("", _OPTIONS.sub("", config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,10 @@ def deploy(
     return RolloutReport(release.model, release.version, previous, live, "")
 
 
-def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADLINE_S) -> str:
-    """Translate a small made-up volume by the live version and return that version.
+def canary(
+    client: TritonClient, model: str, version: str | None = None, *, deadline_s: float = CANARY_DEADLINE_S
+) -> str:
+    """Translate a small made-up volume by a version, the live one unless it is named, and return that version.
 
     Triton keeps calling a model ready after the process behind it died; only an inference notices.
 
@@ -200,7 +202,7 @@ def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADL
         No answer in time, or an answer that is the same everywhere.
     """
     end = time.monotonic() + deadline_s
-    spec, version = client.spec(model, deadline_s=deadline_s)
+    spec, version = client.spec(model, version, deadline_s=deadline_s)
     answer = client.translate_array(model, probe(spec), version, deadline_s=max(0.001, end - time.monotonic()))
     if answer.min() == answer.max():
         raise EnvironmentFault(
@@ -209,16 +211,27 @@ def canary(client: TritonClient, model: str, *, deadline_s: float = CANARY_DEADL
     return version
 
 
+def canary_proof(client: TritonClient, releases: Sequence[Release]) -> Prove:
+    """Return the proof of versions that were proven by a golden case before: they answer, and are what they were."""
+    wanted = {release.version: {r.spec.generator_sha256 for r in releases} for release in releases}
+
+    def prove(name: str, version: str) -> None:
+        spec, _ = client.spec(name, version)
+        if spec.generator_sha256 not in wanted[version]:
+            raise EnvironmentFault(f"{name} version {version} is served from another graph than it was registered with")
+        canary(client, name, version)
+
+    return prove
+
+
 def silent_models(client: TritonClient, repository: Path, *, deadline_s: float = CANARY_DEADLINE_S) -> tuple[str, ...]:
     """Return the models that the repository says are live and that no canary gets an answer from."""
     found = []
-    for name in repo.models(repository):
-        model = name.removesuffix(Part.VOLUME)
-        if name.endswith(Part.VOLUME) and repo.served_versions(repository, model):
-            try:
-                canary(client, model, deadline_s=deadline_s)
-            except CtmrError:
-                found.append(model)
+    for model in repo.served_models(repository):
+        try:
+            canary(client, model, deadline_s=deadline_s)
+        except CtmrError:
+            found.append(model)
     return tuple(found)
 
 
@@ -235,10 +248,16 @@ def revive(client: TritonClient, repository: Path, model: str) -> str:
     return canary(client, model)
 
 
+def clear_candidates(client: TritonClient | None, repository: Path, model: str) -> tuple[str, ...]:
+    """Unload and remove what an interrupted rollout left of a model's candidate; returns the Triton models."""
+    found = tuple(left for left in repo.leftover_candidates(repository) if left.startswith(candidate_name(model)))
+    for left in found:
+        _forget(client, repository, left)
+    return found
+
+
 def _prove_as_candidate(client: TritonClient, repository: Path, release: Release, prove: Prove) -> None:
-    for left in repo.leftover_candidates(repository):
-        if left.startswith(candidate_name(release.model)):
-            _forget(client, repository, left)
+    clear_candidates(client, repository, release.model)
     candidate = release.as_candidate()
     try:
         repo.write_version(repository, candidate)
@@ -312,9 +331,7 @@ def restore(client: TritonClient | None, repository: Path, standing: Standing, t
 
 def withdraw(client: TritonClient | None, repository: Path, standing: Standing, tried: str) -> None:
     """Remove what a rollout that was killed left of a version: its candidate, and its folders where it made them."""
-    for left in repo.leftover_candidates(repository):
-        if left.startswith(candidate_name(standing.model)):
-            _forget(client, repository, left)
+    clear_candidates(client, repository, standing.model)
     if tried not in standing.there:
         repo.remove_version(repository, standing.model, tried)
 

@@ -1,4 +1,4 @@
-"""The tritonserver of the nvidia-pytriton wheel as a daemon on loopback: start, status, stop."""
+"""The tritonserver of the nvidia-pytriton wheel as a daemon on loopback: start, supervise, status, stop."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from ctmr.system.processes import Process, end, running_programs
 START_TIMEOUT_S = 120.0
 EXIT_TIMEOUT_S = 10
 """How long the server lets requests end that it has begun."""
+CANARY_EVERY_S = 15.0
+"""Between the supervisor's canaries."""
 WHEEL = "nvidia-pytriton==0.7.0"
 PORTS: Ports = {"grpc": 8001, "metrics": 8002}
 RESTRICTED = "model-repository,shared-memory,trace,logging"
@@ -53,7 +55,7 @@ class EmbeddedTriton:
     Parameters
     ----------
     state_dir
-        Holds ``triton.json``, ``triton.log``, ``control.key`` and the assembled backends.
+        Holds ``triton.json``, ``triton.log``, ``control.key``, the assembled backends, and the supervisor's record.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -95,8 +97,38 @@ class EmbeddedTriton:
         """Return the server if its process lives, else None."""
         return self.daemon().running()
 
+    def restart(self, repository: Path) -> Endpoint:
+        """End the server if it still runs and start it where it was, so that its clients find it again."""
+        last = self.daemon().recorded()
+        self.daemon().stop()
+        return self.start(repository, last.ports if last else PORTS)
+
+    def supervise(self, repository: Path, lock: Path, *, every_s: float = CANARY_EVERY_S) -> Running:
+        """Start the supervisor unless it runs (`ctmr.serving.supervisor`); it ends with `stop`.
+
+        Parameters
+        ----------
+        lock
+            Held while it starts something again, and by whoever changes what is served.
+        every_s
+            Between canaries.
+        """
+        return self.supervisor(repository.resolve(), lock.resolve(), every_s).start()
+
+    def supervisor(self, repository: Path = Path(), lock: Path = Path(), every_s: float = CANARY_EVERY_S) -> Daemon:
+        """Return the supervisor; to find or stop it, any repository and lock will do."""
+        words = (str(self.state_dir), str(repository), str(lock), str(every_s))
+
+        def launch(ports: Ports, server_id: str) -> Launch:
+            return Launch([sys.executable, "-m", "ctmr.serving.supervisor", *words], dict(os.environ))
+
+        return Daemon("the supervisor of Triton", self.state_dir / "supervisor", {}, launch, answers=_lives)
+
     def stop(self) -> bool:
-        """Stop the server and everything it started; False when none was running."""
+        """Stop the supervisor, then the server and everything it started; False when no server was running."""
+        if self.state_dir.is_dir():
+            # First, or it would start again what ends.
+            self.supervisor().stop()
         return self.daemon().stop()
 
     def daemon(self, repository: Path = Path(), ports: Ports = PORTS, timeout_s: float = START_TIMEOUT_S) -> Daemon:
@@ -199,6 +231,10 @@ class EmbeddedTriton:
         )
 
 
+def _lives(running: Running) -> bool:
+    return running.process.lives
+
+
 def answers(running: Running) -> bool:
     """Return whether the server is ready; another one that took its port answers under another name."""
     import tritonclient.grpc as triton
@@ -214,14 +250,27 @@ def answers(running: Running) -> bool:
         client.close()
 
 
-def connect(home: Home, url: str | None) -> TritonClient:
-    """Return a client of the server at an address, or of the home's own, which is started if need be.
+def connect(home: Home, url: str | None, repository: str | None = None) -> TritonClient:
+    """Return a client of the server at an address, or of the home's own, which is started and supervised if need be.
 
     The key that controls a server elsewhere is taken from ``CTMR_TRITON_CONTROL_KEY``.
+
+    Parameters
+    ----------
+    repository
+        Where a server elsewhere loads from (`ctmr.serving.mirror`); ``None``: from this home.
     """
     if url:
-        return TritonClient(url, control_key=os.environ.get(TRITON_CONTROL_KEY, ""))
-    return EmbeddedTriton(home.triton).client(home.model_repository)
+        key = os.environ.get(TRITON_CONTROL_KEY, "")
+        if repository:
+            from ctmr.serving.mirror import MirroringClient, mirror_of
+
+            return MirroringClient(url, mirror_of(repository), home.model_repository, control_key=key)
+        return TritonClient(url, control_key=key)
+    triton = EmbeddedTriton(home.triton)
+    client = triton.client(home.model_repository)
+    triton.supervise(home.model_repository, home.registry_lock)
+    return client
 
 
 def _bundle() -> Path:

@@ -155,7 +155,7 @@ class Daemon:
 
     def running(self) -> Running | None:
         """Return the server if its process lives."""
-        running = self._recorded()
+        running = self.recorded()
         return running if running is not None and running.process.lives else None
 
     def answering(self) -> Running | None:
@@ -187,9 +187,8 @@ class Daemon:
                     break
             last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
             where = ", ".join(str(port) for port in ports.values())
-            raise EnvironmentFault(
-                f"{self.title} did not come up on port {where}: {last[:_LAST_WORDS]} (its log is {self.log})"
-            )
+            place = f" on port {where}" if where else ""
+            raise EnvironmentFault(f"{self.title} did not come up{place}: {last[:_LAST_WORDS]} (its log is {self.log})")
 
     def stop(self) -> bool:
         """Stop it and everything of its session; False when it did not run.
@@ -234,7 +233,7 @@ class Daemon:
 
     def _end(self) -> None:
         """End the recorded server and clear up; also when it was killed, or nobody can read the record any more."""
-        running = self._recorded()
+        running = self.recorded()
         if running is not None:
             end(running.process, STOP_TIMEOUT_S)
         self.clear()
@@ -242,12 +241,13 @@ class Daemon:
             end_session(running.process, STOP_TIMEOUT_S)
         self.record.unlink(missing_ok=True)
 
-    def _recorded(self) -> Running | None:
+    def recorded(self) -> Running | None:
+        """Return the server that was started last and not stopped, also when its process has ended since."""
         try:
             tree = json.loads(self.record.read_text())
             # Records were once without "boot", and of servers with one port without "ports" and "server_id".
             process = Process(int(tree.pop("pid")), int(tree.pop("started")), str(tree.pop("boot", boot_id())))
-            ports = tree.pop("ports", None) or {HTTP: tree.pop("port")}
+            ports = tree.pop("ports") if "ports" in tree else {HTTP: tree.pop("port")}
             server_id = str(tree.pop("server_id", ""))
             if tree.pop(_FOLDER, None) not in (None, identity(self.state.parent)):
                 # The home is a copy, and the process is the original's.

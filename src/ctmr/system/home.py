@@ -63,6 +63,11 @@ class Home:
         return self.root / "synthetic.jsonl"
 
     @property
+    def registry_lock(self) -> Path:
+        """Lock in which versions are registered, rolled out, promoted, and started again."""
+        return self.root / "registry.lock"
+
+    @property
     def promotions(self) -> Path:
         """One JSON line for each model that became champion."""
         return self.root / "promotions.jsonl"

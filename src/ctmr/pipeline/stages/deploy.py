@@ -17,6 +17,7 @@ from ctmr.errors import CtmrError, EnvironmentFault, InputError
 from ctmr.imaging.volume import Unit, Volume
 from ctmr.pipeline.promotion import (
     REPLACE_UNCOMPARED,
+    ROLLED_BACK,
     Contender,
     is_unfinished,
     promote,
@@ -39,6 +40,8 @@ _UNIT_WORD = {Unit.HU: "HU", Unit.GREY8: "grey levels", Unit.ARBITRARY: "units"}
 def run(context: Context) -> dict[str, Any]:
     """Roll the version out, make it champion, and write ``deployment.json``.
 
+    Before it meets a caller it is compared with the version that is live (`ctmr.serving.shadow`).
+
     Every direction's golden case starts from the source files (a DICOM series, say), goes through the client, the
     served graphs and back to the native voxels, and must equal evaluate's own answer within
     ``deploy.golden_tolerance_hu``. Only then, and in the same lock, the champion's alias moves. A version that does not
@@ -53,11 +56,12 @@ def run(context: Context) -> dict[str, Any]:
     with registry_lock(context.home):
         recover(context.home, tracking)
         champion = tracking.champion(candidate.name, candidate.alias)
-        why_not = candidate.why_not(champion, reason)
+        rolled_back = tracking.version(candidate.name, candidate.version).tags.get(ROLLED_BACK, "")
+        why_not = candidate.why_not(champion, reason, rolled_back)
         if champion is not None and champion.digest == candidate.digest:
             candidate = replace(candidate, version=champion.version)
         releases = _releases(context, tree["directions"], candidate)
-        with connect(context.home, context.recipe.deploy.url) as client:
+        with connect(context.home, context.recipe.deploy.url, context.recipe.deploy.repository) as client:
             if why_not:
                 summary = _left_alone(client, releases[-1]) | {"reason": why_not}
             else:
@@ -108,9 +112,14 @@ def _roll_out(
     tracking: Tracking,
     reason: str,
 ) -> dict[str, Any]:
+    from ctmr.serving import shadow
+    from ctmr.tracking.names import candidate_name
+
     golden = _Golden.read(context.inputs["golden"], context.inputs["raw"])
     deploy = context.recipe.deploy
     differences: list[float] = []
+    shadows: dict[str, Any] = {}
+    served = {candidate_name(release.model): release.model for release in releases}
 
     def prove(name: str, number: str) -> None:
         differences.append(golden.difference(client, name, number))
@@ -119,6 +128,10 @@ def _roll_out(
                 f"golden case {golden.case}: the served answer differs from evaluate's by {differences[-1]:g}, "
                 f"at most {deploy.golden_tolerance_hu:g} is allowed"
             )
+        if live := served.get(name):
+            found = shadow.compare(client, live, name, number, (golden.case, golden.volumes), deploy.shadow)
+            found.require(deploy.shadow)
+            shadows[live] = found.to_json()
 
     for release in releases:
         _repair(client, context.home, release.model)
@@ -131,6 +144,7 @@ def _roll_out(
         tracking=tracking,
         client=client,
         url=deploy.url or "",
+        repository=deploy.repository or "",
         reason=reason,
     )
     spec = releases[-1].spec
@@ -144,6 +158,7 @@ def _roll_out(
         "golden_case": golden.case,
         "golden_unit": _UNIT_WORD[spec.target.unit],
         "golden_difference": max(differences),
+        "shadow": shadows[releases[-1].model],
         "onnx_sha256": spec.generator_sha256,
     }
 
@@ -241,5 +256,5 @@ STAGE = Stage(
     summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
-    version=2,
+    version=3,
 )
