@@ -10,8 +10,15 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.robustness import head_levels
 from ctmr.evaluation.testset import TestSet, spread
+from ctmr.imaging.calibration import (
+    SLICES,
+    Calibration,
+    calibrate,
+    head_levels,
+    mirrored_difference,
+    series_figure,
+)
 from ctmr.imaging.hounsfield import CLIP_HU
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
@@ -108,6 +115,47 @@ class UncertaintyResult:
         }
 
 
+@dataclass(frozen=True)
+class CalibrationResult:
+    """Figures and errors of held-out images, and the map between them.
+
+    Attributes
+    ----------
+    unit
+        Of both.
+    cases
+        Image, figure, mean absolute error inside the head.
+    calibration
+        The map; ``None``: `reason` says why there is none.
+    """
+
+    unit: Unit
+    cases: tuple[tuple[str, float, float], ...]
+    calibration: Calibration | None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "unit": self.unit.value,
+            "cases": [{"case": c, "figure": float(f"{f:.6g}"), "error": float(f"{e:.6g}")} for c, f, e in self.cases],
+            "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
+            "reason": self.reason,
+        }
+
+    @property
+    def words(self) -> str:
+        """A sentence for the report."""
+        if self.calibration is None:
+            return f"The uncertainty of a whole series is not calibrated: {self.reason}."
+        known = self.calibration
+        return (
+            f"The uncertainty of a whole series goes with its error: rank correlation {known.rank_correlation:.2f} "
+            f"over {known.cases} held-out images; the error that it lets expect of an image left out of the fit is off "
+            f"by {known.left_out_error:.0f} {self.unit.value} on average."
+        )
+
+
 def uncertainty(test_set: TestSet, model: Model, recipe: Recipe) -> UncertaintyResult | None:
     """Say where the model is uncertain, and whether that is where it errs.
 
@@ -160,6 +208,35 @@ def uncertainty(test_set: TestSet, model: Model, recipe: Recipe) -> UncertaintyR
     return UncertaintyResult(test_set.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
 
 
+def calibrate_series(test_set: TestSet, model: Model, recipe: Recipe) -> CalibrationResult:
+    """Fit the map from a series' figure to its error, as the served model computes the figure.
+
+    Both are taken inside the head on the model's grid, in `SLICES` slices of every image that has a truth, at most
+    ``evaluate.uncertainty.calibration_cases`` of them.
+    """
+    unit, most = test_set.target_unit, recipe.evaluate.uncertainty.calibration_cases
+    if not test_set.has_pairs:
+        return CalibrationResult(unit, (), None, "no held-out image has a truth that compares")
+    cases = tuple(_calibrated_on(test_set, model, index) for index in spread(test_set.indices(0), most))
+    found = calibrate([f for _, f, _ in cases], [e for _, _, e in cases], unit)
+    if isinstance(found, str):
+        return CalibrationResult(unit, cases, None, found)
+    return CalibrationResult(unit, cases, found)
+
+
+def _calibrated_on(test_set: TestSet, model: Model, index: int) -> tuple[str, float, float]:
+    case = test_set.case(index)
+    assert case.truth is not None, "only pairs are calibrated on"
+    levels = head_levels(case.head, SLICES)
+    head = case.head[levels]
+    made = model.translate(case.array, levels)
+    mirrored = model.translate(np.ascontiguousarray(case.array[..., ::-1]), levels)[..., ::-1]
+    truth = case.on_grid(case.truth)[levels].astype(np.float32)
+    limits = CLIP_HU if test_set.target_unit is Unit.HU else (-np.inf, np.inf)
+    error = np.abs(np.clip(made, *limits) - np.clip(truth, *limits))
+    return case.name, series_figure(mirrored_difference(made, mirrored), head), series_figure(error, head)
+
+
 def sparsification(values: NDArray[Any], errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean error of the voxels that remain at each coverage, when the largest values are left out first.
 
@@ -175,7 +252,7 @@ def _maps(
 ) -> dict[str, NDArray[np.float32]]:
     mirrored = model.translate(np.ascontiguousarray(array[..., ::-1]), levels)[..., ::-1]
     trained, again = model.cycle(array, levels)
-    flip = (np.abs(made - mirrored) / 2).astype(np.float32)
+    flip = mirrored_difference(made, mirrored)
     cycle = np.abs(trained - again).mean(axis=1).astype(np.float32)
 
     def scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
 from ctmr.recipe.evaluation import Lesions, Robustness, Uncertainty
+from ctmr.recipe.limits import UncertaintyLimits
 from ctmr.recipe.training import (
     Loss,
     Network,
@@ -250,6 +251,7 @@ class Deploy(Section):
     """Larger volumes are refused by the server, because memory grows with the message."""
     golden_tolerance_hu: NonNegative = 1.0
     """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
+    uncertainty: UncertaintyLimits = UncertaintyLimits()
 
 
 _DEFAULT_GATE: dict[str, Any] = {

@@ -13,8 +13,9 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import ctmr
 from ctmr.errors import EnvironmentFault
-from ctmr.serving.client import CONTROL_HEADER, NO_PROXY, TritonClient
+from ctmr.serving.client import CONTROL_HEADER, NO_PROXY, Tls, TritonClient
 from ctmr.serving.model_repository import models
 from ctmr.system.daemon import LOOPBACK, Daemon, Launch, Ports, Running
 from ctmr.system.environment import TRITON_CONTROL_KEY
@@ -183,6 +184,8 @@ class EmbeddedTriton:
             ),
             "HOME": str(self.state_dir),
             "LC_ALL": "C.UTF-8",
+            # Volume models bring images onto the grid by this very package, also where another one is installed.
+            "TRITON_STUB_PACKAGES": str(Path(ctmr.__file__).parents[1]),
             # Byte code beside model.py would make Triton take the version for changed and load it again.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -214,7 +217,7 @@ def connect(home: Home, url: str | None) -> TritonClient:
     The key that controls a server elsewhere is taken from ``CTMR_TRITON_CONTROL_KEY``.
     """
     if url:
-        return TritonClient(url, control_key=os.environ.get(TRITON_CONTROL_KEY, ""))
+        return TritonClient(url, control_key=os.environ.get(TRITON_CONTROL_KEY, ""), tls=Tls.of_environment())
     return EmbeddedTriton(home.triton).client(home.model_repository)
 
 

@@ -77,11 +77,13 @@ def _releases(context: Context, directions: Sequence[str], candidate: Contender)
     from ctmr.serving.model_repository import Release
     from ctmr.tracking.names import served_name
 
+    limits = context.recipe.deploy.uncertainty
     settings = {"chunk": context.recipe.deploy.chunk, "max_voxels": context.recipe.deploy.max_voxels}
     found = []
     for name in directions:
         folder = context.inputs["registered"] / "release" / name
         spec = ServedSpec.from_json((folder / "spec.json").read_text()).model_copy(update=settings)
+        spec = spec.with_limits(limits.flag_above_hu, limits.refuse_above_hu)
         served = served_name(candidate.name, spec.direction)
         graphs = folder / "generator.onnx", folder / "range.onnx"
         found.append(Release(served, candidate.version, *graphs, spec))

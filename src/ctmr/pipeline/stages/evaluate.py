@@ -69,7 +69,7 @@ def _measure(context: Context) -> EvaluationResult:
     from ctmr.evaluation.lesions import lesion_tests
     from ctmr.evaluation.result import EvaluationResult
     from ctmr.evaluation.robustness import robustness_sweep
-    from ctmr.evaluation.uncertainty import uncertainty
+    from ctmr.evaluation.uncertainty import calibrate_series, uncertainty
 
     recipe = context.recipe
     test_set, model = _open(context)
@@ -90,6 +90,7 @@ def _measure(context: Context) -> EvaluationResult:
     robustness = robustness_sweep(test_set, model, recipe)
     context.report("uncertainty", 0.87)
     certainty = uncertainty(test_set, model, recipe)
+    calibration = calibrate_series(test_set, model, recipe)
     information = [t.sentence() for t in lesions] + ([other] if isinstance(other, str) else [])
     return EvaluationResult(
         gated=gated,
@@ -98,6 +99,7 @@ def _measure(context: Context) -> EvaluationResult:
         lesions=tuple(lesions),
         robustness=robustness,
         uncertainty=certainty,
+        calibration=calibration,
         champion=known.name,
         compared_with=known.identity,
         lineage=_lineage(context),
@@ -195,6 +197,7 @@ def _write(out: Path, result: EvaluationResult) -> None:
         "compared_with": result.compared_with,
         "uncompared": verdict.uncompared,
         "stays": verdict.stays,
+        "calibration": result.calibration.to_dict()["calibration"] if result.calibration else None,
     }
     _write_json(out / "decision.json", decision)
     _write_cases(out / "cases.csv", gated.cases)
@@ -344,6 +347,6 @@ STAGE = Stage(
     sections=("direction", "evaluate", "gate"),
     run=run,
     summary_line=summary_line,
-    version=7,
+    version=8,
     files=_files,
 )
