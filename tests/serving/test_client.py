@@ -181,7 +181,7 @@ def test_images_of_the_wrong_kind_are_refused(client, head):
     ct = dataclasses.replace(head[0], modality=Modality.CT, unit=Unit.HU)
     nan = head[0].with_array(np.full(head[0].array.shape, np.nan))
     for volumes, named in (
-        (head[0], r"unexpected shape for input 'image' .*Expected \[2,-1,-1,-1\], got \[9,26,30\]"),
+        (head[0], r"has shape \[9, 26, 30\]; this model takes 2 channels \(T1, T2\), \[2, D, H, W\]"),
         ([ct, dataclasses.replace(ct)], "says modality 'CT'; this model takes MR in arbitrary"),
         ([ct, head[1]], "channel 2 is in unit arbitrary, channel 1 in HU"),
         (head[::-1], "says 'T2' for channel 1; this model takes T1 there"),

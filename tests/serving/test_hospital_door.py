@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +36,7 @@ from ctmr.recipe.recipe import Window
 from ctmr.serving import model_repository as repo
 from ctmr.serving.export import ServedModality, ServedSpec, ServedUncertainty, export_translator
 from ctmr.serving.model_repository import Release
+from ctmr.system.environment import DRILL
 
 pytestmark = pytest.mark.slow
 
@@ -225,3 +231,114 @@ def test_a_full_queue_refuses_at_once_and_says_so(hospital, head):
     refused = [a for a in answers if a != "answered"]
     assert answers.count("answered") >= 17
     assert refused and all("UNAVAILABLE" in a and "Exceeds maximum queue size" in a for a in refused)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "hospital-api.md"
+PROTO = PAGE.parent / "examples" / "open_inference.proto"
+
+
+def example(language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return code
+
+
+def test_the_pages_python_example_runs_as_it_stands(hospital, head, tmp_path):
+    (tmp_path / "synthesize.py").write_text(example("python"))
+    np.save(tmp_path / "image.npy", head)
+    np.save(tmp_path / "affine.npy", AFFINE)
+    words = ["synthesize.py", hospital.url, MODEL, "image.npy", "affine.npy", "out.npy"]
+    # A proxy that is not there: whoever asks it fails.
+    environment = {"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-I", *words], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] {") and json.loads(done.stdout[3:])["calibrated"]
+    (wanted,) = hospital.ask(["translation"], image=head, affine=AFFINE)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), wanted)
+
+
+def test_the_pages_node_example_runs_as_it_stands(hospital, head, tmp_path):
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    (tmp_path / "package.json").write_text('{"private": true}')
+    packages = re.search(r"`npm install (@grpc\S+ @grpc[^`]+)`", PAGE.read_text())[1].split()
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages]
+    got = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    if got.returncode:
+        pytest.skip(f"npm cannot install @grpc/grpc-js: {got.stderr.strip()[-200:]}")
+    (tmp_path / "synthesize.mjs").write_text(example("js"))
+    shutil.copy(PROTO, tmp_path)
+    head.tofile(tmp_path / "image.raw")
+    spacing = ",".join(["8"] * 3)
+    words = ["synthesize.mjs", hospital.url, MODEL, "image.raw", "24,28,24", spacing, "out.raw"]
+    environment = {"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        ["node", *words], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "only a spacing was given" in done.stdout
+    (wanted,) = hospital.ask(["translation"], image=head, spacing=np.array([8.0, 8, 8]))
+    assert np.array_equal(np.fromfile(tmp_path / "out.raw", np.int16).reshape(SHAPE), wanted)
+    words[2] = "nothing_mr2ct"
+    done = subprocess.run(
+        ["node", *words], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    assert done.returncode == 1 and "nothing_mr2ct_volume" in done.stderr
+
+
+def test_the_proto_for_other_languages_is_part_of_the_public_one():
+    """Field by field against the descriptors that tritonclient was made from."""
+    scope, found = [], set()
+    for line in PROTO.read_text().splitlines():
+        if match := re.match(r"\s*message (\w+) \{", line):
+            scope.append(match[1])
+        elif match := re.match(r"\s*(repeated )?(\w+) (\w+) = (\d+);", line):
+            found.add((".".join(scope), match[3], int(match[4]), match[2], bool(match[1])))
+        elif line.strip() == "}" and scope:
+            scope.pop()
+    known = set()
+    names = {3: "int64", 8: "bool", 9: "string", 11: "message", 12: "bytes"}
+    for message in service_pb2.DESCRIPTOR.message_types_by_name.values():
+        for kind in (message, *message.nested_types):
+            path = kind.full_name.removeprefix("inference.")
+            for field in kind.fields:
+                said = field.message_type.name if field.message_type else names.get(field.type)
+                known.add((path, field.name, field.number, said, field.is_repeated))
+    assert len(found) == 21 and found <= known, found - known
+
+
+REQUESTS = 1000 if os.environ.get(DRILL) == "full" else 60
+
+
+@pytest.mark.drill
+def test_memory_stays_flat_whatever_is_asked(server, hospital, head):
+    """Images of all sizes, with and without uncertainty, refused ones between them."""
+    rng = np.random.default_rng(0)
+
+    def resident_mb() -> float:
+        pids = [server.triton.status().process.pid, *(p.pid for p in server.triton.leftovers()[0])]
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def ask(number: int) -> str:
+        depth = int(rng.integers(8, 60))
+        image = np.resize(head, (depth, 28, 24)).astype(np.float32)
+        if number % 5 == 4:
+            image[0, 0, 0] = np.nan
+        outputs = ["translation", "findings", *(["uncertainty"] if number % 2 else [])]
+        try:
+            hospital.ask(outputs, image_fp32=image, affine=AFFINE)
+        except InferenceServerException as error:
+            return str(error.status())
+        return "answered"
+
+    # The largest comes first: what a server keeps of it is its size, and no growth.
+    hospital.ask(["translation", "uncertainty"], image=np.resize(head, (60, 28, 24)), affine=AFFINE)
+    answers = [ask(n) for n in range(REQUESTS // 3)]
+    before = resident_mb()
+    answers += [ask(n) for n in range(REQUESTS - REQUESTS // 3)]
+    after = resident_mb()
+    print(f"{before:.0f} MB after {REQUESTS // 3} requests, {after:.0f} MB after {REQUESTS}")
+    assert set(answers) == {"answered", "StatusCode.INVALID_ARGUMENT"} and answers.count("answered") >= 0.75 * REQUESTS
+    assert after - before < 10

@@ -90,7 +90,7 @@ class TritonPythonModel:
             if images and images[0] != "volume":
                 made = self._image(np.from_dlpack(given[images[0]]), request, wanted)
             elif images:
-                made = self._on_grid(np.from_dlpack(given["volume"]), request, wanted)
+                made = self._on_grid(np.from_dlpack(given["volume"]), request)
             elif wanted - {"spec", "generator_version"}:
                 raise Refused("the request holds no volume; give 'image', its 'shape', and its 'affine' or 'spacing'")
         except Refused as error:
@@ -106,10 +106,8 @@ class TritonPythonModel:
         made["spec"] = _text(self.spec)
         return pb_utils.InferenceResponse([_tensor(name, made[name]) for name in made if name in wanted])
 
-    def _on_grid(self, volume: np.ndarray[Any, Any], request: Any, wanted: set[str]) -> dict[str, Any]:
-        """Translate ``[C, D, H, W]`` on the grid."""
-        if wanted & ON_REQUEST:
-            raise Refused("an array on the grid has no uncertainty; give 'image' and its 'affine' or 'spacing'")
+    def _on_grid(self, volume: np.ndarray[Any, Any], request: Any) -> dict[str, Any]:
+        """Translate ``[C, D, H, W]`` on the grid; uncertainty belongs to images, and is left out."""
         made = self._translate(volume, self._limits(volume), request)
         return {"translation": self._stored(made), "findings": _text(b"[]")}
 
