@@ -63,7 +63,14 @@ class Hospital:
 
     def ask(self, outputs: list[str], model: str = MODEL, **arrays: np.ndarray) -> list[np.ndarray]:
         """Ask by Triton's own client library alone."""
-        types = {"int16": "INT16", "float32": "FP32", "float64": "FP64", "uint8": "UINT8", "int64": "INT64"}
+        types = {
+            "int16": "INT16",
+            "float32": "FP32",
+            "float64": "FP64",
+            "uint8": "UINT8",
+            "int64": "INT64",
+            "uint16": "UINT16",
+        }
         inputs = []
         for name in {"image", "image_fp32"} & set(arrays):
             arrays = {"shape": np.array(arrays[name].shape), **arrays, name: arrays[name].ravel()}
@@ -91,9 +98,17 @@ def hospital(server, tmp_path_factory) -> Iterator[Hospital]:
         range_sha256=files.range_sha256,
         uncertainty=ServedUncertainty(calibration=KNOWN),
     )
-    models = {MODEL: spec, "flagged_mr2ct": spec.with_limits(1.0, None), "strict_mr2ct": spec.with_limits(1.0, 2.0)}
+    models = {
+        MODEL: spec,
+        "foreign_mr2ct": spec,
+        "flagged_mr2ct": spec.with_limits(1.0, None),
+        "strict_mr2ct": spec.with_limits(1.0, 2.0),
+    }
     for name, of_it in models.items():
         repo.write_version(server.repository, Release(name, "1", files.generator, files.range, of_it))
+    # What a server without ctmr, or with one that does not know this spec, does.
+    foreign = server.repository / "foreign_mr2ct_volume" / "1" / "spec.json"
+    foreign.write_text(json.dumps({**json.loads(foreign.read_text()), "colour": "blue"}))
     with server.client() as client:
         client.load(*(f"{name}{part}" for name in models for part in ("", "_range", "_volume")))
     stubs = frozenset(p.pid for p in server.triton.leftovers()[0])
@@ -216,6 +231,21 @@ def test_a_tensors_shape_that_lies_is_refused_and_the_server_lives_on(hospital, 
     assert "\n" not in caught.value.details() and "/tmp" not in caught.value.details()
     (made,) = hospital.ask(["translation"], image=head, affine=AFFINE)
     assert made.shape == SHAPE
+
+
+def test_a_server_that_cannot_prepare_images_says_so_and_translates_what_lies_on_the_grid(hospital, head):
+    with pytest.raises(InferenceServerException, match="cannot prepare images: its Python lacks ctmr") as caught:
+        hospital.ask(["translation"], "foreign_mr2ct", image=head, affine=AFFINE)
+    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+    on_grid = np.random.default_rng(0).integers(0, 1000, (1, 3, 32, 32)).astype(np.uint16)
+    (made,) = hospital.ask(["translation"], "foreign_mr2ct", volume=on_grid)
+    assert made.shape == (3, 32, 32)
+
+
+def test_an_unknown_model_is_not_found(hospital, head):
+    with pytest.raises(InferenceServerException, match="unknown model") as caught:
+        hospital.ask(["translation"], "nothing_mr2ct", image=head, affine=AFFINE)
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
 def test_a_full_queue_refuses_at_once_and_says_so(hospital, head):
