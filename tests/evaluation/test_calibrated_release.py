@@ -22,7 +22,9 @@ from ctmr.system.home import Home
 
 from .conftest import QUICK, World, recipe
 
-KNOWN = Calibration(unit=Unit.HU, cases=6, rank_correlation=0.8, left_out_error=9, figures=(10, 20), errors=(50, 80))
+KNOWN = Calibration(
+    unit=Unit.HU, cases=6, images=4, rank_correlation=0.8, left_out_error=9, figures=(10, 20), errors=(50, 80)
+)
 
 
 def test_figure_and_error_of_each_image_are_those_of_a_count_by_hand(world: World, monkeypatch: Any) -> None:
@@ -31,7 +33,11 @@ def test_figure_and_error_of_each_image_are_those_of_a_count_by_hand(world: Worl
     def translate(self: Model, array: np.ndarray, slices: list[int]) -> np.ndarray:
         """Right but for 200 HU too much on one side."""
         plain = truths.get(np.ascontiguousarray(array).tobytes())
-        made = truths[np.ascontiguousarray(array[..., ::-1]).tobytes()][..., ::-1].copy() if plain is None else plain
+        if plain is None:
+            # A mirrored input, or a disturbed one, which is not known and becomes air.
+            plain = truths.get(np.ascontiguousarray(array[..., ::-1]).tobytes())
+            plain = np.full(array.shape[1:], -1000, np.float32) if plain is None else plain[..., ::-1]
+        made = plain
         made = made.copy()
         made[..., :12] += 200.0
         return made[slices]
@@ -39,9 +45,12 @@ def test_figure_and_error_of_each_image_are_those_of_a_count_by_hand(world: Worl
     monkeypatch.setattr(Model, "translate", translate)
     model = Model.load(world.inputs["model"], Direction.MR2CT)
     found = calibrate_series(world.test_set(), model, recipe())
-    assert [f for _, f, _ in found.cases] == pytest.approx([100, 100], abs=0.1)
-    assert all(60 < e < 140 for _, _, e in found.cases)
-    assert found.calibration is None and "2 held-out images with truth are there" in found.words
+    rows = {(name, kind): (figure, error) for name, kind, figure, error in found.cases}
+    assert {kind for _, kind in rows} == {"", "noise", "bias field", "intensity", "spacing"} and len(rows) == 10
+    intact = [value for (_, kind), value in rows.items() if not kind]
+    assert [figure for figure, _ in intact] == pytest.approx([100, 100], abs=0.1)
+    assert all(60 < error < 140 for _, error in intact)
+    assert found.calibration is None and "2 held-out images with truth are there, 10 with" in found.words
     assert json.loads(json.dumps(found.to_dict()))["calibration"] is None
     none = calibrate_series(world.test_set(), model, recipe("evaluate.uncertainty.calibration_cases=0"))
     assert none.cases == () and "0 held-out images" in none.reason
@@ -54,8 +63,8 @@ def test_without_comparable_truth_nothing_is_calibrated(world: World) -> None:
 
 
 def test_a_calibration_says_how_far_it_is_to_be_trusted() -> None:
-    words = CalibrationResult(Unit.HU, (("a", 1.0, 2.0),), KNOWN).words
-    assert "rank correlation 0.80 over 6 held-out images" in words and "off by 9 HU" in words
+    words = CalibrationResult(Unit.HU, (("a", "", 1.0, 2.0),), KNOWN).words
+    assert "rank correlation 0.80 over 6 held-out images and disturbed copies" in words and "off by 9 HU" in words
 
 
 class Registry:
@@ -89,10 +98,10 @@ class Registry:
 def test_evaluates_calibration_reaches_the_served_spec_and_deploys_limits_stand_beside_it(
     world: World, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(measured, "calibrate", lambda figures, errors, unit: KNOWN)
+    monkeypatch.setattr(measured, "calibrate", lambda *given: KNOWN)
     home = Home(tmp_path / "home")
     _, verdict = world.evaluate(home, tmp_path / "evaluate", *QUICK)
-    assert verdict["calibration"]["calibration"]["figures"] == [10, 20] and len(verdict["calibration"]["cases"]) == 2
+    assert verdict["calibration"]["calibration"]["figures"] == [10, 20] and len(verdict["calibration"]["cases"]) == 10
     decision = json.loads((tmp_path / "evaluate" / "decision.json").read_text())
     assert Calibration.model_validate(decision["calibration"]) == KNOWN
 

@@ -164,7 +164,7 @@ def test_pictures_need_no_geometry_and_take_none():
 
 
 KNOWN = Calibration(
-    unit=Unit.HU, cases=6, rank_correlation=0.8, left_out_error=9, figures=(10, 20, 40), errors=(50, 80, 200)
+    unit=Unit.HU, cases=6, images=4, rank_correlation=0.8, left_out_error=9, figures=(10, 20, 40), errors=(50, 80, 200)
 )
 
 

@@ -43,7 +43,9 @@ pytestmark = pytest.mark.slow
 SHAPE, SPACING_MM, SIZE = (24, 28, 24), 8.0, (32, 32)
 AFFINE = affine_of(SHAPE, SPACING_MM)
 MODEL = "heads_mr2ct"
-KNOWN = Calibration(unit=Unit.HU, cases=6, rank_correlation=0.8, left_out_error=9, figures=(1, 1000), errors=(50, 900))
+KNOWN = Calibration(
+    unit=Unit.HU, cases=6, images=4, rank_correlation=0.8, left_out_error=9, figures=(1, 1000), errors=(50, 900)
+)
 
 
 def translator() -> Translator:

@@ -16,7 +16,9 @@ from ctmr.imaging.volume import Unit
 SLICES = 12
 """Slices of a series that its figure is taken of."""
 FEWEST_CASES = 5
-"""Held-out images below which nothing is calibrated."""
+"""Pairs of figure and error below which nothing is calibrated."""
+FEWEST_IMAGES = 4
+"""Held-out images below which nothing is calibrated; disturbed copies of one make no other."""
 
 
 class Calibration(BaseModel):
@@ -27,9 +29,13 @@ class Calibration(BaseModel):
     unit
         Of figures and errors.
     cases
-        Held-out images that it was fitted to.
+        Pairs of figure and error that it was fitted to: held-out images, and disturbed copies of them.
+    images
+        Held-out images among them.
     rank_correlation
-        Spearman's, of figure and true error over these images.
+        Spearman's, of figure and true error over all cases.
+    intact_rank_correlation
+        The same over the images as they are; ``None`` where it cannot be told.
     left_out_error
         Mean absolute difference of the true error from the one that is expected by the fit to all other images.
     figures, errors
@@ -40,7 +46,9 @@ class Calibration(BaseModel):
 
     unit: Unit
     cases: int = Field(ge=FEWEST_CASES)
+    images: int = Field(ge=FEWEST_IMAGES)
     rank_correlation: float = Field(gt=0, le=1)
+    intact_rank_correlation: float | None = Field(default=None, ge=-1, le=1)
     left_out_error: float = Field(ge=0)
     figures: tuple[float, ...] = Field(min_length=1)
     errors: tuple[float, ...] = Field(min_length=1)
@@ -90,7 +98,9 @@ def series_figure(doubt: NDArray[np.float32], head: NDArray[np.bool_]) -> float:
     return float(doubt[head].mean(dtype=np.float64)) if head.any() else 0.0
 
 
-def calibrate(figures: Sequence[float], errors: Sequence[float], unit: Unit) -> Calibration | str:
+def calibrate(
+    figures: Sequence[float], errors: Sequence[float], images: Sequence[str], intact: Sequence[bool], unit: Unit
+) -> Calibration | str:
     """Fit the map from figures to true errors, or say in a sentence why there is none.
 
     Isotonic regression: R. E. Barlow et al., Statistical Inference under Order Restrictions, 1972.
@@ -98,26 +108,42 @@ def calibrate(figures: Sequence[float], errors: Sequence[float], unit: Unit) -> 
     Parameters
     ----------
     figures, errors
-        `series_figure` and mean absolute error inside the head of each held-out image.
+        `series_figure` and mean absolute error inside the head of each case.
+    images, intact
+        Held-out image that a case shows, and whether as it is. An image and its copies are left out together.
     """
-    if len(figures) < FEWEST_CASES:
-        return f"{len(figures)} held-out images with truth are there, and a calibration needs {FEWEST_CASES}"
+    count = len(set(images))
+    if count < FEWEST_IMAGES or len(figures) < FEWEST_CASES:
+        return (
+            f"{count} held-out images with truth are there, {len(figures)} with their disturbed copies, and a "
+            f"calibration needs {FEWEST_IMAGES} and {FEWEST_CASES}"
+        )
     x, y = np.array(figures, dtype=np.float64), np.array(errors, dtype=np.float64)
-    flat = np.ptp(x) == 0 or np.ptp(y) == 0
-    r = 0.0 if flat else float(stats.spearmanr(x, y).statistic)
+    r = _rank_correlation(x, y) or 0.0
     if not r > 0:
-        return f"the figure does not rise with the true error of {len(x)} held-out images (rank correlation {r:.2f})"
+        return f"the figure does not rise with the true error of {len(x)} cases (rank correlation {r:.2f})"
     corners = _corners(x, y)
-    keep = ~np.eye(len(x), dtype=bool)
-    left_out = [abs(float(np.interp(x[k], *_corners(x[keep[k]], y[keep[k]]))) - y[k]) for k in range(len(x))]
+    whose, plain = np.array(images), np.array(intact, dtype=bool)
+    left_out = [
+        abs(float(np.interp(x[k], *_corners(x[whose != whose[k]], y[whose != whose[k]]))) - y[k]) for k in range(len(x))
+    ]
     return Calibration(
         unit=unit,
         cases=len(x),
+        images=count,
         rank_correlation=_plain(min(r, 1.0)),
+        intact_rank_correlation=_rank_correlation(x[plain], y[plain]),
         left_out_error=_plain(float(np.mean(left_out))),
         figures=tuple(map(_plain, corners[0])),
         errors=tuple(map(_plain, corners[1])),
     )
+
+
+def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    """Spearman's; ``None`` for fewer than three pairs, or where one side says the same everywhere."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return _plain(min(1.0, max(-1.0, float(stats.spearmanr(x, y).statistic))))
 
 
 def _corners(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], list[float]]:

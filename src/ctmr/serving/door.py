@@ -106,6 +106,7 @@ class Received:
             "calibrated": known is not None,
             "expected_error": expected,
             "rank_correlation": None if known is None else known.rank_correlation,
+            "intact_rank_correlation": None if known is None else known.intact_rank_correlation,
             "cases": 0 if known is None else known.cases,
             "flag_above": section.flag_above,
             "refuse_above": section.refuse_above,

@@ -46,7 +46,7 @@ class SeriesUncertainty:
     expected_error
         Mean absolute error inside the head that goes with the figure; ``None``: nothing was calibrated.
     rank_correlation, cases
-        Of figure and true error over the held-out images of the calibration.
+        Of figure and true error over the held-out images, and disturbed copies of them, of the calibration.
     """
 
     map: NDArray[np.float32]
@@ -63,7 +63,7 @@ class SeriesUncertainty:
             return f"uncertainty {self.figure:.1f} {self.unit.value}, not calibrated: no error goes with it"
         return (
             f"uncertainty {self.figure:.1f}: a mean error of {self.expected_error:.0f} {self.unit.value} inside the "
-            f"head is expected (rank correlation {self.rank_correlation:.2f} on {self.cases} held-out images)"
+            f"head is expected (rank correlation {self.rank_correlation:.2f} on {self.cases} held-out cases)"
         )
 
 
