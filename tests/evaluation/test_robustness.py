@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.robustness import STRONGEST, disturb, head_levels, robustness_sweep
+from ctmr.evaluation.robustness import STRONGEST, disturb, robustness_sweep
+from ctmr.imaging.calibration import head_levels
 from ctmr.imaging.volume import Direction
 
 from .conftest import pretend, recipe

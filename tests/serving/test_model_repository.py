@@ -49,7 +49,21 @@ def test_the_configuration_suits_both_servers(exported, tmp_path):
         assert 'backend: "onnxruntime"' in config and "KIND_AUTO" in config
     assert "max_batch_size: 64" in generator and "dims: [ 2, 24, 32 ]" in generator
     assert 'backend: "python"' in volume and "KIND_CPU" in volume
-    assert "TYPE_UINT16 dims: [ 2, -1, 24, 32 ]" in volume and "TYPE_INT16 dims: [ -1, 24, 32 ]" in volume
+    for line in (
+        'input [ { name: "image" data_type: TYPE_INT16 dims: [ -1 ] optional: true } ]',
+        'input [ { name: "image_fp32" data_type: TYPE_FP32 dims: [ -1 ] optional: true } ]',
+        'input [ { name: "shape" data_type: TYPE_INT64 dims: [ -1 ] optional: true } ]',
+        'input [ { name: "affine" data_type: TYPE_FP64 dims: [ 4, 4 ] optional: true } ]',
+        'input [ { name: "spacing" data_type: TYPE_FP64 dims: [ 3 ] optional: true } ]',
+        'input [ { name: "source" data_type: TYPE_UINT8 dims: [ -1 ] optional: true } ]',
+        'input [ { name: "volume" data_type: TYPE_UINT16 dims: [ 2, -1, 24, 32 ] optional: true } ]',
+        'output [ { name: "translation" data_type: TYPE_INT16 dims: [ -1, -1, -1 ] } ]',
+        'output [ { name: "uncertainty" data_type: TYPE_FP32 dims: [ -1, -1, -1 ] } ]',
+    ):
+        assert line in volume.splitlines()
+    for config in (generator, meter, volume):
+        free = [line.count("-1") for line in config.splitlines() if line.startswith("input")]
+        assert max(free) <= 1, "two negative extents would agree with the bytes that were sent"
     for config in (generator, meter, volume):
         assert "max_queue_size" in config and "runtime:" not in config and "KIND_GPU" not in config
 
@@ -91,7 +105,9 @@ def test_pictures_are_served_in_8_bit_and_ct_in_16(exported, tmp_path):
     )
     repo.write_version(tmp_path, dataclasses.replace(exported[0].release("p_ct2mr", 1), spec=spec))
     config = (tmp_path / "p_ct2mr_volume" / "config.pbtxt").read_text()
-    assert config.count("TYPE_UINT8") == 3
+    for side, name in (("input", "image"), ("input", "volume"), ("output", "translation")):
+        (line,) = [w for w in config.splitlines() if w.startswith(f'{side} [ {{ name: "{name}"')]
+        assert "TYPE_UINT8" in line
     hounsfield = spec.model_copy(update={"source": ServedModality(modality=Modality.CT, unit=Unit.HU)})
     repo.write_version(tmp_path, dataclasses.replace(exported[0].release("h_ct2mr", 1), spec=hounsfield))
     assert '"volume" data_type: TYPE_INT16' in (tmp_path / "h_ct2mr_volume" / "config.pbtxt").read_text()
@@ -190,3 +206,44 @@ def test_names_that_are_not_folder_names_are_refused(exported, name):
 def test_version_numbers_are_whole(exported, version):
     with pytest.raises(InputError, match="whole number"):
         Release(MODEL, version, exported[0].files.generator, exported[0].files.range, exported[0].spec)
+
+
+EARLIER = """name: "{name}"
+backend: "{backend}"
+max_batch_size: 0
+{inputs}
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT max_queue_size: 16 }} }}
+version_policy: {{ specific: {{ versions: [ 3 ] }} }}
+"""
+VOLUME = """input [ { name: "volume" data_type: TYPE_UINT16 dims: [ 2, -1, 24, 32 ] optional: true } ]
+output [ { name: "translation" data_type: TYPE_INT16 dims: [ -1, 24, 32 ] } ]"""
+RANGE = """input [ { name: "volume" data_type: TYPE_FP32 dims: [ 2, -1, -1, -1 ] } ]
+output [ { name: "range" data_type: TYPE_FP32 dims: [ 2, 2 ] } ]"""
+
+
+def write_earlier(repository, volume=VOLUME):
+    for part, backend, inputs in (("_range", "onnxruntime", RANGE), ("_volume", "python", volume)):
+        text = EARLIER.format(name=f"{MODEL}{part}", backend=backend, inputs=inputs)
+        (repository / f"{MODEL}{part}" / "config.pbtxt").write_text(text)
+
+
+def test_a_model_of_an_earlier_interface_gets_todays_and_keeps_its_version(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 3))
+    today = repo.configs(tmp_path, MODEL)
+    write_earlier(tmp_path)
+    assert not repo.is_reshaped(tmp_path, exported[1].release(MODEL, 4))
+    assert repo.write_version(tmp_path, exported[1].release(MODEL, 4))
+    assert repo.configs(tmp_path, MODEL) == today and repo.served_versions(tmp_path, MODEL) == ("3",)
+
+
+def test_other_units_or_extents_in_an_earlier_interface_are_another_geometry(exported, tmp_path):
+    repo.write_version(tmp_path, exported[0].release(MODEL, 3))
+    for other in (
+        VOLUME.replace("TYPE_UINT16", "TYPE_UINT8"),
+        VOLUME.replace("TYPE_INT16", "TYPE_UINT8"),
+        VOLUME.replace("2, -1, 24, 32", "2, -1, 24, 40"),
+    ):
+        write_earlier(tmp_path, other)
+        with pytest.raises(InputError, match="is served with other channels, size or units"):
+            repo.write_version(tmp_path, exported[1].release(MODEL, 4))

@@ -7,17 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import enhanced, save
 from typer.testing import CliRunner
 
 from ctmr.cli.app import app
 from ctmr.errors import InputError
-from ctmr.imaging.origin import PHANTOMS_ONLY
 from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.io import FORMATS, read_image
 from ctmr.io.dicom import SyntheticProvenance, write_series, write_synthetic_series
 from ctmr.serving import synthesis
+from ctmr.serving.client import SeriesUncertainty, Translated
 from ctmr.system.progress import silent
 from ctmr.tracking.lineage import trace
 
@@ -28,13 +29,15 @@ CT = Volume(np.full((4, 24, 24), -1000, np.int16), AFFINE, Modality.CT, Unit.HU,
 CT.array[:, 6:18, 6:18] = 40
 
 
+FINDINGS = ("3% of the head lies outside",)
+
+
 class Server:
-    """A Triton that answers with a constant and counts; `warning` is what its model says of itself."""
+    """A Triton that answers with a constant and counts."""
 
     calls = 0
-    warning = ""
 
-    def __init__(self, url: str, *, control_key: str) -> None:
+    def __init__(self, url: str, *, control_key: str, tls: object) -> None:
         self.url = url
 
     def __enter__(self) -> Server:
@@ -43,16 +46,18 @@ class Server:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def translate_volume(self, name: str, volume: Volume) -> Any:
+    def translate_volume(self, name: str, volume: Volume, *, uncertainty: bool) -> Translated:
         Server.calls += 1
         direction = Direction.MR2CT if volume.modality is Modality.MR else Direction.CT2MR
         unit = Unit.GREY8 if volume.unit is Unit.GREY8 else Unit.HU if direction is Direction.MR2CT else Unit.ARBITRARY
         array = np.full(volume.array.shape, 40, np.uint8 if unit is Unit.GREY8 else np.int16)
         array[0, 0, 0] += Server.calls
-        lineage = {"model_name": "head", "run_id": "run-1"} | ({"warning": Server.warning} if Server.warning else {})
-        spec = SimpleNamespace(lineage=lineage, generator_sha256="ab" * 32, direction=direction)
-        made = Volume(array, volume.affine, direction.target, unit)
-        return SimpleNamespace(volume=made, spec=spec, version="3")
+        lineage = {"model_name": "head", "run_id": "run-1"}
+        spec: Any = SimpleNamespace(lineage=lineage, generator_sha256="ab" * 32, direction=direction)
+        made = Volume(array, volume.affine, direction.target, unit, notes=FINDINGS)
+        doubt = np.full(array.shape, 7.25, np.float32)
+        found = SeriesUncertainty(doubt, unit, 7.25, 80.0, 0.9, 12) if uncertainty else None
+        return Translated(made, spec, "3", FINDINGS, found)
 
 
 class Registry:
@@ -71,7 +76,6 @@ class Registry:
 def server(monkeypatch: pytest.MonkeyPatch) -> type[Server]:
     monkeypatch.setattr("ctmr.serving.server.TritonClient", Server)
     monkeypatch.setattr(Server, "calls", 0)
-    monkeypatch.setattr(Server, "warning", "")
     return Server
 
 
@@ -152,14 +156,41 @@ def test_a_ct_given_as_mr_is_refused_by_its_values(tmp_path: Path, translate: An
     assert server.calls == 0
 
 
-@pytest.mark.parametrize(("subject", "told"), [("P1", True), ("phantom-7", False)])
-def test_a_phantoms_model_on_a_patient_is_a_warning(
-    subject: str, told: bool, tmp_path: Path, translate: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["dicom", "nii.gz"])
+def test_the_uncertainty_map_is_written_beside_the_image(kind: str, tmp_path: Path, translate: Any) -> None:
+    if kind == "dicom":
+        source, out, name = tmp_path / "mr", "out", "map.dcm"
+        write_series(source, MR, uid_seed="mr")
+    else:
+        source, out, name = nifti(tmp_path / "a.nii.gz", MR), "out.nii.gz", "map.nii.gz"
+    written = translate(source, out, uncertainty=tmp_path / name)
+    assert written["notes"] == list(FINDINGS)
+    found = written["uncertainty"]
+    assert (found["path"], found["figure"], found["expected_error"]) == (str(tmp_path / name), 7.25, 80.0)
+    assert "a mean error of 80 HU inside the head is expected" in found["words"]
+    if kind == "dicom":
+        made = pydicom.dcmread(tmp_path / name)
+        assert made.Modality == "OT" and made.NumberOfFrames == 4 and "NOT FOR DIAGNOSIS" in made.SeriesDescription
+    else:
+        made = read_image(tmp_path / name, modality=Modality.MR)
+        assert np.all(made.array == 7.25) and np.allclose(made.affine, MR.affine) and made.synthetic is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "name", "words"),
+    [
+        ("a.nii.gz", "out.nii.gz", "map.dcm", r"is written as \.nii"),
+        ("a.png", "out.png", "map.png", "8 bits hold no uncertainty map"),
+        ("a.nii.gz", "out.nii.gz", "a.nii.gz", "exists already"),
+    ],
+)
+def test_a_map_that_cannot_be_written_is_refused_before(
+    source: str, out: str, name: str, words: str, tmp_path: Path, translate: Any, server: Any
 ) -> None:
-    monkeypatch.setattr(server, "warning", PHANTOMS_ONLY)
-    write_series(tmp_path / "mr", Volume(MR.array, AFFINE, Modality.MR, Unit.ARBITRARY, subject=subject))
-    warnings = translate(tmp_path / "mr", "out")["warnings"]
-    assert (f"head version 3: {PHANTOMS_ONLY}" in warnings) is told
+    path = picture(tmp_path / source) if source.endswith("png") else nifti(tmp_path / source, MR)
+    with pytest.raises(InputError, match=words):
+        translate(path, out, uncertainty=tmp_path / name)
+    assert server.calls == 0
 
 
 def test_what_the_reader_doubts_is_told(tmp_path: Path, translate: Any) -> None:

@@ -157,6 +157,8 @@ class Console:
             self.say(f"note: {note}")
         for warning in written.get("warnings", ()):
             self.say(f"  warning: {warning}")
+        if "uncertainty" in written:
+            self.say(f"{written['uncertainty']['words']}: {written['uncertainty']['path']}")
         self.say(f"where it comes from: ctmr lineage {written['series_uid']}")
         for sentence in written.get("left_out", ()):
             self.say(f"  {sentence}")

@@ -47,6 +47,12 @@ def synthesize(
     model: Annotated[str, typer.Option(help="Registered model's name; default: the only one that is served.")] = "",
     keep: Keep = "",
     url: Annotated[str, typer.Option(help="Triton's gRPC address; default: the embedded server.")] = "",
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the uncertainty map: .dcm (Parametric Map) for DICOM, else as OUT; must not exist."
+        ),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Translate an image through Triton over gRPC; the result is marked as synthetic and traceable."""
@@ -67,6 +73,7 @@ def synthesize(
         report=console.report_for("synthesize"),
         keep=kinds_of(keep.split(",")),
         source_modality=shown,
+        uncertainty=uncertainty,
     )
     console.synthesized(written)
 

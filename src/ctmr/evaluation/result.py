@@ -10,7 +10,7 @@ from ctmr.evaluation.direction import DirectionResult, dicts
 from ctmr.evaluation.gate import Verdict
 from ctmr.evaluation.lesions import LesionTest
 from ctmr.evaluation.robustness import RobustnessResult
-from ctmr.evaluation.uncertainty import UncertaintyResult
+from ctmr.evaluation.uncertainty import CalibrationResult, UncertaintyResult
 from ctmr.metrics.stats import Summary
 
 
@@ -30,6 +30,8 @@ class EvaluationResult:
         One a direction.
     robustness, uncertainty
         ``None`` where the recipe asks for none.
+    calibration
+        Of the gated direction's uncertainty.
     champion
         How to call it.
     compared_with
@@ -44,6 +46,7 @@ class EvaluationResult:
     lesions: tuple[LesionTest, ...] = ()
     robustness: RobustnessResult | None = None
     uncertainty: UncertaintyResult | None = None
+    calibration: CalibrationResult | None = None
     champion: str = "the champion"
     compared_with: Mapping[str, str] | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class EvaluationResult:
                 "lesions": {t.direction.value: t.to_dict() for t in self.lesions},
                 "robustness": self.robustness.to_dict() if self.robustness else None,
                 "uncertainty": self.uncertainty.to_dict() if self.uncertainty else None,
+                "calibration": self.calibration.to_dict() if self.calibration else None,
                 "other_direction": {"note": other}
                 if isinstance(other, str)
                 else other.to_dict() | {"alarm": other.alarm},

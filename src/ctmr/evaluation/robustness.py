@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from ctmr.evaluation.candidates import Model
 from ctmr.evaluation.testset import Case, TestSet, spread
+from ctmr.imaging.calibration import head_levels
 from ctmr.imaging.hounsfield import CLIP_HU, OUTSIDE_VALUE
 from ctmr.imaging.volume import Unit
 from ctmr.recipe.recipe import Recipe
@@ -187,12 +188,6 @@ def disturb(case: Case, name: str, strength: float, rng: np.random.Generator) ->
     made = np.stack([how(channel.astype(np.float32)) for channel in case.array])
     stored: NDArray[Any] = np.clip(np.rint(made), limits.min, limits.max).astype(case.array.dtype)
     return stored
-
-
-def head_levels(head: NDArray[np.bool_], most: int) -> list[int]:
-    """Return at most `most` slices, evenly spaced over those that show half as much head as the fullest one."""
-    area = head.sum(axis=(1, 2))
-    return spread([int(k) for k in np.flatnonzero((area > 0) & (area >= area.max() / 2))], most) or [len(head) // 2]
 
 
 def _error(made: NDArray[Any], truth: NDArray[Any], head: NDArray[np.bool_], unit: Unit) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ctmr.evaluation.candidates import Model
-from ctmr.evaluation.robustness import head_levels
-from ctmr.evaluation.testset import TestSet, spread
+from ctmr.evaluation.robustness import STRONGEST, disturb
+from ctmr.evaluation.testset import Case, TestSet, spread
+from ctmr.imaging.calibration import (
+    SLICES,
+    Calibration,
+    calibrate,
+    head_levels,
+    mirrored_difference,
+    series_figure,
+)
 from ctmr.imaging.hounsfield import CLIP_HU
 from ctmr.imaging.volume import Unit
 from ctmr.metrics.stats import bootstrap_interval, finite_or_none
@@ -108,6 +117,50 @@ class UncertaintyResult:
         }
 
 
+@dataclass(frozen=True)
+class CalibrationResult:
+    """Figures and errors of held-out images, and the map between them.
+
+    Attributes
+    ----------
+    unit
+        Of both.
+    cases
+        Image, disturbance (empty: as it is), figure, mean absolute error inside the head.
+    calibration
+        The map; ``None``: `reason` says why there is none.
+    """
+
+    unit: Unit
+    cases: tuple[tuple[str, str, float, float], ...]
+    calibration: Calibration | None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "unit": self.unit.value,
+            "cases": [
+                {"case": c, "disturbance": d, "figure": _plain(f), "error": _plain(e)} for c, d, f, e in self.cases
+            ],
+            "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
+            "reason": self.reason,
+        }
+
+    @property
+    def words(self) -> str:
+        """A sentence for the report."""
+        if self.calibration is None:
+            return f"The uncertainty of a series is not calibrated: {self.reason}."
+        known, intact = self.calibration, self.calibration.intact_rank_correlation
+        alone = "" if intact is None else f", {intact:.2f} over the {known.images} as they are"
+        return (
+            f"The uncertainty of a series goes with its error: rank correlation {known.rank_correlation:.2f} over "
+            f"{known.cases} held-out images and disturbed copies{alone}; what it lets expect of an image that was left "
+            f"out of the fit is off by {known.left_out_error:.0f} {self.unit.value} on average."
+        )
+
+
 def uncertainty(test_set: TestSet, model: Model, recipe: Recipe) -> UncertaintyResult | None:
     """Say where the model is uncertain, and whether that is where it errs.
 
@@ -160,6 +213,44 @@ def uncertainty(test_set: TestSet, model: Model, recipe: Recipe) -> UncertaintyR
     return UncertaintyResult(test_set.target_unit, len(indices), measures, tuple(map(float, best)), nothing, shown)
 
 
+def calibrate_series(test_set: TestSet, model: Model, recipe: Recipe) -> CalibrationResult:
+    """Fit the map from a series' figure to its error, as the served model computes the figure.
+
+    Both are taken inside the head on the model's grid, in `SLICES` slices of held-out images with truth, at most
+    ``evaluate.uncertainty.calibration_cases`` of them. Each is taken as it is and disturbed in every way of
+    `ctmr.evaluation.robustness` that leaves the truth in its place: images of one kind err alike, and what the figure
+    must tell is an image of a kind that the model does not know.
+    """
+    unit, most = test_set.target_unit, recipe.evaluate.uncertainty.calibration_cases
+    if not test_set.has_pairs:
+        return CalibrationResult(unit, (), None, "no held-out image has a truth that compares")
+    indices = spread(test_set.indices(0), most)
+    cases = tuple(row for index in indices for row in _calibrated_on(test_set.case(index), index, model, recipe))
+    names, kinds, figures, errors = zip(*cases, strict=True) if cases else ((), (), (), ())
+    found = calibrate(figures, errors, names, [not kind for kind in kinds], unit)
+    if isinstance(found, str):
+        return CalibrationResult(unit, cases, None, found)
+    return CalibrationResult(unit, cases, found)
+
+
+def _calibrated_on(case: Case, index: int, model: Model, recipe: Recipe) -> Iterator[tuple[str, str, float, float]]:
+    """Yield name, disturbance, figure and error of one held-out image and of its disturbed copies."""
+    assert case.truth is not None, "only pairs are calibrated on"
+    truth = case.on_grid(case.truth).astype(np.float32)
+    limits = CLIP_HU if case.target_unit is Unit.HU else (-np.inf, np.inf)
+    hu = case.volumes[0].unit is Unit.HU
+    for kind in ("", *(name for name, said in STRONGEST.items() if said[hu] and name != "rotation")):
+        rng = np.random.default_rng((recipe.evaluate.seed, index))
+        array = disturb(case, kind, 1.0, rng) if kind else case.array
+        head = case.head_of(array)
+        levels = head_levels(head, SLICES)
+        made = model.translate(array, levels)
+        mirrored = model.translate(np.ascontiguousarray(array[..., ::-1]), levels)[..., ::-1]
+        error = np.abs(np.clip(made, *limits) - np.clip(truth[levels], *limits))
+        figure = series_figure(mirrored_difference(made, mirrored), head[levels])
+        yield case.name, kind, figure, series_figure(error, case.head[levels])
+
+
 def sparsification(values: NDArray[Any], errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean error of the voxels that remain at each coverage, when the largest values are left out first.
 
@@ -175,7 +266,7 @@ def _maps(
 ) -> dict[str, NDArray[np.float32]]:
     mirrored = model.translate(np.ascontiguousarray(array[..., ::-1]), levels)[..., ::-1]
     trained, again = model.cycle(array, levels)
-    flip = (np.abs(made - mirrored) / 2).astype(np.float32)
+    flip = mirrored_difference(made, mirrored)
     cycle = np.abs(trained - again).mean(axis=1).astype(np.float32)
 
     def scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -169,8 +169,8 @@ def prepare_as_trained(
     return PreparedImage(array, placement, tuple(ran), alignment)
 
 
-def _given(volumes: Sequence[Volume]) -> tuple[list[Volume], tuple[str, ...]]:
-    """Return channels that go together, MR on a background of 0, and what was done for it."""
+def require_together(volumes: Sequence[Volume]) -> None:
+    """Raise InputError when volumes are not the channels of one subject: of one unit, on the same voxels, finite."""
     if not volumes:
         raise InputError("no volume was given; a model needs one volume a channel")
     first = volumes[0]
@@ -188,6 +188,11 @@ def _given(volumes: Sequence[Volume]) -> tuple[list[Volume], tuple[str, ...]]:
             raise InputError(
                 f"image {volume.uid or volume.subject!r} holds values that are not finite; all must be numbers"
             )
+
+
+def _given(volumes: Sequence[Volume]) -> tuple[list[Volume], tuple[str, ...]]:
+    """Return channels that go together, MR on a background of 0, and what was done for it."""
+    require_together(volumes)
     moved = [on_background(v) for v in volumes]
     return [v for v, _ in moved], tuple(dict.fromkeys(note for _, notes in moved for note in notes))
 

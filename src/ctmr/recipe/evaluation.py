@@ -38,3 +38,5 @@ class Uncertainty(Section):
     """Held-out images; 0: none."""
     slices: Count = 12
     """Slices of each, evenly spaced over the head."""
+    calibration_cases: Annotated[int, Field(ge=0)] = 16
+    """Held-out images with truth that the figure of a whole series is calibrated on, disturbed too; 0: none."""

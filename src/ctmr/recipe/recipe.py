@@ -20,6 +20,7 @@ from ctmr.metrics.protocol import PROTOCOLS
 from ctmr.metrics.registry import METRICS
 from ctmr.recipe.base import Count, Fraction, NonNegative, Positive, Section
 from ctmr.recipe.evaluation import Lesions, Robustness, Uncertainty
+from ctmr.recipe.limits import UncertaintyLimits
 from ctmr.recipe.training import (
     Loss,
     Network,
@@ -266,6 +267,7 @@ class Deploy(Section):
     golden_tolerance_hu: NonNegative = 1.0
     """Largest difference of the served model from evaluate's own path on the golden case (output unit for pictures)."""
     shadow: Shadow = Shadow()
+    uncertainty: UncertaintyLimits = UncertaintyLimits()
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Deploy:

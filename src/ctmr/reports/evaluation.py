@@ -65,6 +65,8 @@ def _words(result: EvaluationResult) -> list[str]:
         said.append(sentences.robustness_words(result.robustness))
     if result.uncertainty and result.uncertainty.measures:
         said.append(sentences.uncertainty_words(result.uncertainty.measures))
+    if result.calibration and result.calibration.cases:
+        said.append(result.calibration.words)
     return said
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctmr.errors import CtmrError, InputError
+from ctmr.imaging.calibration import SLICES, Calibration
 from ctmr.imaging.grid import Grid
 from ctmr.imaging.volume import Direction, Modality, Unit
 
@@ -46,6 +47,25 @@ class ServedModality(BaseModel):
     """MR sequence of each channel, in order; empty for CT or where unknown."""
 
 
+class ServedUncertainty(BaseModel):
+    """Figure of a series: what it is taken of, what it means, and which one is too large."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slices: int = Field(default=SLICES, ge=1)
+    calibration: Calibration | None = None
+    """``None``: figures are given as they are, and nothing is flagged or refused."""
+    flag_above: float | None = Field(default=None, gt=0)
+    """Expected error, in the target's unit, above which a finding says so."""
+    refuse_above: float | None = Field(default=None, gt=0)
+    """Expected error above which there is no answer."""
+
+    @property
+    def limited(self) -> bool:
+        """True when every answer is held against a limit."""
+        return self.calibration is not None and (self.flag_above is not None or self.refuse_above is not None)
+
+
 class ServedSpec(BaseModel):
     """Description of a served version: enough to prepare an image for it and to read its answer.
 
@@ -70,6 +90,7 @@ class ServedSpec(BaseModel):
     generator_sha256: str = Sha256
     range_sha256: str = Sha256
     precision: Literal["fp32"] = "fp32"
+    uncertainty: ServedUncertainty = ServedUncertainty()
     lineage: dict[str, str] = {}
     """model_name, run_id, dataset_revision, dataset_md5, code_revision, recipe, validation."""
 
@@ -86,13 +107,19 @@ class ServedSpec(BaseModel):
 
     def to_json(self) -> str:
         """Return the content of ``spec.json``; equal specs give equal text."""
-        # Left out at 0, so that versions of single slices that are served already keep their bytes.
-        return self.model_dump_json(indent=2, exclude=None if self.neighbours else {"neighbours"}) + "\n"
+        # Left out where they say nothing, so that versions that are served already keep their bytes.
+        silent = {"neighbours": not self.neighbours, "uncertainty": self.uncertainty == ServedUncertainty()}
+        return self.model_dump_json(indent=2, exclude={key for key, left_out in silent.items() if left_out}) + "\n"
+
+    def with_limits(self, flag_above: float | None, refuse_above: float | None) -> ServedSpec:
+        """Return the same with other limits of uncertainty."""
+        limits = {"flag_above": flag_above, "refuse_above": refuse_above}
+        return self.model_copy(update={"uncertainty": self.uncertainty.model_copy(update=limits)})
 
     @property
     def content(self) -> str:
-        """JSON of what a version is, without what a deployment may set anew: how much at a time, and its lineage."""
-        return self.model_dump_json(exclude={"chunk", "max_voxels", "lineage"})
+        """JSON of what a version is, without what may be set anew: how much at a time, limits, and its lineage."""
+        return self.model_dump_json(exclude={"chunk", "max_voxels", "lineage", "uncertainty"})
 
     @property
     def stacked_channels(self) -> int:

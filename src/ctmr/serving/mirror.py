@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ctmr.errors import CtmrError, EnvironmentFault, InputError
-from ctmr.serving.client import TritonClient
+from ctmr.serving.client import Tls, TritonClient
 from ctmr.system.files import new_folder, write_file, written
 from ctmr.tracking.names import is_candidate
 
@@ -142,8 +142,10 @@ class MirroringClient(TritonClient):
         The home's.
     """
 
-    def __init__(self, url: str, mirror: Mirror, repository: Path, *, control_key: str = "") -> None:
-        super().__init__(url, control_key=control_key)
+    def __init__(
+        self, url: str, mirror: Mirror, repository: Path, *, control_key: str = "", tls: Tls | None = None
+    ) -> None:
+        super().__init__(url, control_key=control_key, tls=tls)
         self._mirror, self._repository, self._touched = mirror, repository, set[str]()
 
     def load(self, *triton_models: str) -> None:

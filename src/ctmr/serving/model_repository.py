@@ -12,8 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctmr.errors import InputError
-from ctmr.imaging.storage_types import STORAGE_DTYPE
-from ctmr.imaging.volume import Unit
+from ctmr.serving import interface
 from ctmr.serving.export import MAX_BATCH, ServedSpec
 from ctmr.system.files import new_folder, write_file
 from ctmr.tracking.names import Part, candidate_name, is_candidate
@@ -32,6 +31,7 @@ SPEC = "spec.json"
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 _OPTIONS = re.compile(r"^(?:optimization|model_warmup) .*\n", re.MULTILINE)
+_GEOMETRY = re.compile(rf'name: "(?:{interface.ON_GRID}|{interface.TRANSLATION})" data_type: (\w+) dims: \[ ([^]]*) \]')
 _POLICY = re.compile(r"^version_policy: \{ specific: \{ versions: \[ ([0-9, ]*) \] \} \}$", re.MULTILINE)
 
 
@@ -133,7 +133,19 @@ def write_version(repository: Path, release: Release, *, reshape: bool = False) 
         raise
     for name, content in contents[Part.VOLUME].items():
         _update(repository / f"{release.model}{Part.VOLUME}" / release.version / name, content)
+    _follow_interface(repository, release)
     return bool(missing)
+
+
+def _follow_interface(repository: Path, release: Release) -> None:
+    """Let a model that an earlier ctmr deployed have the inputs and outputs of this one, at its own versions."""
+    if is_reshaped(repository, release):
+        return
+    for part in Part:
+        config = repository / f"{release.model}{part}" / "config.pbtxt"
+        policy = _POLICY.search(config.read_text())
+        if policy:
+            _update(config, _POLICY.sub(policy[0], _config(release, part)).encode())
 
 
 def _update(file: Path, content: bytes) -> None:
@@ -177,7 +189,18 @@ def new_configs(release: Release) -> dict[str, str]:
 def is_reshaped(repository: Path, release: Release) -> bool:
     """True when the model is served at another geometry or unit than the release has."""
     found, wanted = configs(repository, release.model), new_configs(release)
-    return any(without_policy(text) != without_policy(wanted[part]) for part, text in found.items())
+    return any(_geometry(part, text) != _geometry(part, wanted[part]) for part, text in found.items())
+
+
+def _geometry(part: str, config: str) -> object:
+    """Return what old and new must share to stand beside each other; other inputs and outputs may come."""
+    if part == Part.GENERATOR:
+        return without_policy(config)
+    if part == Part.RANGE:
+        return None
+    # The extents of the answer are the image's own, so only its type counts.
+    found = _GEOMETRY.findall(config)
+    return found[:1], [kind for kind, _ in found[1:]]
 
 
 def _missing_parts(
@@ -261,9 +284,6 @@ def leftover_candidates(repository: Path) -> tuple[str, ...]:
     return tuple(sorted({p.parent.name for p in repository.glob("*/config.pbtxt")} - set(models(repository))))
 
 
-_TRITON_TYPE: dict[Unit, str] = {unit: f"TYPE_{dtype.name.upper()}" for unit, dtype in STORAGE_DTYPE.items()}
-
-
 def _config(release: Release, part: Part) -> str:
     """Return config.pbtxt. Inputs and outputs are explicit, because servers derive them differently."""
     spec = release.spec
@@ -275,17 +295,13 @@ def _config(release: Release, part: Part) -> str:
         outputs = [("translation", "TYPE_FP32", f"1, {height}, {width}")]
     elif part is Part.RANGE:
         backend, batch, kind, queue = "onnxruntime", 0, "KIND_AUTO", GENERATOR_QUEUE
-        inputs = [("volume", "TYPE_FP32", f"{c}, -1, -1, -1")]
+        # Two free extents would let two negative ones agree with the bytes that were sent.
+        inputs = [("volume", "TYPE_FP32", f"{c}, -1, {height}, {width}")]
         outputs = [("range", "TYPE_FP32", f"{c}, 2")]
     else:
         backend, batch, kind, queue = "python", 0, "KIND_CPU", VOLUME_QUEUE
-        inputs = [("volume", _TRITON_TYPE[spec.source.unit], f"{c}, -1, {height}, {width}")]
-        outputs = [
-            ("translation", _TRITON_TYPE[spec.target.unit], f"-1, {height}, {width}"),
-            ("generator_version", "TYPE_INT64", "1"),
-            ("spec", "TYPE_UINT8", "-1"),
-        ]
-    # Only who asks for nothing but the spec may leave the volume out.
+        inputs, outputs = ([_declared(t) for t in side(spec)] for side in (interface.inputs, interface.outputs))
+    # What the volume model needs depends on what is asked of it; its program says what is missing.
     optional = " optional: true" if part is Part.VOLUME else ""
     return "\n".join(
         [
@@ -327,6 +343,10 @@ def _options(spec: ServedSpec) -> tuple[str, str]:
         f"optimization {{ execution_accelerators {{ {accelerator} }} }}",
         f'model_warmup [ {{ name: "one slice" batch_size: 1 {inputs} }} ]',
     )
+
+
+def _declared(tensor: interface.Tensor) -> tuple[str, str, str]:
+    return tensor.name, f"TYPE_{tensor.triton_type}", ", ".join(map(str, tensor.dims))
 
 
 def _policy(wanted: set[str]) -> str:

@@ -13,8 +13,9 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+import ctmr
 from ctmr.errors import EnvironmentFault
-from ctmr.serving.client import CONTROL_HEADER, NO_PROXY, TritonClient
+from ctmr.serving.client import CONTROL_HEADER, NO_PROXY, Tls, TritonClient
 from ctmr.serving.model_repository import models
 from ctmr.system.daemon import LOOPBACK, Daemon, Launch, Ports, Running
 from ctmr.system.environment import TRITON_CONTROL_KEY
@@ -221,6 +222,8 @@ class EmbeddedTriton:
             "MALLOC_ARENA_MAX": "2",
             "MALLOC_MMAP_THRESHOLD_": "65536",
             "MALLOC_TRIM_THRESHOLD_": "131072",
+            # Volume models bring images onto the grid by this very package, also where another one is installed.
+            "TRITON_STUB_PACKAGES": str(Path(ctmr.__file__).parents[1]),
             # Byte code beside model.py would make Triton take the version for changed and load it again.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -261,12 +264,14 @@ def connect(home: Home, url: str | None, repository: str | None = None) -> Trito
         Where a server elsewhere loads from (`ctmr.serving.mirror`); ``None``: from this home.
     """
     if url:
-        key = os.environ.get(TRITON_CONTROL_KEY, "")
+        key, tls = os.environ.get(TRITON_CONTROL_KEY, ""), Tls.of_environment()
         if repository:
             from ctmr.serving.mirror import MirroringClient, mirror_of
 
-            return MirroringClient(url, mirror_of(repository), home.model_repository, control_key=key)
-        return TritonClient(url, control_key=key)
+            return MirroringClient(
+                url, mirror_of(repository), home.model_repository, control_key=key, tls=Tls.of_environment()
+            )
+        return TritonClient(url, control_key=key, tls=tls)
     triton = EmbeddedTriton(home.triton)
     client = triton.client(home.model_repository)
     triton.supervise(home.model_repository, home.registry_lock)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctmr.errors import InputError
-from ctmr.imaging.origin import PHANTOM_PREFIX, PROVENANCE
-from ctmr.imaging.plausibility import doubts, modality_fault
-from ctmr.imaging.volume import Direction, Modality, Volume
+from ctmr.imaging.origin import PROVENANCE
+from ctmr.imaging.plausibility import modality_fault
+from ctmr.imaging.volume import Direction, Modality, Unit, Volume
 from ctmr.system.home import Home
 from ctmr.system.progress import Progress
 from ctmr.tracking.names import Part, registered_name, served_name
@@ -33,6 +33,7 @@ def synthesize(
     report: Progress,
     keep: Collection[Kind] = (),
     source_modality: Modality | None = None,
+    uncertainty: Path | None = None,
 ) -> dict[str, Any]:
     """Translate an image through Triton.
 
@@ -55,12 +56,15 @@ def synthesize(
         Kinds of DICOM series that are translated although they are no anatomical images of a head.
     source_modality
         What the image shows, where somebody said so; a DICOM header must agree. ``None``: what the translation needs.
+    uncertainty
+        File for the uncertainty map, which must not exist: a DICOM Parametric Map where a series is written, else in
+        the format of `out`.
 
     Returns
     -------
     dict
-        path, modality, model, version, series_uid, files, left_out, notes (what is missing of the head, or was made
-        background) and warnings (what speaks against the image or the model).
+        path, modality, model, version, series_uid, files, left_out, notes (the server's findings), warnings (what the
+        reader of the files doubts) and, where it was asked for, uncertainty (file, figure and what it means).
 
     Raises
     ------
@@ -68,7 +72,6 @@ def synthesize(
         The image cannot be read, is synthetic or does not fit the model, `out` exists or cannot be written from it, or
         no or several models fit. All of it is found before anything is translated.
     """
-    from ctmr.io.content import content_digest, read_whatever
     from ctmr.serving.server import connect
     from ctmr.tracking.lineage import record
 
@@ -82,28 +85,22 @@ def synthesize(
             f"{source} shows {source_modality}, and --to {to} needs {direction.source}; give the other image"
         )
     _require_writable(out, source)
+    if uncertainty is not None:
+        _require_writable_map(uncertainty, out, source)
     report("reading the image", 0.1)
     chosen = _chosen(source, direction.source, keep)
     volume = _read(source, direction.source, chosen)
     with connect(home, url) as client:
         name = served_name(model, direction) if model else _only_model(client, direction)
         report(f"translating with {name}", 0.3)
-        answer = client.translate_volume(name, volume)
+        answer = client.translate_volume(name, volume, uncertainty=uncertainty is not None)
     report("writing", 0.8)
     provenance = _provenance(answer, registered_name(name, direction))
     files, uid, instances = write_translation(
         out, answer.volume, source if chosen is None else chosen.files, provenance
     )
-    entry = {
-        "series_uid": uid,
-        "instance_uids": instances,
-        "content_sha256": content_digest(read_whatever(out).array),
-        "source_uid": volume.uid,
-        "notes": list(answer.volume.notes),
-        "path": str(out.absolute()),
-        **{k: str(v) for k, v in vars(provenance).items()},
-    }
-    record(home, entry)
+    record(home, _ledger_entry(out, volume, answer, provenance, (uid, instances)))
+    doubt = {} if uncertainty is None else {"uncertainty": _write_map(uncertainty, out, answer, provenance)}
     return {
         "path": str(out),
         "files": files,
@@ -114,17 +111,63 @@ def synthesize(
         "triton": client.url,
         "left_out": [] if chosen is None else list(chosen.left_out),
         "notes": list(answer.volume.notes),
-        "warnings": _warnings(volume, answer, provenance),
+        "warnings": list(volume.notes),
+        **doubt,
     }
 
 
-def _warnings(volume: Volume, answer: Translated, provenance: SyntheticProvenance) -> list[str]:
-    """Return what speaks against the image or the model."""
-    found = [*volume.notes, *doubts(volume)]
-    warned = answer.spec.lineage.get("warning", "")
-    if warned and not (volume.phantom or volume.subject.startswith(PHANTOM_PREFIX)):
-        found.append(f"{provenance.model_name} version {answer.version}: {warned}")
-    return found
+def _ledger_entry(
+    out: Path, source: Volume, answer: Translated, provenance: SyntheticProvenance, identity: tuple[str, list[str]]
+) -> dict[str, Any]:
+    from ctmr.io.content import content_digest, read_whatever
+
+    uid, instances = identity
+    return {
+        "series_uid": uid,
+        "instance_uids": instances,
+        "content_sha256": content_digest(read_whatever(out).array),
+        "source_uid": source.uid,
+        "notes": list(answer.volume.notes),
+        "path": str(out.absolute()),
+        **{k: str(v) for k, v in vars(provenance).items()},
+    }
+
+
+def _require_writable_map(path: Path, out: Path, source: Path) -> None:
+    """Raise InputError when no uncertainty map can be written beside `out`."""
+    from ctmr.io import FORMATS, Holds, format_named
+
+    if path.exists():
+        raise InputError(f"{path} exists already; name a file that does not, nothing is overwritten")
+    asked = FORMATS.get(format_named(out.name) or "")
+    written = asked is not None and asked.written
+    if asked is not None and asked.holds is Holds.PICTURE:
+        raise InputError(f"{source.name} is a picture, and 8 bits hold no uncertainty map; leave --uncertainty out")
+    suffixes = asked.suffixes if asked is not None and written else (".dcm",)
+    if not path.name.endswith(suffixes):
+        raise InputError(
+            f"the uncertainty map of {out.name} is written as {' or '.join(suffixes)}, and {path.name} ends otherwise"
+        )
+
+
+def _write_map(path: Path, out: Path, answer: Translated, provenance: SyntheticProvenance) -> dict[str, Any]:
+    """Write the uncertainty map; return where it is and what its figure means."""
+    from ctmr.io import FORMATS, dicom, format_named
+
+    found, volume = answer.uncertainty, answer.volume
+    assert found is not None, "it was asked for"
+    if out.is_dir():
+        series = sorted(out.iterdir())
+        dicom.write_uncertainty_map(path, volume.with_array(found.map), series, found.words)
+    else:
+        # Fractions of a Hounsfield unit count here, so it is not written as an image in Hounsfield units.
+        shown = replace(volume, array=found.map, unit=Unit.ARBITRARY, modality=Modality.MR)
+        words = f"SYNTHETIC {volume.modality} uncertainty in {found.unit}, {dicom.NOT_FOR_DIAGNOSIS}"
+        facts = json.dumps(asdict(provenance), sort_keys=True)
+        text = {"Description": words, "Comment": found.words, PROVENANCE: facts}
+        FORMATS[format_named(out.name) or ""].reader.write(path, shown, text=text)
+    kept = ("figure", "expected_error", "rank_correlation", "cases", "words")
+    return {"path": str(path), "unit": found.unit.value, **{key: getattr(found, key) for key in kept}}
 
 
 def _chosen(source: Path, modality: Modality, keep: Collection[Kind]) -> SeriesChoice | None:

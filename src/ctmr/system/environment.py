@@ -13,6 +13,9 @@ PROCESSES = "CTMR_PROCESSES"
 TRAIN_PROCESSES = "CTMR_TRAIN_PROCESSES"
 ALLOW_ANY_PIPELINE = "CTMR_ALLOW_ANY_PIPELINE"
 TRITON_CONTROL_KEY = "CTMR_TRITON_CONTROL_KEY"
+TRITON_CA = "CTMR_TRITON_CA"
+TRITON_CERTIFICATE = "CTMR_TRITON_CERTIFICATE"
+TRITON_KEY = "CTMR_TRITON_KEY"
 EVENTS = "CTMR_EVENTS"
 WORKSPACE = "CTMR_WORKSPACE"
 PARENT_RUN = "CTMR_PARENT_RUN"
@@ -59,6 +62,24 @@ VARIABLES = (
         "Key that the server of `deploy.url` wants to hear before it loads, unloads or lists models: the value of "
         "`ctmr-control` in its `--grpc-restricted-protocol`",
         "none is sent; the embedded server's is in `triton/control.key` of the home",
+    ),
+    Variable(
+        TRITON_CA,
+        "stage deploy and `ctmr synthesize`, with a Triton elsewhere",
+        "PEM file of the certificates that the server's must lead to; with it the connection is encrypted",
+        "the connection is not encrypted",
+    ),
+    Variable(
+        TRITON_CERTIFICATE,
+        "stage deploy and `ctmr synthesize`, with a Triton elsewhere",
+        "PEM file of this client's own certificate, for mutual TLS",
+        "none is shown",
+    ),
+    Variable(
+        TRITON_KEY,
+        "stage deploy and `ctmr synthesize`, with a Triton elsewhere",
+        "PEM file of its key",
+        "none is shown",
     ),
     Variable(
         EVENTS,

@@ -2,6 +2,7 @@
 
 from ctmr.io.dicom.grouping import SeriesGroups, group_series
 from ctmr.io.dicom.headers import read_header
+from ctmr.io.dicom.parametric_map import NOT_FOR_DIAGNOSIS, write_uncertainty_map
 from ctmr.io.dicom.provenance import SyntheticProvenance, is_phantom, origin_of, read_provenance
 from ctmr.io.dicom.reading import read_series
 from ctmr.io.dicom.series_kind import SeriesAnswer, classify, guess_sequence
@@ -11,6 +12,7 @@ from ctmr.io.dicom.writing import MrParameters, frame_told, seeded_uid, write_se
 from ctmr.io.signature import is_dicom
 
 __all__ = [
+    "NOT_FOR_DIAGNOSIS",
     "MrParameters",
     "SeriesAnswer",
     "SeriesChoice",
@@ -30,4 +32,5 @@ __all__ = [
     "seeded_uid",
     "write_series",
     "write_synthetic_series",
+    "write_uncertainty_map",
 ]

@@ -30,7 +30,9 @@ from ctmr.system.digest import file_digest
 from ctmr.system.home import Home
 
 if TYPE_CHECKING:
+    from ctmr.recipe.recipe import Deploy
     from ctmr.serving.client import TritonClient
+    from ctmr.serving.export import ServedSpec
     from ctmr.serving.model_repository import Release
     from ctmr.tracking.mlflow import Tracking
 
@@ -81,15 +83,21 @@ def _releases(context: Context, directions: Sequence[str], candidate: Contender)
     from ctmr.serving.model_repository import Release
     from ctmr.tracking.names import served_name
 
-    settings = {"chunk": context.recipe.deploy.chunk, "max_voxels": context.recipe.deploy.max_voxels}
     found = []
     for name in directions:
         folder = context.inputs["registered"] / "release" / name
-        spec = ServedSpec.from_json((folder / "spec.json").read_text()).model_copy(update=settings)
+        spec = as_deployed(ServedSpec.from_json((folder / "spec.json").read_text()), context.recipe.deploy)
         served = served_name(candidate.name, spec.direction)
         graphs = folder / "generator.onnx", folder / "range.onnx"
         found.append(Release(served, candidate.version, *graphs, spec))
     return found
+
+
+def as_deployed(spec: ServedSpec, settings: Deploy) -> ServedSpec:
+    """Return a registered spec with what a deployment sets: how much at a time, and limits of uncertainty."""
+    limits = settings.uncertainty
+    sized = spec.model_copy(update={"chunk": settings.chunk, "max_voxels": settings.max_voxels})
+    return sized.with_limits(limits.flag_above_hu, limits.refuse_above_hu)
 
 
 def _left_alone(client: TritonClient, release: Release) -> dict[str, Any]:

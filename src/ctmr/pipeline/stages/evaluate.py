@@ -72,7 +72,7 @@ def _measure(context: Context) -> EvaluationResult:
     from ctmr.evaluation.lesions import lesion_tests
     from ctmr.evaluation.result import EvaluationResult
     from ctmr.evaluation.robustness import robustness_sweep
-    from ctmr.evaluation.uncertainty import uncertainty
+    from ctmr.evaluation.uncertainty import calibrate_series, uncertainty
 
     recipe = context.recipe
     test_set, model = _open(context)
@@ -93,6 +93,7 @@ def _measure(context: Context) -> EvaluationResult:
     robustness = robustness_sweep(test_set, model, recipe)
     context.report("uncertainty", 0.87)
     certainty = uncertainty(test_set, model, recipe)
+    calibration = calibrate_series(test_set, model, recipe)
     information = [t.sentence() for t in lesions] + ([other] if isinstance(other, str) else [])
     return EvaluationResult(
         gated=gated,
@@ -101,6 +102,7 @@ def _measure(context: Context) -> EvaluationResult:
         lesions=tuple(lesions),
         robustness=robustness,
         uncertainty=certainty,
+        calibration=calibration,
         champion=known.name,
         compared_with=known.identity,
         lineage=_lineage(context),
@@ -205,6 +207,7 @@ def _write(out: Path, result: EvaluationResult) -> None:
         "compared_with": result.compared_with,
         "uncompared": verdict.uncompared,
         "stays": verdict.stays,
+        "calibration": result.calibration.to_dict()["calibration"] if result.calibration else None,
     }
     _write_json(out / "decision.json", decision)
     _write_cases(out / "cases.csv", gated.cases)

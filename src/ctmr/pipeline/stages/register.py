@@ -57,7 +57,7 @@ def run(context: Context) -> dict[str, Any]:
         known = _known(tracking, name, section.alias, digest)
         # What a version is served with must not depend on who registers it again.
         first = {k: known.tags.get(k, v) for k, v in lineage.items()} if known else lineage
-        specs = _release(context, first)
+        specs = _release(context, first, decision)
         hashes = {direction: spec.generator_sha256 for direction, spec in specs.items()}
         tags = {**first, "verdict": "pass", **{f"onnx_sha256.{direction}": sha for direction, sha in hashes.items()}}
         card = context.out / "model_card.md"
@@ -113,9 +113,10 @@ def _lineage(context: Context, run_id: str) -> dict[str, str]:
     }
 
 
-def _release(context: Context, lineage: Mapping[str, str]) -> dict[str, ServedSpec]:
-    """Write ``release/<direction>/``, the graphs and a spec that holds the lineage; return the specs."""
-    from ctmr.serving.export import ServedSpec
+def _release(context: Context, lineage: Mapping[str, str], decision: Mapping[str, Any]) -> dict[str, ServedSpec]:
+    """Write ``release/<direction>/``, the graphs and a spec that holds lineage and calibration; return the specs."""
+    from ctmr.imaging.calibration import Calibration
+    from ctmr.serving.export import ServedSpec, ServedUncertainty
 
     model, specs = context.inputs["model"], dict[str, ServedSpec]()
     for direction in Description.read(model).directions:
@@ -123,7 +124,10 @@ def _release(context: Context, lineage: Mapping[str, str]) -> dict[str, ServedSp
         target.mkdir(parents=True)
         for file in ("generator.onnx", "range.onnx"):
             shutil.copyfile(source / file, target / file)
-        spec = ServedSpec.from_json((source / "spec.json").read_text()).model_copy(update={"lineage": dict(lineage)})
+        measured = decision.get("calibration") if direction.value == decision.get("direction") else None
+        meant = ServedUncertainty(calibration=measured and Calibration.model_validate(measured))
+        spec = ServedSpec.from_json((source / "spec.json").read_text())
+        spec = spec.model_copy(update={"lineage": dict(lineage), "uncertainty": meant})
         (target / "spec.json").write_text(spec.to_json())
         specs[direction.value] = spec
     return specs
@@ -185,5 +189,5 @@ STAGE = Stage(
     summary_line=summary_line,
     side_effects=True,
     still_true=still_true,
-    version=2,
+    version=3,
 )
