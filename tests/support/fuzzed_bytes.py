@@ -23,15 +23,12 @@ import SimpleITK
 # What is imported before is not compiled anew.
 _ = nibabel, pydicom, SimpleITK
 with atheris.instrument_imports(include=["ctmr.io", "ctmr.datasets.dvc", "ctmr.datasets.deid"]):
-    from fuzzed_readers import HANGS_S, KINDS, MEMORY_MIB, Wrong, sound_files, spent_mib, told
+    from fuzzed_readers import HANGS_S, KINDS, MEMORY_MIB, STUCK_S, Wrong, sound_files, spent_mib, told
 
 BEGINNINGS = {b"\x89PNG": "pictures", b"\xff\xd8": "pictures", b"PK": "archives", b"\x1f\x8b": "nifti.gz"}
 BEGINNINGS |= {b"\x5c\1\0\0": "nifti"}
 FILES = {"dicom": "a.dcm", "nifti": "a.nii", "nifti.gz": "a.nii.gz", "pictures": "a.png", "archives": "a.zip"}
 LONGEST = 2**15
-STUCK_S = 60
-"""Seconds after which libFuzzer ends an input. `HANGS_S` is of this process's own work: a codec that crashes takes its
-process along, and the next one starts slowly on a machine that others use."""
 
 
 def main(kind: str, count: int, number: int, root: Path) -> None:
