@@ -60,4 +60,4 @@ class EnvironmentFault(CtmrError):
 def fault_of(error: OSError) -> EnvironmentFault:
     """Return the sentence for what the system refused and no code of ours expected: a home that is no folder, say."""
     at, why = error.filename or "the system", error.strerror or type(error).__name__
-    return EnvironmentFault(f"{at}: {why}; make it usable, or name another folder (CTMR_HOME, --out)")
+    return EnvironmentFault(f"{at}: {why}; make it usable, or name another folder")

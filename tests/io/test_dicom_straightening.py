@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from ctmr.errors import InputError
 from ctmr.imaging.volume import Volume
 from ctmr.io.dicom import read_series, write_series
+from ctmr.io.dicom.geometry import ROUNDING_MM
 
 Same = Callable[[Volume, Volume], None]
 SHAPE, SPACING = (9, 8), (1.5, 1.25)
@@ -98,7 +99,8 @@ def test_every_voxel_holds_the_value_of_its_place(
     along, rotation = np.concatenate([[0.0], np.cumsum(gaps)]), Rotation.random(rng=rng).as_matrix()
     volume = read_series(streams(tilted(along, tilt, rotation=rotation)))
     directions = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=2e-3)
+    # What counts as straight: a shear of 0.2 %, or of as much as positions are rounded.
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=max(2e-3, 1.01 * ROUNDING_MM / along[-1]))
     whole = covered(volume, along, tilt, rotation)
     assert whole.sum() > 20 * len(volume.array)
     # Planes that count as even may lie 0.1 mm off, and every millimetre is at most 1.6 units.

@@ -13,10 +13,10 @@ from ctmr.recipe.registry import Registry
 GENERATORS = Registry(
     {
         "resnet": "ctmr.networks.generators:ResNetGenerator",
-        "subpixel": "ctmr.networks.generators:SubPixelGenerator",
         "unet": "ctmr.networks.generators:UNetGenerator",
         "unet_resnet18": "ctmr.networks.generators:UNetResNet18",
         "encoder_decoder": "ctmr.networks.generators:EncoderDecoder",
+        "subpixel": "ctmr.networks.generators:SubPixelGenerator",
     }
 )
 """``network.generator.kind``: classes that `ctmr.networks.generators.build_generator` calls."""

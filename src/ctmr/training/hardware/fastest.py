@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from ctmr.recipe.training import Loss, Network, Train
 from ctmr.system.digest import tree_digest
 from ctmr.system.files import write_file
 from ctmr.system.locks import locked
+from ctmr.system.processes import processor
 from ctmr.training.cyclegan.networks import CycleGan
 from ctmr.training.hardware import memory
 from ctmr.training.hardware.distributed import ALONE, Team
@@ -230,19 +230,10 @@ def _key(
         machine: list[Any] = [torch.cuda.get_device_name(device), torch.version.cuda]
     else:
         able = sorted(name for name, has in torch.cpu.get_capabilities().items() if has)
-        machine = [_processor(), able, len(os.sched_getaffinity(0)), torch.get_num_threads()]
+        machine = [processor(), able, len(os.sched_getaffinity(0)), torch.get_num_threads()]
     network, loss, train = sections
     channels = sorted((str(m), c) for m, c in networks.channels.items())
     tflop = step_tflop(networks, loss, train.batch, size)
     shapes = [network.model_dump(mode="json"), channels, train.batch, processes, list(size), f"{tflop:.6g}"]
     switches = [train.speed.joined, train.speed.fused_adam, train.ema > 0, train.threads]
     return tree_digest([[torch.__version__, machine], shapes, switches])
-
-
-def _processor() -> str:
-    """Return the processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
