@@ -55,9 +55,3 @@ class EnvironmentFault(CtmrError):
     """The machine, a server or a store failed, not the input. Exit code 3."""
 
     exit_code = 3
-
-
-def fault_of(error: OSError) -> EnvironmentFault:
-    """Return the sentence for what the system refused and no code of ours expected: a home that is no folder, say."""
-    at, why = error.filename or "the system", error.strerror or type(error).__name__
-    return EnvironmentFault(f"{at}: {why}; make it usable, or name another folder")

@@ -14,7 +14,8 @@ from ctmr.cli import champions, dataset, images, pipeline, recipes
 from ctmr.cli.compare import compare
 from ctmr.cli.options import AsJson, RunnerName, Settings, runner_of
 from ctmr.cli.stages import add_stages, run
-from ctmr.errors import CtmrError, InputError, fault_of
+from ctmr.errors import CtmrError, InputError
+from ctmr.system.home import fault_of
 from ctmr.system.processes import share_cores
 
 

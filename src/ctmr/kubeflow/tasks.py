@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctmr.errors import CtmrError, fault_of
+from ctmr.errors import CtmrError
 from ctmr.pipeline import events, stages
 from ctmr.pipeline.stage import Result, run_stage
 from ctmr.recipe.recipe import Recipe
 from ctmr.system.environment import RUN_NAME, STUDY_STORAGE, WORKSPACE
-from ctmr.system.home import Home, quiet_libraries
+from ctmr.system.home import Home, fault_of, quiet_libraries
 from ctmr.tracking.names import run_name
 
 START = "start"

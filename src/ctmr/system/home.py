@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
+from ctmr.errors import EnvironmentFault
 from ctmr.system import environment
 from ctmr.system.git import git_command, git_environment
 
@@ -154,3 +155,9 @@ def _reach_loopback() -> None:
     # Libraries differ in which of the two they read.
     named = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, *LOOPBACK_HOSTS]))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = named
+
+
+def fault_of(error: OSError) -> EnvironmentFault:
+    """Return the sentence for what the system refused and no code of ours expected: a home that is no folder, say."""
+    at, why = error.filename or "the system", error.strerror or type(error).__name__
+    return EnvironmentFault(f"{at}: {why}; make it usable, or name another folder ({environment.HOME}, --out)")
