@@ -22,7 +22,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from ctmr.datasets.deid import dicom, profile
+from ctmr.datasets.deid import dicom, multiframe, profile
 from ctmr.datasets.deid.dicom import Cleaner
 from ctmr.datasets.deid.profile import Action, action_for
 from ctmr.datasets.deid.pseudonyms import Key
@@ -115,7 +115,8 @@ def test_private_attributes_curves_and_overlays_are_removed():
 
 
 def test_what_stays_is_nothing_that_the_table_wants_changed():
-    for keyword in profile.NUMBERS | set(profile.TERMS) | profile.SEQUENCES | profile.POINTERS | {"Manufacturer"}:
+    texts = multiframe.TEXTS | multiframe.TOLD_APART | multiframe.EMPTIED | {"Manufacturer", profile.REGION}
+    for keyword in profile.NUMBERS | set(profile.TERMS) | profile.SEQUENCES | profile.POINTERS | texts:
         tag = tag_for_keyword(keyword)
         assert tag is not None, keyword
         assert action_for(tag, keyword, enhanced=False) is None, keyword

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom import config
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
-from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
     CTImageStorage,
@@ -30,9 +27,9 @@ from pydicom.uid import (
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
 )
-from pydicom.valuerep import DSfloat
 
-from ctmr.datasets.deid import profile
+from ctmr.datasets.deid import multiframe, profile
+from ctmr.datasets.deid.header_values import DUMMY, coded, maker, moved, numbers, region, terms, values_of
 from ctmr.datasets.deid.profile import Action
 from ctmr.datasets.deid.pseudonyms import Key
 from ctmr.datasets.names import Dates
@@ -58,8 +55,7 @@ IMAGES: dict[str, Modality] = ENHANCED | {CTImageStorage: Modality.CT, MRImageSt
 METHOD = "ctmr: PS3.15 Annex E basic profile; only needed attributes kept"
 """DeidentificationMethod: an LO, of which a value has at most 64 characters."""
 _IMAGE_TYPE_VALUES = 3
-_DUMMY = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
-_DECIMAL = re.compile(r"[+-]?\d{0,5}(\.\d{0,14})?([eE][+-]?\d{1,2})?")
+_ANATOMY = "FrameAnatomySequence"
 
 
 @dataclass(frozen=True)
@@ -125,8 +121,7 @@ class Cleaner:
         image.SOPClassUID = source.SOPClassUID
         image.Modality = IMAGES[source.SOPClassUID].value
         self._identify(image)
-        if source.SOPClassUID not in ENHANCED:
-            _complete(image)
+        _complete(image, enhanced=source.SOPClassUID in ENHANCED)
         uids[self.key.uid(self.series)] = self.series
         image.InstanceNumber = number
         faces = str(source.get("RecognizableVisualFeatures", "")).strip().upper()
@@ -150,43 +145,56 @@ class Cleaner:
                 # A damaged element makes pydicom raise anything; what cannot be understood is not kept.
                 continue
             if keyword in profile.SEQUENCES:
-                items = [self._kept(item, enhanced, uids, inner=True) for item in value or []]
-                if items:
+                items = [self._kept(item, enhanced, uids, inner=True) for item in _items(value)]
+                # Some functional groups may be empty, and then say that nothing of the kind was done.
+                if items or enhanced:
                     setattr(kept, keyword, items)
                 continue
+            if keyword == profile.REGION and enhanced and inner:
+                setattr(kept, keyword, region(_items(value)))
+                continue
             action = profile.action_for(int(tag), keyword, enhanced=enhanced, inner=inner)
-            new = self._value(int(tag), keyword, value, action, uids)
+            if enhanced and not values_of(value) and profile.may_stay(keyword, action):
+                kept.add_new(tag, dictionary_VR(tag), None)
+                continue
+            new = self._value(int(tag), keyword, value, action, uids, enhanced=enhanced)
             if new is not None:
                 kept.add_new(tag, dictionary_VR(tag), new)
         return kept
 
-    def _value(self, tag: int, keyword: str, value: Any, action: Action | None, uids: dict[str, str]) -> Any:
+    def _value(
+        self, tag: int, keyword: str, value: Any, action: Action | None, uids: dict[str, str], *, enhanced: bool
+    ) -> Any:
         """Return an attribute's new value, ``None`` to remove it."""
         if self.dates is Dates.SHIFT and profile.keeps_modified_date(tag):
-            moved = _moved(dictionary_VR(tag), str(value or ""), self.key.shift_days(self.subject))
-            if moved is not None:
-                return moved
+            date = moved(dictionary_VR(tag), str(value or ""), self.key.shift_days(self.subject))
+            if date is not None:
+                return date
         match action:
             case Action.REMOVE:
                 return None
             case Action.EMPTY:
-                return ""
+                return [] if dictionary_VR(tag) == "SQ" else ""
             case Action.DUMMY:
-                return _DUMMY.get(dictionary_VR(tag))
+                return DUMMY.get(dictionary_VR(tag))
             case Action.MAP_UID:
                 return self._mapped(value, uids) if dictionary_VR(tag) == "UI" else None
         if keyword in profile.NUMBERS:
-            return _numbers(dictionary_VR(tag), value)
+            return numbers(keyword, dictionary_VR(tag), value)
         if keyword in profile.TERMS:
-            return _terms(keyword, value)
+            term = terms(keyword, value, enhanced=enhanced)
+            if term is not None:
+                return term
+        if enhanced and keyword in multiframe.TOLD_APART:
+            return [self.key.label(str(v)) for v in values_of(value)] or None
         if keyword == "Manufacturer":
-            return next((m for m in profile.MAKERS if str(value).upper().split(maxsplit=1)[:1] == [m]), "")
+            return maker(value, enhanced=enhanced)
         if keyword in profile.POINTERS and isinstance(value, int):
             return value
         return None
 
     def _mapped(self, value: Any, uids: dict[str, str]) -> Any:
-        originals = [str(v) for v in _values(value) if str(v)]
+        originals = [str(v) for v in values_of(value) if str(v)]
         new = [self.key.uid(v) for v in originals]
         uids.update(zip(new, originals, strict=True))
         return new[0] if len(new) == 1 else new or None
@@ -207,7 +215,7 @@ class Cleaner:
         used = [codes.DCM.BasicApplicationConfidentialityProfile, codes.DCM.CleanDescriptorsOption]
         if self.dates is Dates.SHIFT:
             used.append(codes.DCM.RetainLongitudinalTemporalInformationModifiedDatesOption)
-        image.DeidentificationMethodCodeSequence = [_code(c) for c in used]
+        image.DeidentificationMethodCodeSequence = [coded(c) for c in used]
         shifted = self.dates is Dates.SHIFT
         image.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
         label = f"{PHANTOM_WORD} " if self.phantom else ""
@@ -216,13 +224,22 @@ class Cleaner:
             image.ProtocolName = self.sequence
 
 
-def _complete(image: pydicom.Dataset) -> None:
-    """Add what a single-frame image must have and the source had not, or had with values that do not stay.
+def _complete(image: pydicom.Dataset, *, enhanced: bool) -> None:
+    """Add what an image must have and the source had not, or had with values that do not stay.
 
-    Empty where the standard allows that, else the term that claims least.
+    Empty where the standard allows that, else, in a single-frame image, the term that claims least.
     """
+    groups = [*image.get("SharedFunctionalGroupsSequence", []), *image.get("PerFrameFunctionalGroupsSequence", [])]
+    if not any(k in place for place in (image, *groups) for k in ("BodyPartExamined", "Laterality", _ANATOMY)):
+        # Type 2C: without a body part nobody knows whether it is a paired one. A frame's anatomy has its own.
+        image.Laterality = None
+    if enhanced:
+        for keyword in multiframe.TYPE_2:
+            if keyword not in image:
+                setattr(image, keyword, [] if dictionary_VR(keyword) == "SQ" else None)
+        return
     ct = image.Modality == Modality.CT
-    kind = [str(v) for v in _values(image.get("ImageType"))] or ["ORIGINAL", "PRIMARY"]
+    kind = [str(v) for v in values_of(image.get("ImageType"))] or ["ORIGINAL", "PRIMARY"]
     if len(kind) < _IMAGE_TYPE_VALUES:
         image.ImageType = [*kind, "AXIAL" if ct else "OTHER"]
     for keyword, term in profile.MODULE_TYPE_1[image.Modality].items():
@@ -231,11 +248,8 @@ def _complete(image: pydicom.Dataset) -> None:
     for keyword in profile.MODULE_TYPE_2[image.Modality]:
         if keyword not in image:
             setattr(image, keyword, None)
-    if "IR" in _values(image.get("ScanningSequence")) and "InversionTime" not in image:
+    if "IR" in values_of(image.get("ScanningSequence")) and "InversionTime" not in image:
         image.InversionTime = None
-    if "BodyPartExamined" not in image and "Laterality" not in image:
-        # Type 2C: without a body part nobody knows whether it is a paired one.
-        image.Laterality = None
 
 
 def not_an_image(header: pydicom.Dataset, part: str = "", keep: Collection[Kind] = ()) -> str:
@@ -298,51 +312,6 @@ def quiet_pydicom() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _values(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-
-
-def _numbers(vr: str, value: Any) -> Any:
-    """Return the numbers as their VR has them; None unless all are finite and below `profile.LARGEST`."""
-    new: list[Any] = []
-    for v in _values(value):
-        try:
-            number = float(v)
-        except (TypeError, ValueError):
-            return None
-        if not math.isfinite(number) or abs(number) >= profile.LARGEST:
-            return None
-        if vr == "DS":
-            text = str(v).strip()
-            new.append(DSfloat(text) if len(text) <= 16 and _DECIMAL.fullmatch(text) else DSfloat(number, True))
-        else:
-            new.append(number if vr in ("FD", "FL") else int(number))
-    return new[0] if len(new) == 1 else new or None
-
-
-def _terms(keyword: str, value: Any) -> Any:
-    """Return the values that are defined terms; for an image type, which counts positions, OTHER in place of others."""
-    allowed = profile.TERMS[keyword]
-    given = [str(v).strip().upper() for v in _values(value)]
-    if keyword in ("ImageType", "FrameType"):
-        given = [v if v in allowed else "OTHER" for v in given[:3]] + [v for v in given[3:] if v in allowed]
-    new = [v for v in given if v in allowed]
-    return new[0] if len(new) == 1 else new or None
-
-
-def _moved(vr: str, text: str, days: int) -> str | None:
-    """Return a date moved into the past; None when it is no date, or a time."""
-    if vr not in ("DA", "DT") or not re.fullmatch(r"\d{8}", text[:8]):
-        return None
-    try:
-        moved = datetime.strptime(text[:8], "%Y%m%d") - timedelta(days=days)
-    except (ValueError, OverflowError):
-        return None
-    return f"{moved:%Y%m%d}"
-
-
 def _set_pixels(image: pydicom.Dataset, header: Header) -> None:
     """Set the pixels as ctmr reads them: no comment of a compressed stream, no overlay in unused bits comes along."""
     source = header.dataset
@@ -378,7 +347,6 @@ def _padding(value: Any, signed: bool) -> int | None:
     return padding - 65536 if signed and padding > 32767 else padding
 
 
-def _code(code: Any) -> pydicom.Dataset:
-    item = pydicom.Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
-    return item
+def _items(value: Any) -> list[pydicom.Dataset]:
+    """Return the items of a sequence; what is none in spite of its tag has none."""
+    return list(value) if isinstance(value, Sequence) else []

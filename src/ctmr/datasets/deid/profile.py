@@ -6,6 +6,7 @@ from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 
+from ctmr.datasets.deid import multiframe
 from ctmr.io.dicom.headers import TYPE_2
 
 
@@ -37,16 +38,17 @@ MODULE_TYPE_2: dict[str, tuple[str, ...]] = {
 MODULE_TYPE_1: dict[str, dict[str, str]] = {"CT": {}, "MR": {"ScanningSequence": "RM", "SequenceVariant": "NONE"}}
 """Attributes that they must have with a value → the term that says nothing of the sequence (PS3.3 C.8.3.1)."""
 
-ENHANCED_DATES = (
+ENHANCED_TYPE_1 = (
+    "DeviceSerialNumber",
     "ContentDate",
     "ContentTime",
     "AcquisitionDateTime",
     "FrameAcquisitionDateTime",
     "FrameReferenceDateTime",
 )
-"""Attributes that Enhanced CT and MR images must have with a value (PS3.3 C.7.6.16.2.2, C.8.13.1, C.8.15.2)."""
+"""Attributes of the table that enhanced CT and MR images must have with a value (PS3.3 C.7.5.2, C.7.6.16, C.8.13.1)."""
 
-SEQUENCES = frozenset(
+SEQUENCES = multiframe.SEQUENCES | frozenset(
     {
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
@@ -67,9 +69,9 @@ SEQUENCES = frozenset(
         "CTXRayDetailsSequence",
     }
 )
-"""Sequences that carry geometry or rescaling of multi-frame images; every other sequence is removed."""
+"""Sequences of multi-frame images whose items are cleaned as the image is; every other sequence is removed."""
 
-NUMBERS = frozenset(
+NUMBERS = multiframe.NUMBERS | frozenset(
     {
         # Image plane, frame of reference
         "ImagePositionPatient",
@@ -138,7 +140,7 @@ LARGEST = 1e5
 """No kept quantity reaches it; patient, accession and telephone numbers do."""
 
 _YES_NO = frozenset({"YES", "NO"})
-_IMAGE_TYPE = frozenset(
+_IMAGE_TYPE = multiframe.IMAGE_TYPE | frozenset(
     {
         "ORIGINAL",
         "DERIVED",
@@ -182,8 +184,25 @@ _IMAGE_TYPE = frozenset(
         "GRADIENT_ECHO",
     }
 )
-_CONTRAST = frozenset({"T1", "T2", "T2_STAR", "PROTON_DENSITY", "FLUID_ATTENUATED", "STIR", "UNKNOWN", "MIXED"})
-TERMS: dict[str, frozenset[str]] = {
+_CONTRAST = frozenset(
+    {
+        "DIFFUSION",
+        "FLOW_ENCODED",
+        "FLUID_ATTENUATED",
+        "MIXED",
+        "PERFUSION",
+        "PROTON_DENSITY",
+        "STIR",
+        "T1",
+        "T2",
+        "T2_STAR",
+        "TAGGING",
+        "TOF",
+        "UNKNOWN",
+    }
+)
+_CALCULATION = frozenset({"NONE", "MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "MPR", "CURVED_MPR", "MIXED"})
+TERMS: dict[str, frozenset[str]] = multiframe.TERMS | {
     "Modality": frozenset({"CT", "MR"}),
     "ImageType": _IMAGE_TYPE,
     "FrameType": _IMAGE_TYPE,
@@ -205,7 +224,7 @@ TERMS: dict[str, frozenset[str]] = {
     "VOILUTFunction": frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"}),
     "PixelPresentation": frozenset({"MONOCHROME"}),
     "VolumetricProperties": frozenset({"VOLUME", "SAMPLED", "DISTORTED", "MIXED"}),
-    "VolumeBasedCalculationTechnique": frozenset({"NONE", "MAX_IP", "MIN_IP", "VOLUME_RENDER", "MPR", "CURVED_MPR"}),
+    "VolumeBasedCalculationTechnique": _CALCULATION,
     "ComplexImageComponent": frozenset({"MAGNITUDE", "PHASE", "REAL", "IMAGINARY", "MIXED"}),
     "AcquisitionContrast": _CONTRAST,
     "EchoPulseSequence": frozenset({"SPIN", "GRADIENT", "BOTH"}),
@@ -218,6 +237,9 @@ TERMS: dict[str, frozenset[str]] = {
 
 POINTERS = frozenset({"DimensionIndexPointer", "FunctionalGroupPointer"})
 """Tags as values (VR AT), which stay."""
+
+REGION = "AnatomicRegionSequence"
+"""Code that stays, of an enhanced image, when the standard has it (`ctmr.datasets.deid.header_values.region`)."""
 
 MAKERS = (
     "SIEMENS",
@@ -254,19 +276,34 @@ def action_for(tag: int, keyword: str, *, enhanced: bool, inner: bool = False) -
 
     Where the table leaves a choice (``X/Z``, ``X/Z/D``, …, PS3.15 E.1.1), the attribute is removed unless the image
     must have it: then it is emptied if it may be empty (never in an item of a sequence, `inner`), else replaced by a
-    dummy. What the table replaces by a dummy (``D``) and a CT or MR image need not have is removed as well.
+    dummy. What the table replaces by a dummy (``D``) and a CT or MR image need not have is removed as well. Free texts
+    that it does not name are treated alike where an enhanced image must have them (`multiframe`).
     """
     group = tag >> 16
     if group % 2 or 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:
         return Action.REMOVE
+    if enhanced and keyword in multiframe.TEXTS:
+        return Action.DUMMY
+    if enhanced and (keyword in multiframe.EMPTIED or (keyword in multiframe.TYPE_2 and tag in table() and not inner)):
+        return Action.EMPTY
+    if keyword == "SOPInstanceUIDOfConcatenationSource":
+        # The table forgot this one of the UIDs of instances.
+        return Action.MAP_UID
     if tag not in table():
         return None
     choices = table()[tag][0].split("/")
-    if "D" in choices and enhanced and keyword in ENHANCED_DATES:
+    if "D" in choices and enhanced and keyword in ENHANCED_TYPE_1:
         return Action.DUMMY
     if "Z" in choices and keyword in IMAGE_TYPE_2 and not inner:
         return Action.EMPTY
     return Action.MAP_UID if choices == ["U"] else Action.REMOVE
+
+
+def may_stay(keyword: str, action: Action | None) -> bool:
+    """Return whether an attribute stays with some values: then an empty one stays as it is."""
+    if action is not None:
+        return action is Action.MAP_UID
+    return any(keyword in stays for stays in (NUMBERS, TERMS, POINTERS, multiframe.TOLD_APART))
 
 
 def keeps_modified_date(tag: int) -> bool:

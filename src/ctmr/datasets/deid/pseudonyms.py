@@ -39,6 +39,10 @@ class Key:
         """Return the UID that stands for another one everywhere, derived from a UUID (PS3.5 B.2)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', original)[:16], version=5).int}"
 
+    def label(self, name: str) -> str:
+        """Return what stands for a name that a person gave a part of an image: 16 hexadecimal digits."""
+        return self._digest("label", name).hex()[:16]
+
     def order(self, name: str) -> str:
         """Return a key to sort by that says nothing about the name."""
         return self._digest("order", name).hex()
