@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ctmr.datasets.dvc import DatasetSource, resolve
-from ctmr.datasets.dvc.commands import CommandFailed, git, guarded
+from ctmr.datasets.dvc.commands import AWS_FILES, CommandFailed, git, guarded
 from ctmr.datasets.dvc.objects import Objects, Pinned, Where, read_pinned
 from ctmr.datasets.dvc.remotes import refuse_programs
 from ctmr.datasets.repository import DataRepository
@@ -121,15 +122,35 @@ def test_settings_of_a_caller_stay_and_ours_are_given_once():
     assert git_environment(once) == once
 
 
-@pytest.mark.parametrize("key", ["configpath", "credentialpath"])
-def test_aws_configuration_out_of_the_repository_is_refused(tmp_path, key):
+@pytest.mark.parametrize("key", AWS_FILES)
+@pytest.mark.parametrize("place", ["../aws", "/proc/self/cwd/aws", "~/aws"])
+def test_aws_configuration_that_a_repository_names_is_refused_unless_the_user_names_his_own(
+    tmp_path, monkeypatch, key, place
+):
+    variable, _ = AWS_FILES[key]
+    monkeypatch.delenv(variable, raising=False)
     (tmp_path / "data" / ".dvc").mkdir(parents=True)
     config = tmp_path / "data" / ".dvc" / "config"
-    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = ../aws\n")
-    with pytest.raises(InputError, match=f"takes {key} from .*a file of the repository, which can start programs"):
+    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = {place}\n")
+    with pytest.raises(InputError, match=f"takes {key} from .*can start programs.* or set {variable}"):
         refuse_programs(tmp_path / "data")
-    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = {tmp_path}/aws\n")
+    monkeypatch.setenv(variable, "mine")
     refuse_programs(tmp_path / "data")
+
+
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_dvc_takes_aws_configuration_from_the_user_whatever_a_revision_or_an_import_names(home, monkeypatch, given):
+    from dvc_s3 import S3FileSystem
+
+    for variable, _ in AWS_FILES.values():
+        monkeypatch.delenv(variable, raising=False)
+        if given:
+            monkeypatch.setenv(variable, given)
+    with guarded():
+        S3FileSystem(url="s3://bucket", **{key: f"/theirs/{key}" for key in AWS_FILES})
+        found = [os.environ[variable] for variable, _ in AWS_FILES.values()]
+    assert found == [given or str(Path(usual).expanduser()) for _, usual in AWS_FILES.values()]
+    assert [os.environ.get(variable) for variable, _ in AWS_FILES.values()] == [given, given]
 
 
 def test_dvc_keeps_its_pickles_where_no_repository_can_put_any(home, tmp_path, monkeypatch):

@@ -22,6 +22,11 @@ DVC_LIMIT_S = 300
 TRANSFER_LIMIT_S = 12 * 3600
 """For what moves a whole dataset; a transfer that was stopped goes on where it was when it is run again."""
 
+AWS_FILES = {
+    "configpath": ("AWS_CONFIG_FILE", "~/.aws/config"),
+    "credentialpath": ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+}
+"""DVC's settings for files in which ``credential_process`` is a command, and the variables that go before them."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _CHATTER = "Having any troubles?"
 """All that a failed `dvc get --quiet` may say."""
@@ -65,7 +70,8 @@ def dvc(folder: Path, *words: str, environment: Mapping[str, str] | None = None,
 def guarded() -> Iterator[None]:
     """Make DVC, inside and in processes that are started there, run git as `git` does and unpickle our own cache only.
 
-    A repository's configuration can name the folder of DVC's caches, whose entries are pickles.
+    A repository's configuration, at any revision and of any repository that it imports from, can name the folder of
+    DVC's caches, whose entries are pickles, and AWS files, which name programs. The environment goes before it.
     """
     quiet_libraries()
     caches = Home.current().root / "dvc"
@@ -74,6 +80,8 @@ def guarded() -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update({k: v for k, v in git_environment(before).items() if k != "LC_ALL"})
     os.environ["DVC_SITE_CACHE_DIR"] = str(caches)
+    for variable, usual in AWS_FILES.values():
+        os.environ.setdefault(variable, str(Path(usual).expanduser()))
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     try:
