@@ -158,7 +158,7 @@ def texts_in(start: bytes) -> dict[str, str]:
             said = start[at + 8 : min(at + max(size, 8), end)].rstrip(b"\0 ").decode("utf-8", "replace")
             try:
                 tree = json.loads(said)
-            except ValueError:
+            except (ValueError, RecursionError):
                 tree = None
             texts |= {str(k): str(v) for k, v in tree.items()} if isinstance(tree, dict) else {"Comment": said}
         at += max(size, 8)

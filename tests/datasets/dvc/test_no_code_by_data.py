@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from ctmr.datasets.dvc import DatasetSource, resolve
 from ctmr.datasets.dvc.commands import AWS_FILES, CommandFailed, git, guarded
-from ctmr.datasets.dvc.objects import Objects, Pinned, Where, read_pinned
+from ctmr.datasets.dvc.objects import Objects, ObjectState, Pinned, Where, read_pinned
 from ctmr.datasets.dvc.remotes import refuse_programs
 from ctmr.datasets.repository import DataRepository
 from ctmr.errors import EnvironmentFault, InputError
@@ -174,3 +175,15 @@ def test_a_kind_of_remote_whose_package_is_not_installed_is_one_sentence(tmp_pat
     (tmp_path / ".dvc" / "config").write_text("[core]\n  remote = r\n['remote \"r\"']\n  url = ssh://host/folder\n")
     with pytest.raises(EnvironmentFault, match="ssh is supported, but requires 'dvc-ssh'"):
         Objects(tmp_path, Pinned("0" * 32 + ".dir", 1, 1)).check(Where.REMOTE, lambda message, fraction=None: None)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[7]", b'[{"relpath": "a"}]', b"{"])
+def test_a_list_of_files_that_is_none_is_a_damaged_object(tmp_path, raw):
+    for words in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(words, cwd=tmp_path, check=True)
+    digest = hashlib.md5(raw, usedforsecurity=False).hexdigest() + ".dir"
+    place = tmp_path / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    place.parent.mkdir(parents=True)
+    place.write_bytes(raw)
+    (fault,) = Objects(tmp_path, Pinned(digest, 1, 1)).check(Where.CACHE, lambda message, fraction=None: None)
+    assert (fault.state, fault.path) == (ObjectState.CORRUPTED, ".")
