@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ctmr import errors
 from ctmr.errors import EnvironmentFault
 from ctmr.system.files import written
 from ctmr.system.git import ELSEWHERE, git_command, git_environment
@@ -114,7 +115,8 @@ def without_secrets(text: str) -> str:
     for name in _SECRETS:
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    # A password may hold @ or /: the whole of it goes first.
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", errors.without_secrets(text))
 
 
 def _run(folder: Path, name: str, verb: str, command: list[str], environment: Mapping[str, str], limit_s: float) -> str:
