@@ -242,9 +242,13 @@ def test_while_the_registry_is_silent_the_journal_waits_and_the_registry_decides
     assert recover(home, tracking) == ""
 
 
-def test_a_damaged_journal_is_named(home: Home) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", "{}", "[" * 100_000, '{"entry": {}, "url": "", "standings": []}', '{"entry": []}'],
+)
+def test_a_damaged_journal_is_named(home: Home, text: str) -> None:
     home.root.mkdir(exist_ok=True)
-    (home.root / "promotion.json").write_text("{")
+    (home.root / "promotion.json").write_text(text)
     with pytest.raises(EnvironmentFault, match=r"promotion\.json is damaged"):
         recover(home)
 

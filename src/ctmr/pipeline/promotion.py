@@ -358,10 +358,17 @@ def _write_journal(home: Home, tree: Mapping[str, Any]) -> None:
 
 
 def _read_journal(home: Home) -> dict[str, Any] | None:
+    from ctmr.serving.rollout import Standing
+
     try:
         tree: dict[str, Any] = json.loads(_journal(home).read_text())
+        whole = tree["entry"].keys() >= {*_OF_A_LINE, "alias"} and isinstance(tree["url"], str)
+        for standing in tree["standings"]:
+            Standing.from_json(standing)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EnvironmentFault(f"{_journal(home)} is damaged ({error}); remove it, then deploy again") from error
+    if not whole:
+        raise EnvironmentFault(f"{_journal(home)} is damaged (it is no journal); remove it, then deploy again")
     return tree
