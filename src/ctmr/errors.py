@@ -9,12 +9,14 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 _PASSWORD = re.compile(r"(?<=://)([^/:@\s]*):\S*@")
-_SECRET = re.compile(r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+_TOKEN = re.compile(r"\b(https?://)[^/?#:@\s]+@")
+"""A user of a web address without a password: how hosts of repositories take tokens."""
+_SECRET = re.compile(r"([?&](?:[^=&\s]*(?:password|secret|token|key|signature)[^=&\s]*|sig)=)[^&\s]*", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
-    """Return text in which ``***`` stands for the password of every address, and for secrets in an address's query."""
-    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+    """Return text in which ``***`` stands for an address's password or token, and for secrets in its query."""
+    return _SECRET.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1:***@", text)))
 
 
 def visible(text: str) -> str:

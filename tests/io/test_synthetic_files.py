@@ -121,6 +121,7 @@ def test_what_a_text_says_beside_is_not_repeated_since_it_may_name_a_patient(tmp
     said = told_by({"Comment": "Synthetic CT of Jane Doe"})
     assert said is not None and "Jane" not in said.words
     assert told_by({"Description": "head CT", "Comment": "{not json", "Provenance": "{"}) is None
+    assert told_by({"Provenance": "[" * 100_000}) is None
 
 
 def renamed(path: Path) -> Path:

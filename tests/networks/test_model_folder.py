@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
+from torch import nn
 
 from ctmr.imaging.grid import Plane, volume_grid
 from ctmr.imaging.volume import Direction, Unit
-from ctmr.networks.model_folder import Description, ModalityDescription
+from ctmr.networks.model_folder import Description, ModalityDescription, save
 from ctmr.recipe.recipe import Recipe
 
 CT = ModalityDescription(unit=Unit.HU, channels=1, sequences=("",), target_range=(-1024, 2000))
@@ -38,3 +42,9 @@ def test_what_keeps_two_models_from_being_compared_is_named(change: dict[str, ob
     assert other.unlike(ONE, Direction.MR2CT).startswith(unlike) and bool(other.unlike(ONE, Direction.MR2CT)) == bool(
         unlike
     )
+
+
+def test_a_full_disk_is_an_error_of_the_system(small_disk: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        save(small_disk / "model", ONE, {Direction.MR2CT: nn.Linear(1000, 1000)})
+    assert caught.value.errno == errno.ENOSPC

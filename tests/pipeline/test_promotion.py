@@ -242,16 +242,22 @@ def test_while_the_registry_is_silent_the_journal_waits_and_the_registry_decides
     assert recover(home, tracking) == ""
 
 
-def test_a_damaged_journal_is_named(home: Home) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", "{}", "[" * 100_000, '{"entry": {}, "url": "", "standings": []}', '{"entry": []}'],
+)
+def test_a_damaged_journal_is_named(home: Home, text: str) -> None:
     home.root.mkdir(exist_ok=True)
-    (home.root / "promotion.json").write_text("{")
+    (home.root / "promotion.json").write_text(text)
     with pytest.raises(EnvironmentFault, match=r"promotion\.json is damaged"):
         recover(home)
 
 
 def test_a_torn_line_of_the_record_hides_no_other(home: Home) -> None:
     home.root.mkdir(exist_ok=True)
-    home.promotions.write_text(json.dumps({"model": "a"}) + '\n{"mod\n' + json.dumps({"model": "b"}) + "\n")
+    a, b = ({"model": name, "alias": "champion", "version": "1", "digest": "d"} for name in "ab")
+    damaged = ['{"mod', "null", "[]", "7", '{"model": "c"}', "[" * 100_000]
+    home.promotions.write_text("".join(f"{line}\n" for line in (json.dumps(a), *damaged, json.dumps(b))))
     assert [line["model"] for line in promotions(home)] == ["a", "b"]
 
 

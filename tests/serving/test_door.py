@@ -96,6 +96,7 @@ def scaled(factor: float) -> dict[str, np.ndarray]:
         (MR2CT, MR, {"affine": AFFINE + np.array([[0, 5, 0, 0], [5, 0, 0, 0], [0] * 4, [0] * 4])}, "is sheared"),
         (MR2CT, np.resize(MR, (500, 24, 24)), {"affine": np.diag([50.0, 6, 6, 1])}, "of the model's grid, more than"),
         (MR2CT, MR, {**MM, "source": b"\xff"}, "'source' is no JSON"),
+        (MR2CT, MR, {**MM, "source": b"[" * 100_000}, "'source' is no JSON"),
         (MR2CT, MR, {**MM, "source": b"[1]"}, "'source' is a JSON object with the keys modality"),
         (MR2CT, MR, {**MM, "source": b'{"patient": "x"}'}, "'source' is a JSON object with the keys modality"),
         (MR2CT, MR, {**MM, "source": b'{"modality": "CT"}'}, "says modality 'CT'; this model takes MR in arbitrary"),

@@ -12,7 +12,7 @@ import ctmr
 from ctmr.system.tables import cell, write_csv
 
 
-@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t=", "\r="])
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t=", "\r=", " =", "\u200b=", "\uff1d"])
 def test_a_subject_that_begins_a_formula_is_text(begin: str, tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ["case", "subject"], [["a", f'{begin}HYPERLINK("http://x","y")']])
     with (tmp_path / "t.csv").open(newline="") as stream:
@@ -25,6 +25,11 @@ def test_numbers_and_plain_names_stay_as_they_are(text: str, tmp_path: Path) -> 
     write_csv(tmp_path / "t.csv", ["x", "y"], [[text, -4.25]])
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as stream:
         assert list(csv.reader(stream)) == [["x", "y"], [text, "-4.25"]]
+
+
+@pytest.mark.parametrize("text", ["x;=1", "x\n@a", "x; +1+1", "x\t-1+1"])
+def test_a_formula_behind_what_parts_cells_in_some_countries_is_text(text: str) -> None:
+    assert cell(text) == text[:2] + "'" + text[2:]
 
 
 def test_escapes_of_a_terminal_are_shown() -> None:

@@ -139,7 +139,7 @@ def test_without_a_ledger_a_uid_is_unknown(home):
 def test_a_line_that_a_power_cut_tore_hides_no_other(home, store):
     record(home, ENTRY)
     with home.ledger.open("a") as stream:
-        stream.write('{"series_uid": "torn')
+        stream.write("[" * 100_000 + '\n{"series_uid": "torn')
     assert by_what(trace("1.2.3", home))["synthetic series"].value == "1.2.3"
     record(home, {**ENTRY, "series_uid": "4.5.6"})
     assert by_what(trace("4.5.6", home))["synthetic series"].value == "4.5.6"

@@ -102,7 +102,7 @@ class DataRepository:
         try:
             refuse_option("--revision", revision)
             tree = json.loads(git(self.root, "cat-file", "blob", "--end-of-options", f"{revision}:{name}.json"))
-        except (CommandFailed, ValueError):
+        except (CommandFailed, ValueError, RecursionError):
             return {}
         return dict(tree) if isinstance(tree, dict) else {}
 

@@ -81,6 +81,6 @@ def told_by(texts: Mapping[str, str]) -> Synthetic | None:
 def _facts(text: str) -> dict[str, str]:
     try:
         tree = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in tree.items()} if isinstance(tree, dict) else {}

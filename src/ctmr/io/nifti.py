@@ -158,7 +158,7 @@ def texts_in(start: bytes) -> dict[str, str]:
             said = start[at + 8 : min(at + max(size, 8), end)].rstrip(b"\0 ").decode("utf-8", "replace")
             try:
                 tree = json.loads(said)
-            except ValueError:
+            except (ValueError, RecursionError):
                 tree = None
             texts |= {str(k): str(v) for k, v in tree.items()} if isinstance(tree, dict) else {"Comment": said}
         at += max(size, 8)
@@ -237,7 +237,9 @@ def _open(path: Path) -> Any:
         except InputError as error:
             raise InputError(f"{path} cannot be read as NIfTI: {error}; export it again") from None
         if int(header["vox_offset"]) >= whole or not bytes(header["magic"]).startswith(b"n+"):
-            return kind.from_filename(path, mmap=False)
+            # Not kind.from_filename: nibabel reads extensions, whose size may be anything, before the voxels.
+            checked = kind.header_class(header.binaryblock, check=True)
+            return kind(kind.ImageArrayProxy(str(path), checked, mmap=False), checked.get_best_affine(), checked)
         stream.seek(0)
         _, content = content_of(path, stream)
     try:

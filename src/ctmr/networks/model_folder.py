@@ -82,12 +82,13 @@ def weights_file(direction: Direction) -> str:
 
 def save(folder: Path, description: Description, generators: Mapping[Direction, nn.Module]) -> None:
     """Write the description and every generator's weights."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as as_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     for direction, generator in generators.items():
         state = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
-        save_file(state, str(folder / weights_file(direction)))
+        # Not save_file: it tells a full disk as an error of its own, which no stage knows for one.
+        (folder / weights_file(direction)).write_bytes(as_bytes(state))
     (folder / DESCRIPTION).write_text(description.to_json())
 
 

@@ -39,6 +39,7 @@ ROLLED_BACK = "rolled_back"
 
 
 _TAG = 4000
+_OF_A_LINE = {"model", "version", "digest"}
 """Characters that a tag of MLflow may have, and a few to spare."""
 
 
@@ -308,12 +309,12 @@ def record(home: Home, entry: Mapping[str, str]) -> None:
 
 
 def promotions(home: Home) -> list[dict[str, Any]]:
-    """Return the home's record of promotions, oldest first; a line that was torn is passed over."""
-    found = []
+    """Return the home's record of promotions, oldest first; a line that was torn, or says nothing, is passed over."""
+    found: list[Any] = []
     for line in home.promotions.read_text(errors="replace").splitlines() if home.promotions.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found.append(json.loads(line))
-    return found
+    return [entry for entry in found if isinstance(entry, dict) and entry.keys() >= _OF_A_LINE]
 
 
 def require_recorded(home: Home, champion: Mapping[str, str]) -> None:
@@ -335,7 +336,7 @@ def require_recorded(home: Home, champion: Mapping[str, str]) -> None:
 
 def latest_promotions(home: Home) -> dict[str, dict[str, Any]]:
     """Return registered model → its latest line in the home's record."""
-    return {line["model"]: line for line in promotions(home) if "model" in line}
+    return {line["model"]: line for line in promotions(home)}
 
 
 def server_of(line: Mapping[str, Any]) -> dict[str, str]:
@@ -357,10 +358,17 @@ def _write_journal(home: Home, tree: Mapping[str, Any]) -> None:
 
 
 def _read_journal(home: Home) -> dict[str, Any] | None:
+    from ctmr.serving.rollout import Standing
+
     try:
         tree: dict[str, Any] = json.loads(_journal(home).read_text())
+        whole = tree["entry"].keys() >= {*_OF_A_LINE, "alias"} and isinstance(tree["url"], str)
+        for standing in tree["standings"]:
+            Standing.from_json(standing)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EnvironmentFault(f"{_journal(home)} is damaged ({error}); remove it, then deploy again") from error
+    if not whole:
+        raise EnvironmentFault(f"{_journal(home)} is damaged (it is no journal); remove it, then deploy again")
     return tree

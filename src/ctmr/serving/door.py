@@ -187,7 +187,7 @@ def receive(
 def _said(source: bytes) -> dict[str, Any]:
     try:
         tree = json.loads(source) if source else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError('the input \'source\' is no JSON; it is an object such as {"modality": "MR"}') from None
     if not isinstance(tree, dict) or set(tree) - set(_SOURCE_KEYS):
         raise InputError(f"the input 'source' is a JSON object with the keys {', '.join(_SOURCE_KEYS)}")

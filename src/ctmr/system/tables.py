@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctmr.errors import visible
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""First characters with which a spreadsheet takes a cell for a formula."""
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\u200b\ufeff]*[=+\-@＝＋－＠]|[\t\r\n])")
+"""Places where a spreadsheet takes what follows for a formula: a cell's beginning, and what parts cells in some
+countries, whatever the quotes; blanks before do not count, and East Asian ones take wide signs too."""
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, end: str = "\r\n") -> None:
@@ -29,13 +31,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], 
 
 
 def cell(text: str) -> str:
-    """Return a text as a table shows it: without control characters, behind an apostrophe where it begins a formula.
+    """Return a text as a table shows it: without control characters, an apostrophe before what begins a formula.
 
     A number stays one, whatever its sign.
     """
-    if text.startswith(_FORMULA) and not _is_number(text):
-        text = f"'{text}"
-    return visible(text)
+    return visible(text if _is_number(text) else _FORMULA.sub(r"\1'", text))
 
 
 def _is_number(text: str) -> bool:

@@ -132,7 +132,7 @@ def _entries(home: Home) -> list[dict[str, Any]]:
     """Return the ledger's lines; one that was torn is passed over and hides no other."""
     found: list[Any] = []
     for line in home.ledger.read_text(errors="replace").splitlines() if home.ledger.is_file() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [entry for entry in found if isinstance(entry, dict)]
 

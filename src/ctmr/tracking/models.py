@@ -49,7 +49,7 @@ def fetch(tracking: Tracking, run_id: str, digest: str, target: Path) -> Path | 
     try:
         listed = {str(name): str(sha) for name, sha in json.loads((folder / DIGESTS).read_bytes()).items()}
         agrees = combined(listed) == digest
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         listed, agrees = {}, False
     wanted = {name: sha for name, sha in listed.items() if "/" not in name and Path(name).suffix in _KEPT}
     entries = [p for p in folder.iterdir() if p.name != DIGESTS]

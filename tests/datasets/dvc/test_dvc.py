@@ -352,7 +352,7 @@ def test_a_command_that_hangs_is_stopped_with_all_that_it_started(tmp_path, monk
 def test_a_command_that_fails_says_why_in_one_line_without_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sEcReT")
     script = tmp_path / "git"
-    lines = ["hint: one", "fatal: no sEcReT at https://u:p@h/x", "more"]
+    lines = ["hint: one", "fatal: no sEcReT at https://u:p@s/w@h/x", "more"]
     script.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + "exit 1\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

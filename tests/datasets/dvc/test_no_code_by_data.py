@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ctmr.datasets.dvc import DatasetSource, resolve
-from ctmr.datasets.dvc.commands import CommandFailed, git, guarded
-from ctmr.datasets.dvc.objects import Objects, Pinned, Where, read_pinned
+from ctmr.datasets.dvc.commands import AWS_FILES, CommandFailed, git, guarded
+from ctmr.datasets.dvc.objects import Objects, ObjectState, Pinned, Where, read_pinned
 from ctmr.datasets.dvc.remotes import refuse_programs
 from ctmr.datasets.repository import DataRepository
 from ctmr.errors import EnvironmentFault, InputError
@@ -121,15 +123,35 @@ def test_settings_of_a_caller_stay_and_ours_are_given_once():
     assert git_environment(once) == once
 
 
-@pytest.mark.parametrize("key", ["configpath", "credentialpath"])
-def test_aws_configuration_out_of_the_repository_is_refused(tmp_path, key):
+@pytest.mark.parametrize("key", AWS_FILES)
+@pytest.mark.parametrize("place", ["../aws", "/proc/self/cwd/aws", "~/aws"])
+def test_aws_configuration_that_a_repository_names_is_refused_unless_the_user_names_his_own(
+    tmp_path, monkeypatch, key, place
+):
+    variable, _ = AWS_FILES[key]
+    monkeypatch.delenv(variable, raising=False)
     (tmp_path / "data" / ".dvc").mkdir(parents=True)
     config = tmp_path / "data" / ".dvc" / "config"
-    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = ../aws\n")
-    with pytest.raises(InputError, match=f"takes {key} from .*a file of the repository, which can start programs"):
+    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = {place}\n")
+    with pytest.raises(InputError, match=f"takes {key} from .*can start programs.* or set {variable}"):
         refuse_programs(tmp_path / "data")
-    config.write_text(f"['remote \"s\"']\n    url = s3://bucket\n    {key} = {tmp_path}/aws\n")
+    monkeypatch.setenv(variable, "mine")
     refuse_programs(tmp_path / "data")
+
+
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_dvc_takes_aws_configuration_from_the_user_whatever_a_revision_or_an_import_names(home, monkeypatch, given):
+    from dvc_s3 import S3FileSystem
+
+    for variable, _ in AWS_FILES.values():
+        monkeypatch.delenv(variable, raising=False)
+        if given:
+            monkeypatch.setenv(variable, given)
+    with guarded():
+        S3FileSystem(url="s3://bucket", **{key: f"/theirs/{key}" for key in AWS_FILES})
+        found = [os.environ[variable] for variable, _ in AWS_FILES.values()]
+    assert found == [given or str(Path(usual).expanduser()) for _, usual in AWS_FILES.values()]
+    assert [os.environ.get(variable) for variable, _ in AWS_FILES.values()] == [given, given]
 
 
 def test_dvc_keeps_its_pickles_where_no_repository_can_put_any(home, tmp_path, monkeypatch):
@@ -153,3 +175,15 @@ def test_a_kind_of_remote_whose_package_is_not_installed_is_one_sentence(tmp_pat
     (tmp_path / ".dvc" / "config").write_text("[core]\n  remote = r\n['remote \"r\"']\n  url = ssh://host/folder\n")
     with pytest.raises(EnvironmentFault, match="ssh is supported, but requires 'dvc-ssh'"):
         Objects(tmp_path, Pinned("0" * 32 + ".dir", 1, 1)).check(Where.REMOTE, lambda message, fraction=None: None)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"7", b"[7]", b'[{"relpath": "a"}]', b"{"])
+def test_a_list_of_files_that_is_none_is_a_damaged_object(tmp_path, raw):
+    for words in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(words, cwd=tmp_path, check=True)
+    digest = hashlib.md5(raw, usedforsecurity=False).hexdigest() + ".dir"
+    place = tmp_path / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    place.parent.mkdir(parents=True)
+    place.write_bytes(raw)
+    (fault,) = Objects(tmp_path, Pinned(digest, 1, 1)).check(Where.CACHE, lambda message, fraction=None: None)
+    assert (fault.state, fault.path) == (ObjectState.CORRUPTED, ".")

@@ -123,6 +123,7 @@ def test_predicates_must_all_hold():
         (Query(sort_by="colour"), "'colour'"),
         (Query(sort_by="created_at upwards"), "upwards"),
         (Query(page_token="nonsense"), "not given out here"),
+        (Query(page_token=base64.b64encode(b"[" * 99_999).decode()), "not given out here"),
         (Query(page_token=base64.b64encode(b'["state", "", "x", 1]').decode()), "another sort_by"),
     ],
 )

@@ -153,6 +153,33 @@ def test_a_file_that_is_no_record_or_of_another_layout_is_refused(path):
         Records(path)
 
 
+DAMAGE = {"document": "UPDATE documents SET document=?", "process": "UPDATE documents SET process=?"}
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("document", "{"),
+        ("document", "[]"),
+        ("document", "null"),
+        ("document", "[" * 100_000),
+        ("document", '{"display_name": "r", "run_id": "a", "state": "NONE", "state_history": []}'),
+        ("document", '{"display_name": "r", "run_id": "a", "state": "RUNNING"}'),
+        ("process", "{"),
+        ("process", "[1]"),
+        ("process", '{"a": 1}'),
+    ],
+)
+def test_a_damaged_record_is_one_sentence(path, column, text):
+    opened = Records(path)
+    add_run(opened, "a", RunState.RUNNING)
+    opened.close()
+    with sqlite3.connect(path) as database:
+        database.execute(DAMAGE[column], (text,))
+    with pytest.raises(EnvironmentFault, match=r"are damaged \(.*\); move the file away"):
+        Records(path)
+
+
 def test_a_copy_knows_nothing_of_the_originals_processes(path, tmp_path):
     first = Records(path)
     add_run(first, "a")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ctmr import errors
 from ctmr.errors import EnvironmentFault
 from ctmr.system.files import written
 from ctmr.system.git import ELSEWHERE, git_command, git_environment
@@ -22,6 +23,11 @@ DVC_LIMIT_S = 300
 TRANSFER_LIMIT_S = 12 * 3600
 """For what moves a whole dataset; a transfer that was stopped goes on where it was when it is run again."""
 
+AWS_FILES = {
+    "configpath": ("AWS_CONFIG_FILE", "~/.aws/config"),
+    "credentialpath": ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+}
+"""DVC's settings for files in which ``credential_process`` is a command, and the variables that go before them."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _CHATTER = "Having any troubles?"
 """All that a failed `dvc get --quiet` may say."""
@@ -65,7 +71,8 @@ def dvc(folder: Path, *words: str, environment: Mapping[str, str] | None = None,
 def guarded() -> Iterator[None]:
     """Make DVC, inside and in processes that are started there, run git as `git` does and unpickle our own cache only.
 
-    A repository's configuration can name the folder of DVC's caches, whose entries are pickles.
+    A repository's configuration, at any revision and of any repository that it imports from, can name the folder of
+    DVC's caches, whose entries are pickles, and AWS files, which name programs. The environment goes before it.
     """
     quiet_libraries()
     caches = Home.current().root / "dvc"
@@ -74,6 +81,8 @@ def guarded() -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update({k: v for k, v in git_environment(before).items() if k != "LC_ALL"})
     os.environ["DVC_SITE_CACHE_DIR"] = str(caches)
+    for variable, usual in AWS_FILES.values():
+        os.environ.setdefault(variable, str(Path(usual).expanduser()))
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     try:
@@ -106,7 +115,8 @@ def without_secrets(text: str) -> str:
     for name in _SECRETS:
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    # A password may hold @ or /: the whole of it goes first.
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", errors.without_secrets(text))
 
 
 def _run(folder: Path, name: str, verb: str, command: list[str], environment: Mapping[str, str], limit_s: float) -> str:

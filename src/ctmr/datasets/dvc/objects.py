@@ -162,7 +162,11 @@ class Objects:
         if data is None or _md5(data) + ".dir" != self.pinned.md5:
             state = ObjectState.MISSING if data is None else ObjectState.CORRUPTED
             return {}, Fault(where, state, ".", store.relative(self.pinned.md5))
-        return {e["relpath"]: e["md5"] for e in json.loads(data)}, None
+        try:
+            return {str(e["relpath"]): str(e["md5"]) for e in json.loads(data)}, None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Its md5 is the pinned one: it was no list when it was pinned.
+            return {}, Fault(where, ObjectState.CORRUPTED, ".", store.relative(self.pinned.md5))
 
     @contextmanager
     def _store(self, where: Where) -> Iterator[_Store]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctmr.datasets.dvc.commands import first_line
+from ctmr.datasets.dvc.commands import AWS_FILES, first_line
 from ctmr.errors import EnvironmentFault, InputError
 
 CONNECT_LIMIT_S = 10
@@ -90,9 +90,10 @@ def remote_of(repository: Path) -> Remote:
 
 
 def refuse_programs(repository: Path) -> None:
-    """Raise InputError when a local repository's DVC configuration names a file of its own that can start programs.
+    """Raise InputError when a local repository's DVC configuration names a file that can start programs.
 
-    AWS configuration (``configpath``, ``credentialpath``) may hold ``credential_process``, a command.
+    AWS configuration (``configpath``, ``credentialpath``) may hold ``credential_process``, a command. It is the
+    user's to name; `ctmr.datasets.dvc.commands.guarded` keeps DVC from what any other configuration says.
     """
     from dvc.config import Config
     from dvc.exceptions import DvcException
@@ -102,12 +103,11 @@ def refuse_programs(repository: Path) -> None:
     except DvcException as error:
         raise InputError(f"the DVC configuration of {repository} cannot be read: {first_line(error)}") from None
     for name, settings in remotes.items():
-        for key in ("configpath", "credentialpath"):
-            path = str(settings.get(key) or "")
-            if path and Path(path).resolve().is_relative_to(repository.resolve()):
+        for key, (variable, usual) in AWS_FILES.items():
+            if settings.get(key) and not os.environ.get(variable):
                 raise InputError(
-                    f"remote {name} of {repository} takes {key} from {path}, a file of the repository, which can start "
-                    "programs; keep it elsewhere, as in ~/.aws"
+                    f"remote {name} of {repository} takes {key} from {settings[key]}, a file that can start programs; "
+                    f"take {key} out of its configuration, and use {usual} or set {variable}"
                 )
 
 

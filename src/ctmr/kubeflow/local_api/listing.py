@@ -171,7 +171,7 @@ def _read_token(query: Query) -> tuple[str, int] | None:
         return None
     try:
         sort_by, filter_, key, position = json.loads(base64.urlsafe_b64decode(query.page_token.encode()))
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         raise invalid(f"page_token {query.page_token[:80]!r} was not given out here") from None
     if (sort_by, filter_) != (query.sort_by, query.filter):
         raise invalid("page_token belongs to a list with another sort_by or filter; ask for the first page again")

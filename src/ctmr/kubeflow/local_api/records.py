@@ -76,7 +76,7 @@ class Records:
     Raises
     ------
     EnvironmentFault
-        The file cannot be opened, or another version of this program wrote it.
+        The file cannot be opened, is damaged, or another version of this program wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,6 +100,13 @@ class Records:
             raise EnvironmentFault(
                 f"the records in {path} have layout {layout}, this ctmr writes {LAYOUT}; move the file away"
             )
+        try:
+            self._look_through()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, sqlite3.Error) as error:
+            self._database.close()
+            raise EnvironmentFault(
+                f"the records in {path} are damaged ({type(error).__name__}: {str(error)[:80]}); move the file away"
+            ) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -202,6 +209,17 @@ class Records:
         if noted.pop(_FILE, None) not in (None, identity(self._path)):
             return None
         return Process(**noted) if noted else None
+
+    def _look_through(self) -> None:
+        """Read what a start and every list read, so that damage is found before anything is served."""
+        for kind in RecordKind:
+            for _, document in self.all(kind):
+                document["display_name"].encode()
+                if kind is RecordKind.RUN:
+                    RunState(document["state"])
+                    document["state_history"].copy()
+                    self.process(document["run_id"])
+        self.first_pending()
 
     def _load(self, kind: RecordKind, key: str) -> tuple[Document, Document]:
         with self._lock:
