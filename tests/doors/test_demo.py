@@ -24,7 +24,8 @@ from tests.doors.demo import PROTOCOL, Demo, run_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-SHORT = ("tune.steps=3",)
+SHORT = ("tune.steps=3", "train.threads=1", "evaluate.threads=1")
+"""Beside another worker two threads of one step wait for each other most of the time."""
 
 
 @pytest.fixture(scope="module")
