@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -194,6 +195,10 @@ class _Watched:
         def look() -> dict[str, Any] | None:
             for path in (self.home.work / "tune").glob("*/study.db"):
                 with contextlib.suppress(Exception):
+                    # Optuna makes the tables of a database that it opens, in the way of who makes them: the version
+                    # of the tables is written last.
+                    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as made:
+                        made.execute("SELECT version_num FROM alembic_version").fetchone()[0]
                     storage = f"sqlite:///{path}"
                     (summary,) = optuna.get_all_study_summaries(storage)
                     for trial in optuna.load_study(study_name=summary.study_name, storage=storage).get_trials():

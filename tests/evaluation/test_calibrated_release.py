@@ -73,7 +73,7 @@ class Registry:
     uri = "sqlite:///nowhere"
 
     def __init__(self, home: Home) -> None:
-        pass
+        self.home = home
 
     def champion(self, name: str, alias: str) -> None:
         return None

@@ -152,7 +152,7 @@ def test_a_push_and_a_pull_that_were_killed_go_on(server, bucket, tmp_path, said
         script += f"operations.{verb}('big', Path({str(repo)!r}), lambda message, fraction=None: None)\n"
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         process.stdout.readline()
-        while process.poll() is None and there() < 8:
+        while process.poll() is None and there() < 2:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
