@@ -90,6 +90,12 @@ class Registry:
     def tag(self, *given: Any) -> None:
         pass
 
+    def reopen(self, *given: Any) -> None:
+        pass
+
+    def is_open(self, *given: Any) -> bool:
+        return True
+
     def end(self, *given: Any) -> None:
         pass
 
